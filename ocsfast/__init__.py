@@ -1,0 +1,1 @@
+"""ocsfast: train, prune and finish a network in one training run."""

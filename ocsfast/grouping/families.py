@@ -1,0 +1,129 @@
+"""What grouping finds: families of groups, and where each group lives in the model.
+
+Everything after grouping (plan, cost model, cut, checkpoint) reads these records and
+nothing else; no record refers to a module or a parameter object, only to names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Family:
+    """Interchangeable groups: they live in the same coupled layers and have one kept count."""
+
+    name: str  # the first layer that produces these channels, e.g. "layer1.0.conv1"
+    first: int  # groups first, first + 1, ..., first + size - 1 belong to it
+    size: int
+    layers: tuple[str, ...]  # every layer whose output channels these are (Eq. 3 counts each once)
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One axis of one parameter or buffer, with the group of each index along it."""
+
+    tensor: str  # qualified name, as in `model.named_parameters()` or `named_buffers()`
+    axis: int
+    groups: Tensor  # [size] int64: global group number, or -1 where the index never goes
+
+
+@dataclass(frozen=True, eq=False)
+class Attribute:
+    """An integer of a module that counts the kept indices of a labelled dimension.
+
+    `Conv2d.out_channels`, `Linear.in_features`, `LayerNorm.normalized_shape` (whose last entry
+    counts), `Conv2d.groups`. The cut sets it to the number of indices that stay.
+    """
+
+    module: str
+    name: str
+    groups: Tensor  # [size] int64, as in `Axis`
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """One summand of a cost: coefficient * kept(rows) * kept(cols).
+
+    `rows` and `cols` are label vectors as in `Axis`; None stands for the constant 1.
+    """
+
+    coefficient: int
+    rows: Tensor | None
+    cols: Tensor | None
+    where: str  # the layer that costs this
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Something that stays dense, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Families:
+    """The structure of a model: what may go, and what goes with it."""
+
+    families: tuple[Family, ...]
+    axes: tuple[Axis, ...]
+    attributes: tuple[Attribute, ...]
+    macs: tuple[Product, ...]  # multiply-accumulates of one sample's forward pass, eval mode
+    frozen: tuple[Frozen, ...]
+
+    @property
+    def num_groups(self) -> int:
+        return sum(family.size for family in self.families)
+
+    def family_of_groups(self) -> Tensor:
+        """Family number of each group: [num_groups] int64."""
+        sizes = torch.tensor([family.size for family in self.families], dtype=torch.int64)
+        return torch.repeat_interleave(torch.arange(len(self.families)), sizes)
+
+    def cropped(self, pruned: Tensor) -> Families:
+        """The families that are left once the groups of `pruned` ([num_groups] bool, CPU) are cut."""
+        kept = ~pruned
+        # One entry more, so that label -1 reads the last one: an unlabelled index stays unlabelled.
+        number = torch.cat([torch.cumsum(kept, 0) - 1, torch.tensor([-1])])
+        stays = torch.cat([kept, torch.tensor([True])])
+
+        def crop(labels: Tensor) -> Tensor:
+            return number[labels[stays[labels]]]
+
+        def crop_optional(labels: Tensor | None) -> Tensor | None:
+            return None if labels is None else crop(labels)
+
+        families, first = [], 0
+        for family in self.families:
+            size = int(kept[family.first : family.first + family.size].sum())
+            families.append(replace(family, first=first, size=size))
+            first += size
+        return Families(
+            families=tuple(families),
+            axes=tuple(replace(axis, groups=crop(axis.groups)) for axis in self.axes),
+            attributes=tuple(replace(a, groups=crop(a.groups)) for a in self.attributes),
+            macs=tuple(
+                replace(p, rows=crop_optional(p.rows), cols=crop_optional(p.cols)) for p in self.macs
+            ),
+            frozen=self.frozen,
+        )
+
+
+def kept_indices(labels: Tensor, pruned: Tensor) -> Tensor:
+    """Positions along a labelled dimension that stay: 1-d int64, ascending."""
+    gone = torch.cat([pruned, torch.tensor([False])])  # label -1 reads the last entry
+    return torch.nonzero(~gone[labels]).flatten()
+
+
+def names_match(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a module or parameter name, or a module that holds it, matches a shell pattern."""
+    from fnmatch import fnmatchcase
+
+    parts = name.split(".")
+    prefixes = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    return any(fnmatchcase(prefix, pattern) for pattern in patterns for prefix in prefixes)

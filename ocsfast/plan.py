@@ -1,0 +1,188 @@
+"""The plan: the families as flat integer tables, which every kernel walks.
+
+Every tensor that counts is a matrix: rows = dim 0, columns = dim 1, inner = the rest (a vector
+has one column). Each row and each column has a slice number or -1; a slice has a group and a
+size; a group has its slices (CSR) and, groups being numbered family by family, a family.
+
+All tables lie one behind the other in one int32 tensor, `Plan.tables`, on the device of the
+weights; `Plan.layout` holds the counts and where each table starts. `csrc/plan.h` reads the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ocsfast.errors import StateError
+from ocsfast.grouping.families import Families
+
+# Elements a chunk of the work list holds at most, unless one row alone is larger: large enough
+# that a chunk's start-up is lost in its work, small enough that 2 MB of weights feed many threads.
+CHUNK = 65536
+
+# `Plan.layout`: five counts, then the start of each table in `Plan.tables`.
+COUNTS = ("tensors", "slices", "groups", "families", "chunks")
+TABLES = (
+    "tensor",  # [tensors, 6] rows, cols, inner, channels_last, row base, column base
+    "row_slice",  # slice of each row, tensor after tensor; a tensor's rows start at its row base
+    "col_slice",  # the same for columns; a base of -1: no row (column) of the tensor has a slice
+    "slice_size",  # [slices] |w|, elements
+    "slice_group",  # [slices]
+    "group_start",  # [groups + 1] CSR: the slices of group g are
+    "group_slice",  # [slices]      group_slice[group_start[g] : group_start[g + 1]]
+    "family_start",  # [families + 1] the groups of family f are family_start[f] .. family_start[f + 1]
+    "family_layers",  # [families] layers that share the family's channels: its weight in Eq. 3
+    "chunk",  # [chunks, 3] tensor, first row, one past the last row
+)
+TENSOR_FIELDS = 6
+CHUNK_FIELDS = 3
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether dim 1 is the fastest-moving one, so that a row's columns repeat every `cols` elements."""
+    if tensor.dim() == 4:
+        dense = tensor.is_contiguous(memory_format=torch.channels_last)
+    elif tensor.dim() == 5:
+        dense = tensor.is_contiguous(memory_format=torch.channels_last_3d)
+    else:
+        return False
+    return dense and not tensor.is_contiguous()
+
+
+def counts_as_weight(tensor: Tensor, name: str, include_bias: bool) -> bool:
+    """Whether a labelled tensor's slices count in saliency and penalty: weights and norm scales do."""
+    if not tensor.is_floating_point():
+        return False
+    return include_bias or name.rpartition(".")[2] != "bias"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Flat tables over the coupled tensors `names`; see the module's docstring."""
+
+    names: tuple[str, ...]
+    tables: Tensor  # [n] int32
+    layout: tuple[int, ...]
+
+    def count(self, name: str) -> int:
+        """One of COUNTS, e.g. `plan.count("groups")`."""
+        return self.layout[COUNTS.index(name)]
+
+    def table(self, name: str) -> Tensor:
+        """A view of one of TABLES, 1-d int32."""
+        k = len(COUNTS) + TABLES.index(name)
+        stop = self.layout[k + 1] if k + 1 < len(self.layout) else self.tables.numel()
+        return self.tables[self.layout[k] : stop]
+
+
+def build_plan(
+    families: Families, parameters: Mapping[str, Tensor], *, include_bias: bool = False
+) -> Plan:
+    """Build the tables for the parameters that are coupled. Buffers hold no slices and are left out.
+
+    Args:
+        families: what grouping found; its names are those of `parameters`.
+        parameters: `dict(model.named_parameters())`; dense (contiguous or channels_last), on one
+            device, of any floating dtype.
+        include_bias: whether biases count in saliency and penalty.
+
+    Raises:
+        StateError: a tensor is not dense, lies on another device, or has another size than its labels.
+    """
+    labels: dict[str, dict[int, Tensor]] = {}
+    for axis in families.axes:
+        tensor = parameters.get(axis.tensor)
+        if tensor is None or not counts_as_weight(tensor, axis.tensor, include_bias):
+            continue
+        if axis.axis > 1:
+            raise StateError(
+                f"{axis.tensor}: axis {axis.axis} is labelled; only rows and columns can be"
+            )
+        if axis.groups.numel() != tensor.shape[axis.axis]:
+            raise StateError(
+                f"{axis.tensor}: axis {axis.axis} has {tensor.shape[axis.axis]} indices, "
+                f"its labels are for {axis.groups.numel()}"
+            )
+        labels.setdefault(axis.tensor, {})[axis.axis] = axis.groups
+    names = tuple(name for name in labels)
+
+    tensor_table: list[list[int]] = []
+    row_slice: list[Tensor] = []
+    col_slice: list[Tensor] = []
+    slice_size: list[Tensor] = []
+    slice_group: list[Tensor] = []
+    chunks: list[Tensor] = []
+    num_rows = num_cols = num_slices = 0
+    for t, name in enumerate(names):
+        tensor = parameters[name]
+        channels_last = is_channels_last(tensor)
+        if not (channels_last or tensor.is_contiguous()):
+            raise StateError(
+                f"{name} has strides {tensor.stride()} for shape {tuple(tensor.shape)}: "
+                "weights must be contiguous or channels_last. Call .contiguous() on it first"
+            )
+        if tensor.device != parameters[names[0]].device:
+            raise StateError(
+                f"{name} is on {tensor.device}, {names[0]} on {parameters[names[0]].device}: "
+                "the pruned parameters must lie on one device"
+            )
+        rows = tensor.shape[0]
+        cols = tensor.shape[1] if tensor.dim() > 1 else 1
+        inner = tensor.numel() // max(1, rows * cols)
+        bases = [-1, -1]
+        for axis, per_index in ((0, cols * inner), (1, rows * inner)):
+            groups = labels[name].get(axis)
+            if groups is None or bool((groups < 0).all()):
+                continue
+            distinct, position, count = torch.unique(groups, return_inverse=True, return_counts=True)
+            frozen = int(distinct[0] < 0)  # unique() sorts, so -1 comes first
+            slices = torch.where(groups < 0, -1, num_slices + position - frozen)
+            slice_group.append(distinct[frozen:])
+            slice_size.append(count[frozen:] * per_index)
+            num_slices += distinct.numel() - frozen
+            if axis == 0:
+                bases[0], num_rows = num_rows, num_rows + rows
+                row_slice.append(slices)
+            else:
+                bases[1], num_cols = num_cols, num_cols + cols
+                col_slice.append(slices)
+        tensor_table.append([rows, cols, inner, int(channels_last), *bases])
+        step = max(1, CHUNK // max(1, cols * inner))
+        first = torch.arange(0, rows, step)
+        chunks.append(torch.stack([torch.full_like(first, t), first, (first + step).clamp(max=rows)], 1))
+
+    def joined(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(parts)) if parts else torch.zeros(0, dtype=torch.int64)
+
+    group_of_slice = joined(slice_group)
+    per_group = torch.bincount(group_of_slice, minlength=families.num_groups)
+    zero = torch.zeros(1, dtype=torch.int64)
+    sizes = torch.tensor([family.size for family in families.families], dtype=torch.int64)
+    chunk_table = joined(chunks)
+    sections = {
+        "tensor": torch.tensor(tensor_table, dtype=torch.int64),
+        "row_slice": joined(row_slice),
+        "col_slice": joined(col_slice),
+        "slice_size": joined(slice_size),
+        "slice_group": group_of_slice,
+        "group_start": torch.cat([zero, torch.cumsum(per_group, 0)]),
+        "group_slice": torch.sort(group_of_slice, stable=True).indices,
+        "family_start": torch.cat([zero, torch.cumsum(sizes, 0)]),
+        "family_layers": torch.tensor([len(f.layers) for f in families.families], dtype=torch.int64),
+        "chunk": chunk_table,
+    }
+    offsets, end = [], 0
+    for key in TABLES:
+        offsets.append(end)
+        end += sections[key].numel()
+    tables = torch.cat([sections[key].flatten() for key in TABLES])
+    if tables.numel() and int(tables.abs().max()) > torch.iinfo(torch.int32).max:
+        raise StateError(
+            "a coupled tensor has a slice of 2**31 elements or more: too large for the plan"
+        )
+    device = parameters[names[0]].device if names else torch.device("cpu")
+    counts = (len(names), num_slices, families.num_groups, len(families.families), len(chunk_table))
+    return Plan(names, tables.to(device=device, dtype=torch.int32), (*counts, *offsets))
