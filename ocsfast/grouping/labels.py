@@ -1,0 +1,209 @@
+"""The label algebra: which indices of which tensors disappear together.
+
+Every dimension of every tensor carries a vector of **terms**, one an index. A term is a set of
+**atoms**, and an index is removed if any atom of its term is. The empty term is *frozen*: the index
+is never removed. Operators add equations between terms; they are solved by substitution, a
+union-find whose nodes may stand for several others. A dense tensor's kept set is a product over its
+dimensions, so one vector a dimension loses nothing.
+
+Vectors are int64 arrays of term numbers; `None` stands for a dimension that is frozen throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.int64]  # [size] term numbers, to be read through Labels.terms
+Dims = tuple[Vector | None, ...]  # the labels of one tensor, a vector or None a dimension
+Term = frozenset[int]  # a set of atoms
+
+FROZEN = 0  # the number of the empty term
+
+
+class Labels:
+    """Atoms, terms and the equations between them."""
+
+    def __init__(self) -> None:
+        self._terms: list[Term] = [frozenset()]
+        self._numbers: dict[Term, int] = {frozenset(): FROZEN}
+        self._stands_for: list[tuple[int, ...] | None] = []  # an atom's substitution; None: itself
+        self._reason: dict[int, str] = {}  # frozen atoms, and why
+        self._inner: set[int] = set()  # atoms that split() made for the faster-moving part
+
+    # -- making vectors ---------------------------------------------------------------------------
+
+    def fresh(self, size: int, *, inner: bool = False) -> Vector:
+        """`size` new atoms, each a term of its own."""
+        first = len(self._stands_for)
+        self._stands_for.extend([None] * size)
+        if inner:
+            self._inner.update(range(first, first + size))
+        start = len(self._terms)
+        new = [frozenset((atom,)) for atom in range(first, first + size)]
+        self._terms.extend(new)
+        self._numbers.update(zip(new, range(start, start + size), strict=True))
+        return np.arange(start, start + size, dtype=np.int64)
+
+    def _number(self, term: Term) -> int:
+        number = self._numbers.get(term)
+        if number is None:
+            number = self._numbers[term] = len(self._terms)
+            self._terms.append(term)
+        return number
+
+    # -- reading vectors --------------------------------------------------------------------------
+
+    def _roots(self, atom: int) -> tuple[int, ...]:
+        """The atoms that `atom` stands for in the end, frozen ones included; compresses the path."""
+        below = self._stands_for[atom]
+        if below is None:
+            return (atom,)
+        if all(self._stands_for[b] is None for b in below):
+            return below
+        roots = tuple(dict.fromkeys(root for b in below for root in self._roots(b)))
+        self._stands_for[atom] = roots
+        return roots
+
+    def _resolved(self, number: int) -> Term:
+        term = self._terms[number]
+        return frozenset(root for atom in term for root in self._roots(atom) if root not in self._reason)
+
+    def terms(self, vector: Vector | None) -> list[Term]:
+        """The term of each index as it stands now."""
+        if vector is None:
+            return []
+        known = {number: self._resolved(number) for number in np.unique(vector).tolist()}
+        return [known[number] for number in vector.tolist()]
+
+    def settled(self, vector: Vector) -> Vector:
+        """The same vector in term numbers that are equal exactly where the terms are equal now."""
+        distinct, where = np.unique(vector, return_inverse=True)
+        numbers = [self._number(self._resolved(n)) for n in distinct.tolist()]
+        return np.array(numbers, dtype=np.int64)[where]
+
+    def live(self, vector: Vector | None) -> bool:
+        """Whether any index may still be removed."""
+        return vector is not None and bool((self.settled(vector) != FROZEN).any())
+
+    def reasons(self, vector: Vector | None) -> list[str]:
+        """Why indices of a vector are frozen: distinct reasons in the order of the indices."""
+        if vector is None:
+            return []
+        atoms = dict.fromkeys(a for n in dict.fromkeys(vector.tolist()) for a in self._terms[n])
+        roots = dict.fromkeys(root for atom in atoms for root in self._roots(atom))
+        return list(dict.fromkeys(self._reason[root] for root in roots if root in self._reason))
+
+    def is_inner(self, atom: int) -> bool:
+        return atom in self._inner
+
+    # -- equations --------------------------------------------------------------------------------
+
+    def freeze(self, vector: Vector | None, reason: str) -> None:
+        """x := {} for every atom in the vector."""
+        if vector is not None:
+            for number in np.unique(vector).tolist():
+                self.freeze_atoms(self._resolved(number), reason)
+
+    def freeze_atoms(self, atoms: Iterable[int], reason: str) -> None:
+        for atom in atoms:
+            self._reason.setdefault(atom, reason)
+
+    def unify(self, a: Vector | None, b: Vector | None, reason: str) -> None:
+        """a = b, index by index. `reason` is what a frozen side freezes the other one for."""
+        if a is None or b is None:
+            self.freeze(a, reason)
+            self.freeze(b, reason)
+            return
+        if a.shape != b.shape:
+            raise ValueError(f"{reason}: {a.size} labels meet {b.size}")
+        differ = a != b
+        pairs = np.unique(np.stack([a[differ], b[differ]], 1), axis=0)
+        for left, right in pairs.tolist():
+            self._unify(left, right, reason)
+
+    def _unify(self, left: int, right: int, reason: str) -> None:
+        while True:
+            a, b = self._resolved(left), self._resolved(right)
+            a, b = a - b, b - a
+            if not a or not b:
+                # One side holds all of the other: what it has more can never go alone.
+                why = self.reasons(np.array([left, right]))
+                self.freeze_atoms(a | b, why[0] if why else reason)
+                return
+            if len(a) == 1 or len(b) == 1:
+                one, other = (a, b) if len(a) == 1 else (b, a)
+                (atom,) = one
+                self._stands_for[atom] = tuple(sorted(other))
+                if atom in self._inner and len(other) == 1:
+                    self._inner.update(other)
+                return
+            # Several atoms on both sides: no single solution. Give up the atom that stands in most
+            # terms, which costs the least freedom elsewhere.
+            self.freeze_atoms([self._most_used(a | b)], f"ambiguous: {reason}")
+
+    def _most_used(self, atoms: Term) -> int:
+        uses = dict.fromkeys(sorted(atoms), 0)
+        for number in range(1, len(self._terms)):
+            for atom in self._resolved(number) & atoms:
+                uses[atom] += 1
+        return max(uses, key=lambda atom: uses[atom])
+
+    # -- merging and splitting dimensions ---------------------------------------------------------
+
+    def merge(self, vectors: list[Vector | None], sizes: list[int]) -> Vector | None:
+        """The vector of dimensions flattened into one, slowest first: an index goes if any part does."""
+        merged: Vector = np.zeros(1, dtype=np.int64)
+        for vector, size in zip(vectors, sizes, strict=True):
+            part = np.zeros(size, dtype=np.int64) if vector is None else vector
+            outer, inner = np.repeat(merged, size), np.tile(part, merged.size)
+            merged = np.where(outer == FROZEN, inner, outer)
+            both = (outer != FROZEN) & (inner != FROZEN)
+            if both.any():
+                pairs, where = np.unique(
+                    np.stack([outer[both], inner[both]], 1), axis=0, return_inverse=True
+                )
+                numbers = [self._number(self._terms[p] | self._terms[q]) for p, q in pairs.tolist()]
+                merged[both] = np.array(numbers, dtype=np.int64)[where.reshape(-1)]
+        return merged if bool((merged != FROZEN).any()) else None
+
+    def split(self, vector: Vector | None, sizes: list[int], reason: str) -> list[Vector | None]:
+        """The vectors of one dimension unflattened into several; the inverse of `merge`.
+
+        What all terms of a row share belongs to the row, what all terms of a column share to the
+        column; what is left is refined: x := {row atom, column atom}.
+        """
+        if vector is None or not self.live(vector):
+            return [None] * len(sizes)
+        if len(sizes) == 1:
+            return [vector]
+        rows, cols = sizes[0], vector.size // max(1, sizes[0])
+        if rows == 1:
+            return [None, *self.split(vector, sizes[1:], reason)]
+        if cols == 1:
+            return [vector, *[None] * (len(sizes) - 1)]
+        table = self.settled(vector).reshape(rows, cols)
+        if bool((table == table[:, :1]).all()):
+            return [table[:, 0].copy(), *[None] * (len(sizes) - 1)]
+        if bool((table == table[:1]).all()):
+            return [None, *self.split(table[0].copy(), sizes[1:], reason)]
+        terms = [[self._terms[number] for number in row] for row in table.tolist()]
+        by_row = [frozenset.intersection(*row) for row in terms]
+        by_col = [frozenset.intersection(*(terms[i][j] for i in range(rows))) for j in range(cols)]
+        outer = np.array([self._number(term) for term in by_row], dtype=np.int64)
+        inner = np.array([self._number(term) for term in by_col], dtype=np.int64)
+        left_over = any(terms[i][j] - by_row[i] - by_col[j] for i in range(rows) for j in range(cols))
+        if left_over:
+            new_outer, new_inner = self.fresh(rows), self.fresh(cols, inner=True)
+            outer, inner = self._joined(outer, new_outer), self._joined(inner, new_inner)
+            self.unify(vector, self.merge([outer, inner], [rows, cols]), reason)
+        return [outer, *self.split(inner, sizes[1:], reason)]
+
+    def _joined(self, a: Vector, b: Vector) -> Vector:
+        """Index by index the union of two vectors' terms."""
+        pairs = zip(a.tolist(), b.tolist(), strict=True)
+        return np.array(
+            [self._number(self._terms[p] | self._terms[q]) for p, q in pairs], dtype=np.int64
+        )

@@ -1,0 +1,234 @@
+"""Run an exported graph on labels instead of numbers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ocsfast.grouping.labels import Dims, Labels, Vector
+from ocsfast.grouping.trace import Trace, module_of, source_of
+
+Value = Dims | list[Any] | None  # a tensor's labels, a list of them, or nothing
+
+
+@dataclass(frozen=True, eq=False)
+class RawProduct:
+    """A cost before the labels are final: coefficient * the kept sizes of these dimensions."""
+
+    coefficient: int
+    vectors: tuple[Vector | None, ...]
+    sizes: tuple[int, ...]
+    where: str
+
+
+@dataclass(eq=False)
+class Findings:
+    """What the walk over one or several graphs of a model collects."""
+
+    labels: Labels = field(default_factory=Labels)
+    state: dict[str, Dims] = field(default_factory=dict)  # labels of each parameter and float buffer
+    producers: dict[tuple[str, int], None] = field(default_factory=dict)  # (tensor, axis), in order
+    attributes: dict[tuple[str, str], Vector] = field(default_factory=dict)
+    products: list[RawProduct] = field(default_factory=list)
+    unknown: dict[str, str] = field(
+        default_factory=dict
+    )  # place of an operator without a rule: its name
+    used: set[str] = field(default_factory=set)
+
+
+class Walk:
+    """One graph, node by node. Rules receive it as their context."""
+
+    def __init__(self, model: nn.Module, trace: Trace, found: Findings, *, count: bool) -> None:
+        self.model = model
+        self.trace = trace
+        self.found = found
+        self.labels = found.labels
+        self.count = count  # whether this graph's operators are what one sample costs
+        self.values: dict[torch.fx.Node, Value] = {}
+        self.names: dict[torch.fx.Node, str] = {}  # placeholders that are parameters or buffers
+        self._canonical = _canonical_names(model)
+
+    def run(self) -> None:
+        from ocsfast.grouping.rules import RULES
+
+        position = 0
+        for node in self.trace.graph.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = self._state(node, position)
+                position += 1
+            elif node.op == "output":
+                for out in node.all_input_nodes:
+                    self.freeze_all(out, "model output")
+            elif node.target is operator.getitem:
+                source = self.values.get(node.args[0])
+                self.values[node] = source[node.args[1]] if isinstance(source, list) else None
+            elif node.op == "call_function":
+                name = operator_name(node.target)
+                rule = RULES.get(name)
+                if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+                    rule = RULES["pointwise"]
+                if rule is not None and (name in COUNTED or self._is_live(node)):
+                    self.values[node] = rule(self, node, arguments(node))
+                else:
+                    self._without_rule(node, name)
+
+    def _state(self, node: torch.fx.Node, position: int) -> Value:
+        """Fresh atoms for every axis of a parameter or float buffer; inputs and constants have none."""
+        if position >= len(self.trace.state) or self.trace.state[position] is None:
+            return None
+        name = self._canonical[str(self.trace.state[position])]
+        self.names[node] = name
+        if node.users:
+            self.found.used.add(name)
+        if name not in self.found.state:
+            tensor: Tensor = node.meta["val"]
+            live = tensor.is_floating_point()
+            # An axis of one index can never shrink, and would tie what it broadcasts against.
+            self.found.state[name] = tuple(
+                self.labels.fresh(size) if live and size > 1 else None for size in tensor.shape
+            )
+        return self.found.state[name]
+
+    def _is_live(self, node: torch.fx.Node) -> bool:
+        return any(
+            self.labels.live(vector) for source in node.all_input_nodes for vector in self.flat(source)
+        )
+
+    def _without_rule(self, node: torch.fx.Node, name: str) -> None:
+        """Nothing that flows into an unknown operator may ever be removed."""
+        if self.count:
+            macs = _count_macs(node)
+            if macs:
+                self.found.products.append(RawProduct(macs, (), (), module_of(node)))
+        if name in HARMLESS or not self._is_live(node):
+            return
+        where = source_of(node)
+        self.found.unknown[where] = f"aten.{name}"
+        for source in node.all_input_nodes:
+            self.freeze_all(source, f"no rule for aten.{name} ({where})")
+
+    # -- what rules use ---------------------------------------------------------------------------
+
+    def dims(self, node: Any) -> Dims:
+        """The labels of a tensor argument, one entry a dimension."""
+        value = self.values.get(node)
+        return value if isinstance(value, tuple) else (None,) * len(shape(node))
+
+    def flat(self, node: torch.fx.Node) -> list[Vector]:
+        """Every vector that a node's value carries."""
+        stack: list[Any] = [self.values.get(node)]
+        vectors = []
+        while stack:
+            value = stack.pop()
+            if isinstance(value, (list, tuple)):
+                stack.extend(value)
+            elif value is not None:
+                vectors.append(value)
+        return vectors
+
+    def freeze_all(self, node: torch.fx.Node, reason: str) -> None:
+        for vector in self.flat(node):
+            self.labels.freeze(vector, reason)
+
+    def reason(self, node: torch.fx.Node) -> str:
+        """Why a rule freezes something: the operator and where it stands."""
+        return f"aten.{operator_name(node.target)} ({source_of(node)})"
+
+    def produces(self, weight: Any, axis: int) -> None:
+        """Axis `axis` of a weight holds the channels that a layer produces."""
+        if weight in self.names:
+            self.found.producers[(self.names[weight], axis)] = None
+
+    def attribute(self, node: torch.fx.Node, weight: Any, name: str, vector: Vector | None) -> None:
+        """A module's integer attribute counts the indices of this vector."""
+        if vector is None:
+            return
+        owner = self.names.get(weight, "").rpartition(".")[0]
+        for path in dict.fromkeys((module_of(node), owner)):
+            value = getattr(self.model.get_submodule(path), name, None)
+            last = value[-1] if isinstance(value, tuple) and value else value
+            if isinstance(last, int) and last == vector.size:
+                self.found.attributes.setdefault((path, name), vector)
+                return
+
+    def product(
+        self,
+        node: torch.fx.Node,
+        coefficient: int,
+        vectors: Sequence[Vector | None],
+        sizes: Sequence[int],
+    ) -> None:
+        """The operator costs coefficient * the product of these sizes, in MACs of the whole batch."""
+        if self.count:
+            where = module_of(node)
+            self.found.products.append(RawProduct(coefficient, tuple(vectors), tuple(sizes), where))
+
+
+# Operators whose rule also states a cost, so that they run even where no label is live.
+COUNTED = frozenset(
+    {"conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul", "mm", "bmm", "addmm", "einsum"}
+    | {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+)
+HARMLESS = frozenset({"_assert_tensor_metadata", "sym_size", "sym_numel", "sym_stride", "size", "numel"})
+
+
+def operator_name(target: Any) -> str:
+    """`aten.add_.Tensor` -> `add`: in-place forms share the rule of the plain one."""
+    name = str(getattr(target, "_opname", getattr(target, "__name__", target)))
+    return name if name.startswith("_") else name.rstrip("_")
+
+
+def arguments(node: torch.fx.Node) -> dict[str, Any]:
+    """The operator's arguments by the names of its schema, defaults filled in."""
+    target: Any = node.target
+    given = {}
+    for n, argument in enumerate(target._schema.arguments):
+        if n < len(node.args):
+            given[argument.name] = node.args[n]
+        else:
+            given[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return given
+
+
+def shape(node: Any) -> tuple[int, ...]:
+    """The shape of a node's tensor; () for anything else."""
+    value = node.meta.get("val") if isinstance(node, torch.fx.Node) else node
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def _canonical_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer -> the first name of the same tensor (tied ones share it)."""
+    first: dict[int, str] = {}
+    names = {}
+    for named in (model.named_parameters, model.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def _count_macs(node: torch.fx.Node) -> int:
+    """MACs of an operator without a rule, by torch's own counter, on tensors without data."""
+    if torch.Tag.pointwise in getattr(node.target, "tags", ()) or not shape(node):
+        return 0
+
+    def meta(value: Any) -> Any:
+        if not isinstance(value, torch.fx.Node):
+            return value
+        known = value.meta.get("val")
+        return known.to("meta") if isinstance(known, Tensor) else known
+
+    args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), meta)  # type: ignore[no-untyped-call]
+    target: Any = node.target
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            target(*args, **kwargs)
+    except Exception:  # no meta implementation: then it is none of the counted operators
+        return 0
+    return int(counter.get_total_flops()) // 2

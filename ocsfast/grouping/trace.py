@@ -1,0 +1,131 @@
+"""Tracing: the model's aten graph, operators kept whole, the model left as it was."""
+
+from __future__ import annotations
+
+import copy
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from ocsfast.errors import GroupingError
+
+BATCH = 2  # a dimension of size 1 hides structure, so one sample would not do
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """An exported graph. Its placeholders are the state, in the order of `state`, then the inputs."""
+
+    graph: torch.fx.GraphModule
+    state: tuple[str | None, ...]  # parameter or buffer name of each state placeholder; None: a constant
+    constants: dict[int, Tensor]  # value of each constant, by the number of its placeholder
+    args: tuple[Any, ...]  # what it was traced with
+    kwargs: dict[str, Any]
+    samples: int  # how many samples that is
+
+    def run(
+        self, interpreter: torch.fx.Interpreter, state: dict[str, Tensor], inputs: Any
+    ) -> list[Tensor]:
+        """Run the graph on other state and inputs; its outputs, flat."""
+        flat = pytree.tree_leaves(inputs)
+        values = [
+            self.constants[n] if name is None else state[name] for n, name in enumerate(self.state)
+        ]
+        return [
+            out for out in pytree.tree_leaves(interpreter.run(*values, *flat)) if isinstance(out, Tensor)
+        ]
+
+
+def with_batch(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], int]:
+    """The inputs cut or repeated to BATCH samples, where one leading size is common to all tensors."""
+    leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    leading = {x.shape[0] for x in leaves if x.dim() > 0}
+    if len(leading) != 1 or any(x.dim() == 0 for x in leaves):
+        return args, kwargs, max(leading, default=1)
+    (size,) = leading
+
+    def resize(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        x = x.detach()
+        return x[:BATCH].clone() if size >= BATCH else x[:1].expand(BATCH, *x.shape[1:]).clone()
+
+    args, kwargs = pytree.tree_map(resize, (args, kwargs))
+    return args, kwargs, BATCH
+
+
+@contextmanager
+def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put the model in a mode; afterwards restore every module's mode and the random generators."""
+    modes = [(module, module.training) for module in model.modules()]
+    device_type = next((p.device.type for p in model.parameters()), "cpu")
+    devices = None if device_type == "cpu" else [device_type]
+    with torch.random.fork_rng(devices=[] if devices is None else None):
+        model.train(training)
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Trace:
+    """Export the model's forward pass in one mode.
+
+    Raises:
+        GroupingError: the model cannot be exported; the message names the place and the cause.
+    """
+    args, kwargs, samples = with_batch(args, kwargs)
+    try:
+        with undisturbed(model, training=training), torch.no_grad():
+            program = torch.export.export(model, args, kwargs, strict=False)
+    except Exception as error:  # export raises whatever the model's own code raises, and more
+        raise GroupingError(f"the model cannot be exported: {_cause(error)}") from error
+    state: list[str | None] = []
+    constants: dict[int, Tensor] = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            state.append(spec.target)
+        elif spec.kind == InputKind.CONSTANT_TENSOR:
+            constants[len(state)] = program.constants[str(spec.target)]
+            state.append(None)
+        elif spec.kind != InputKind.USER_INPUT:
+            raise GroupingError(
+                f"the model cannot be exported: it holds a {spec.kind.name.lower()} input"
+            )
+    return Trace(copy.copy(program.graph_module), tuple(state), constants, args, kwargs, samples)
+
+
+def _cause(error: BaseException) -> str:
+    """One line: the last place outside torch that the error passed, and its first line."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
+    where = re.findall(r'File "([^"]+)", line (\d+)', str(error))
+    user = [(file, line) for file, line in where if "/torch/" not in file]
+    place = f" at {user[-1][0]}:{user[-1][1]}" if user else ""
+    if not place and len(frames) > 1:  # the first frame is this module's
+        place = f" at {frames[-1].filename}:{frames[-1].lineno}"
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}{place}: {first[:300]}"
+
+
+def module_of(node: torch.fx.Node) -> str:
+    """Qualified name of the innermost module whose forward pass the node belongs to."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return re.sub(r"@\d+", "", path)  # "@1": the second call of one module
+
+
+def source_of(node: torch.fx.Node) -> str:
+    """file:line of the user's statement that made the node, or its module."""
+    where = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f"{where[-1][0]}:{where[-1][1]}" if where else module_of(node) or "the model's forward"
