@@ -56,7 +56,7 @@ def group(
     if engine == "torch-pruning":
         return _second_engine(model, args, kwargs, protected)
     try:
-        families, traced = by_labels(model, args, kwargs, protected)
+        families, traced, both_modes = by_labels(model, args, kwargs, protected)
     except GroupingError as error:
         logger.warning("%s. Trying the second engine (torch-pruning)", error)
         try:
@@ -66,18 +66,22 @@ def group(
     if verify:
         from ocsfast.grouping.proof import proved
 
-        families = proved(model, traced, families)
+        families = proved(model, traced, families, training=both_modes)
     return families
 
 
 def by_labels(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], protected: dict[str, str]
-) -> tuple[Families, Trace]:
-    """Trace in eval mode, and in training mode too where that uses more of the parameters."""
+) -> tuple[Families, Trace, bool]:
+    """Trace in eval mode, and in training mode too where that uses more of the parameters.
+
+    Returns the families, the trace in eval mode, and whether there is one in training mode.
+    """
     found = Findings()
     evaluation = trace(model, args, kwargs, training=False)
     Walk(model, evaluation, found, count=True).run()
     parameters = dict(model.named_parameters())
+    both_modes = False
     if any(name not in found.used for name in parameters):
         # Auxiliary heads and the like run in training only, on channels that are pruned elsewhere.
         try:
@@ -86,11 +90,12 @@ def by_labels(
             logger.info("no trace in training mode: %s", error)
         else:
             Walk(model, training, found, count=False).run()
+            both_modes = True
     for name, dims in found.state.items():
         if name in protected:
             for vector in dims:
                 found.labels.freeze(vector, protected[name])
-    return assemble(found, parameters, evaluation.samples), evaluation
+    return assemble(found, parameters, evaluation.samples), evaluation, both_modes
 
 
 def _second_engine(
@@ -125,8 +130,8 @@ def _check_parameters(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             raise GroupingError(
-                f"{name} is {str(parameter.dtype).removeprefix('torch.')}: only float32, float64, float16 "
-                "and bfloat16 parameters can be pruned. Register it as a buffer, or convert it"
+                f"{name} is {str(parameter.dtype).removeprefix('torch.')}: only float32, float64, "
+                "float16 and bfloat16 parameters can be pruned. Register it as a buffer, or convert it"
             )
         if parameter.layout is not torch.strided or isinstance(parameter, nn.UninitializedParameter):
             raise GroupingError(f"{name} is not a dense tensor: run a forward pass or .to_dense() first")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -121,8 +121,9 @@ def _named(
     return tuple(families)
 
 
-def _product(raw: RawProduct, numbered: object, samples: int) -> Product:
-    assert callable(numbered)
+def _product(
+    raw: RawProduct, numbered: Callable[[Vector | None], Tensor | None], samples: int
+) -> Product:
     coefficient, axes = raw.coefficient, []
     for vector, size in zip(raw.vectors, raw.sizes, strict=True):
         groups = numbered(vector)
@@ -138,7 +139,7 @@ def _product(raw: RawProduct, numbered: object, samples: int) -> Product:
 def _frozen(
     found: Findings, records: tuple[Axis, ...], parameters: Mapping[str, Tensor]
 ) -> tuple[Frozen, ...]:
-    """Why a layer's output channels stay, a line a layer; operators without a rule; unused parameters."""
+    """Why a layer's output channels stay, a line a layer; unknown operators; unused parameters."""
     labelled = {(record.tensor, record.axis): record.groups for record in records}
     frozen = []
     for name, axis in found.producers:

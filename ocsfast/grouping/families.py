@@ -6,8 +6,9 @@ nothing else; no record refers to a module or a parameter object, only to names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -92,24 +93,41 @@ class Families:
         number = torch.cat([torch.cumsum(kept, 0) - 1, torch.tensor([-1])])
         stays = torch.cat([kept, torch.tensor([True])])
 
-        def crop(labels: Tensor) -> Tensor:
-            return number[labels[stays[labels]]]
-
-        def crop_optional(labels: Tensor | None) -> Tensor | None:
-            return None if labels is None else crop(labels)
-
         families, first = [], 0
         for family in self.families:
             size = int(kept[family.first : family.first + family.size].sum())
             families.append(replace(family, first=first, size=size))
             first += size
+        return self._relabelled(families, lambda labels: number[labels[stays[labels]]])
+
+    def without(self, refused: Mapping[int, str]) -> Families:
+        """The same structure with some families left dense: family number -> why."""
+        members = self.family_of_groups()
+        stays = ~torch.isin(members, torch.tensor(list(refused)))
+        number = torch.where(stays, torch.cumsum(stays, 0) - 1, -1)
+        number = torch.cat([number, torch.tensor([-1])])
+        families, first = [], 0
+        for f, family in enumerate(self.families):
+            if f not in refused:
+                families.append(replace(family, first=first))
+                first += family.size
+        left = self._relabelled(families, lambda labels: number[labels])
+        named = tuple(Frozen(self.families[f].name, why) for f, why in refused.items())
+        return replace(
+            left,
+            axes=tuple(axis for axis in left.axes if bool((axis.groups >= 0).any())),
+            frozen=(*self.frozen, *named),
+        )
+
+    def _relabelled(self, families: list[Family], relabel: Callable[[Tensor], Tensor]) -> Families:
+        def optional(labels: Tensor | None) -> Tensor | None:
+            return None if labels is None else relabel(labels)
+
         return Families(
             families=tuple(families),
-            axes=tuple(replace(axis, groups=crop(axis.groups)) for axis in self.axes),
-            attributes=tuple(replace(a, groups=crop(a.groups)) for a in self.attributes),
-            macs=tuple(
-                replace(p, rows=crop_optional(p.rows), cols=crop_optional(p.cols)) for p in self.macs
-            ),
+            axes=tuple(replace(axis, groups=relabel(axis.groups)) for axis in self.axes),
+            attributes=tuple(replace(a, groups=relabel(a.groups)) for a in self.attributes),
+            macs=tuple(replace(p, rows=optional(p.rows), cols=optional(p.cols)) for p in self.macs),
             frozen=self.frozen,
         )
 
@@ -122,8 +140,6 @@ def kept_indices(labels: Tensor, pruned: Tensor) -> Tensor:
 
 def names_match(name: str, patterns: Sequence[str]) -> bool:
     """Whether a module or parameter name, or a module that holds it, matches a shell pattern."""
-    from fnmatch import fnmatchcase
-
     parts = name.split(".")
     prefixes = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
     return any(fnmatchcase(prefix, pattern) for pattern in patterns for prefix in prefixes)

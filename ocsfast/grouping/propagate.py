@@ -224,7 +224,7 @@ def _count_macs(node: torch.fx.Node) -> int:
         known = value.meta.get("val")
         return known.to("meta") if isinstance(known, Tensor) else known
 
-    args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), meta)  # type: ignore[no-untyped-call]
+    args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), meta)
     target: Any = node.target
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -1,0 +1,217 @@
+"""The proof: cutting groups out equals zeroing their slices, in float64, on random weights.
+
+The reference is the exported graph with every slice of the pruned groups zeroed; the subject is a
+copy of the user's own module, cut. Random weights, norm scales and statistics make each index
+distinguishable from its neighbours, so that a label on the wrong index cannot hide.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from ocsfast.errors import GroupingError, OcsfastError
+from ocsfast.grouping.families import Families, kept_indices
+from ocsfast.grouping.propagate import arguments, operator_name
+from ocsfast.grouping.trace import Trace, module_of, undisturbed
+
+logger = logging.getLogger("ocsfast")
+
+SHARE = 0.3  # of every family's groups are cut in a trial
+TOLERANCE = 1e-8  # relative to the largest output; rounding in float64 stays below 1e-11
+SEED = 0
+
+
+def proved(model: nn.Module, trace: Trace, families: Families, *, training: bool = False) -> Families:
+    """The families that stood the trial; those that did not are left dense, and named.
+
+    Args:
+        training: whether some labels come from a trace in training mode; the cut copy must then run
+            in that mode too.
+
+    Raises:
+        GroupingError: the model cannot be copied, or families fail together that stand alone.
+    """
+    if not families.families:
+        return families
+    with undisturbed(model, training=False), torch.no_grad():
+        torch.manual_seed(SEED)
+        trial = Trial(model, trace, families, training)
+        failed = _failing(trial, range(len(families.families)))
+        if not failed:
+            return families
+        names = ", ".join(families.families[f].name for f in failed)
+        logger.warning("%s: cutting is not the same as zeroing, so it stays dense", names)
+        left = families.without({f: f"cutting it fails: {why}" for f, why in failed.items()})
+        if left.families:
+            again = Trial(model, trace, left, training)
+            why = again.difference(range(len(left.families)))
+            if why:
+                raise GroupingError(
+                    f"the model cannot be cut: {why}. Name layers in keep=, or lower the ratio"
+                )
+        return left
+
+
+def _failing(trial: Trial, members: Sequence[int]) -> dict[int, str]:
+    """The families that fail, found by halving: one trial where all is well."""
+    why = trial.difference(members)
+    if why is None:
+        return {}
+    if len(members) == 1:
+        return {members[0]: why}
+    half = len(members) // 2
+    return {**_failing(trial, members[:half]), **_failing(trial, members[half:])}
+
+
+class Trial:
+    """A float64 copy of a model with random weights, on which cuts are tried."""
+
+    def __init__(
+        self, model: nn.Module, trace: Trace, families: Families, training: bool = False
+    ) -> None:
+        try:
+            self.model = copy.deepcopy(model).double().eval()
+        except Exception as error:
+            raise GroupingError(
+                f"the model cannot be copied for the proof ({type(error).__name__}: {error}); "
+                "pass verify=False to go without it"
+            ) from error
+        self.trace = trace
+        self.families = families
+        self.training = training
+        randomize(self.model)
+        self.inputs = pytree.tree_map(_random_input, (trace.args, trace.kwargs))
+
+    def difference(self, members: Sequence[int]) -> str | None:
+        """Cut some groups of these families, one at least in each: None if it equals zeroing them."""
+        pruned = torch.zeros(self.families.num_groups, dtype=torch.bool)
+        for f in members:
+            family = self.families.families[f]
+            count = min(family.size - 1, max(1, round(SHARE * family.size)))
+            pruned[family.first + torch.randperm(family.size)[:count]] = True
+        expected = self._zeroed(pruned)
+        try:
+            actual = self._cut(pruned)
+        except OcsfastError:
+            raise
+        except Exception as error:  # whatever the module's own code raises on a width it did not expect
+            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if len(actual) != len(expected):
+            return "another number of outputs"
+        for a, b in zip(actual, expected, strict=True):
+            if a.shape != b.shape:
+                return f"an output of shape {tuple(a.shape)} instead of {tuple(b.shape)}"
+            apart = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+            scale = float(b.double().abs().max()) if b.numel() else 0.0
+            if not apart <= TOLERANCE * scale:
+                return f"outputs up to {scale:.3g} differ by {apart:.3g}"
+        return None
+
+    def _zeroed(self, pruned: Tensor) -> list[Tensor]:
+        """The exported graph's outputs, every slice of the pruned groups zero."""
+        state: dict[str, Tensor] = dict(self.model.named_parameters(remove_duplicate=False))
+        state.update(self.model.named_buffers(remove_duplicate=False))
+        by_identity = {id(tensor): tensor.detach().clone() for tensor in state.values()}
+        for axis in self.families.axes:
+            tensor = by_identity[id(state[axis.tensor])]
+            gone = _gone(axis.groups, pruned).to(tensor.device)
+            tensor.index_fill_(axis.axis, gone, 0.0)
+        zeroed = {name: by_identity[id(tensor)] for name, tensor in state.items()}
+        return self.trace.run(_Reference(self.trace.graph, self.families, pruned), zeroed, self.inputs)
+
+    def _cut(self, pruned: Tensor) -> list[Tensor]:
+        from ocsfast.cut import cut_model
+
+        subject = copy.deepcopy(self.model)
+        cut_model(subject, self.families, pruned, [])
+        args, kwargs = self.inputs
+        out = subject(*args, **kwargs)
+        if self.training:
+            subject.train()(*args, **kwargs)  # its shapes have to fit; dropout forbids comparing
+        return [x for x in pytree.tree_leaves(_plain(out)) if isinstance(x, Tensor)]
+
+
+class _Reference(torch.fx.Interpreter):
+    """Runs the uncut graph; a norm's statistics run over the kept indices, its affine part over all."""
+
+    def __init__(self, graph: torch.fx.GraphModule, families: Families, pruned: Tensor) -> None:
+        super().__init__(graph)
+        self._kept = {
+            a.module: kept_indices(a.groups, pruned)
+            for a in families.attributes
+            if a.name in ("normalized_shape", "num_channels")
+        }
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        name = operator_name(n.target) if n.op == "call_function" else ""
+        if name == "_assert_tensor_metadata":
+            return None  # the trace's dtype, which this run replaces
+        kept = self._kept.get(module_of(n))
+        if kept is not None and name in ("layer_norm", "group_norm", "rms_norm"):
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            given = arguments(n)
+            given.update(zip(given, args, strict=False))
+            given.update(kwargs)
+            if name != "group_norm" or given["num_groups"] == 1:
+                return _norm_over(name, given, kept)
+        return super().run_node(n)
+
+
+def _norm_over(name: str, given: dict[str, Any], kept: Tensor) -> Tensor:
+    """The norm with its statistics over `kept` alone; zero elsewhere, before the affine part."""
+    x, weight, bias = given["input"], given.get("weight"), given.get("bias")
+    dim = 1 if name == "group_norm" else -1
+    kept = kept.to(x.device)
+    part = x.index_select(dim, kept)
+    if name == "group_norm":
+        part = F.group_norm(part, 1, eps=given["eps"])
+    elif name == "layer_norm":
+        part = F.layer_norm(part, (len(kept),), eps=given["eps"])
+    else:
+        part = F.rms_norm(part, (len(kept),), eps=given["eps"])
+    out = torch.zeros_like(x).index_copy_(dim, kept, part)
+    shape = (-1, *[1] * (x.dim() - 2)) if name == "group_norm" else (-1,)
+    if weight is not None:
+        out = out * weight.view(shape)
+    return out if bias is None else out + bias.view(shape)
+
+
+def _gone(labels: Tensor, pruned: Tensor) -> Tensor:
+    gone = torch.cat([pruned, torch.tensor([False])])  # label -1 reads the last entry
+    return torch.nonzero(gone[labels]).flatten()
+
+
+def _plain(output: Any) -> Any:
+    """torchvision returns a named tuple or an ordered dict in some modes; export flattens both."""
+    return dict(output) if isinstance(output, dict) else output
+
+
+def _random_input(x: Any) -> Any:
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return torch.randn_like(x, dtype=torch.float64)
+    return x
+
+
+def randomize(model: nn.Module) -> None:
+    """Weights of unit gain, norm scales around one, statistics that differ from index to index."""
+    for parameter in model.parameters():
+        noise = torch.randn_like(parameter)
+        if parameter.dim() > 1:
+            fan_in = max(1, parameter.numel() // max(1, parameter.shape[0]))
+            parameter.copy_(noise * (2 / fan_in) ** 0.5)
+        else:
+            parameter.add_(0.3 * noise)
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            positive = bool((buffer > 0).all())
+            buffer.mul_(torch.rand_like(buffer) + 0.5)
+            if not positive:
+                buffer.add_(0.3 * torch.randn_like(buffer))
