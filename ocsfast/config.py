@@ -1,0 +1,198 @@
+"""The options: one frozen dataclass, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any, Literal
+
+from torch import nn
+
+from ocsfast.errors import ConfigError
+from ocsfast.grouping.families import Families, Product
+
+Target = Literal["flops", "params"] | Callable[[Families], Sequence[Product]]
+
+_CHOICES = {
+    "strength": ("auto", "paper"),
+    "shape": ("linear", "cubic"),
+    "growth": ("linear", "recursive"),
+    "penalty": ("both", "lasso", "shrink", "none"),
+    "criterion": ("l2", "l2_squared"),
+    "grouping": ("labels", "torch-pruning"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to prune; every field has a default that needs no tuning.
+
+    A *check* is one evaluation of saliency, partition and stability: the paper's epoch. Shares are
+    of the run's optimizer steps, which come from `total_steps`, else from the learning-rate scheduler;
+    where neither tells, the stages are planned by the number of checks seen (see `schedule.py`).
+    """
+
+    # What shrinks.
+    target: Target = "flops"  # "flops", "params", or families -> the cost's summands
+    max_family_ratio: float = 0.75  # most of one family that may go; one group always stays
+    round_to: int = 1  # kept counts are multiples of this
+    keep: tuple[str | nn.Module, ...] = ()  # modules, or name patterns, that stay dense
+    criterion: str = "l2"  # Eq. 2; "l2_squared": the authors' code (no root)
+    include_bias: bool = False  # whether biases count in saliency and penalty
+
+    # Stability, Eq. 3-6.
+    lag: int = 2  # i of Eq. 3, checks
+    window: int = 3  # r of Eq. 4 and 5, checks
+    tau: float = 1e-4  # Eq. 5
+    epsilon: float = 1e-3  # Eq. 6
+    sparsify_from: int | None = None  # check at which sparsity learning starts; None: Eq. 5
+    max_residual: float | None = 0.05  # cut only once pruned saliency / kept saliency is below; None: any
+    deadline: float | int | None = 0.6  # cut here at the latest: a share (float) or a check (int)
+
+    # Penalty, Eq. 7-9.
+    penalty: str = "both"  # "lasso": Eq. 8 alone; "shrink": Eq. 9 alone
+    strength: str = "auto"  # "paper": lambda0, delta, delta_every, growth, whatever they add up to
+    nats: float = 3.0  # "auto": sum of lambda * lr over the planned stage
+    span: float = 0.2  # "auto": the planned stage's share of the run
+    shape: str = "linear"  # "auto": growth of lambda * lr over the stage
+    lambda0: float = 1e-4
+    delta: float = 1e-4
+    delta_every: int = 1  # checks
+    growth: str = "linear"  # "recursive": Eq. 7 to the letter
+
+    # The run.
+    total_steps: int | None = None  # optimizer steps of the whole run; None: ask the scheduler
+    check_every: int | str = "auto"  # optimizer steps between checks; "auto": see `Pruner.step`
+
+    # Grouping.
+    grouping: str = "labels"
+    verify: bool = True  # prove the groups on a copy of the model
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, (str, nn.Module)):
+            object.__setattr__(self, "keep", (self.keep,))
+        elif not isinstance(self.keep, tuple):
+            object.__setattr__(self, "keep", tuple(self.keep))
+        for entry in self.keep:
+            if not isinstance(entry, (str, nn.Module)):
+                raise ConfigError(f"keep= holds {entry!r}: name patterns or modules are expected")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} is not known: use one of {', '.join(choices)}"
+                )
+        if not callable(self.target) and self.target not in ("flops", "params"):
+            raise ConfigError(
+                f"target={self.target!r} is not known: use 'flops', 'params' or a callable "
+                "that turns Families into a sequence of Product"
+            )
+        for name in ("round_to", "lag", "window", "delta_every"):
+            _check_integer(name, getattr(self, name), 1)
+        for name in ("tau", "epsilon", "nats", "lambda0", "delta"):
+            _check_number(name, getattr(self, name), "at least 0", lambda x: x >= 0)
+        _check_number("max_family_ratio", self.max_family_ratio, "in (0, 1]", lambda x: 0 < x <= 1)
+        _check_number("span", self.span, "in (0, 1)", lambda x: 0 < x < 1)
+        if self.max_residual is not None:
+            _check_number("max_residual", self.max_residual, "above 0, or None", lambda x: x > 0)
+        for name in ("sparsify_from", "total_steps"):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), 1)
+        if isinstance(self.deadline, float):
+            _check_number(
+                "deadline",
+                self.deadline,
+                "a share in (0, 1] (a whole number is a check, e.g. 50)",
+                lambda x: 0 < x <= 1,
+            )
+        elif self.deadline is not None:
+            _check_integer("deadline", self.deadline, 1)
+        if self.check_every != "auto":
+            _check_integer("check_every", self.check_every, 1, "'auto' or an integer")
+
+    @classmethod
+    def paper(cls, data: str, **overrides: Any) -> Config:
+        """The paper to the letter (Table 8, Eq. 7 as written), for "cifar" or "imagenet".
+
+        Checks must come once an epoch. `deadline` is the authors' script's `sl_end_epoch`; no residual
+        is asked for. Any field may be overridden.
+
+        Raises:
+            ConfigError: another name, or an unknown field.
+        """
+        if data not in ("cifar", "imagenet"):
+            raise ConfigError(f"Config.paper({data!r}): use 'cifar' or 'imagenet'")
+        preset: dict[str, Any] = {
+            "strength": "paper",
+            "growth": "recursive",
+            "lambda0": 1e-4,
+            "delta": 1e-4,
+            "delta_every": 1 if data == "cifar" else 2,
+            "tau": 1e-4,
+            "epsilon": 1e-3,
+            "sparsify_from": 30 if data == "cifar" else None,
+            "deadline": 110 if data == "cifar" else 50,
+            "max_residual": None,
+        }
+        return make_config({**preset, **overrides})
+
+
+def make_config(options: dict[str, Any]) -> Config:
+    """A `Config` from keyword arguments.
+
+    Raises:
+        ConfigError: an unknown option (the nearest known one is named), or a bad value.
+    """
+    import difflib
+
+    known = [field.name for field in fields(Config)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" (did you mean {near[0]}=?)" if near else ""
+            raise ConfigError(f"{name}= is not an option{hint}. Options: {', '.join(known)}")
+    return Config(**options)
+
+
+def checked_ratio(ratio: float) -> float:
+    """`ratio` as a float strictly between 0 and 1: the share of the target that is removed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
+        raise ConfigError(f"ratio={ratio!r}: a number between 0 and 1 is expected")
+    if 0 < ratio < 1:
+        return float(ratio)
+    if math.isnan(ratio):
+        raise ConfigError("ratio is NaN: it is the share of the target to remove, between 0 and 1")
+    if 1 < ratio < 2:
+        hint = f" (did you mean {float(Fraction(str(ratio)) - 1):g}?)"
+    elif 2 <= ratio < 100:
+        hint = f" (did you mean {ratio / 100:g}?)"
+    else:
+        hint = ""
+    raise ConfigError(
+        f"ratio={ratio:g} must lie between 0 and 1, both excluded: "
+        f"it is the share of the target that is removed{hint}"
+    )
+
+
+def budget_of(dense_cost: int, ratio: float) -> int:
+    """Largest cost that still removes `ratio`: floor((1 - ratio) * dense_cost), ratio taken as written.
+
+    A binary 0.7 is a little less than 7/10; the decimal that the user wrote is what counts (Eq. 1).
+    """
+    return math.floor((1 - Fraction(repr(ratio))) * dense_cost)
+
+
+def _check_integer(name: str, value: object, least: int, wanted: str = "an integer") -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r}: {wanted} of at least {least} is expected")
+
+
+def _check_number(name: str, value: object, wanted: str, test: Callable[[float], bool]) -> None:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not ok or not test(value):  # type: ignore[arg-type]
+        raise ConfigError(f"{name}={value!r}: it must be {wanted}")

@@ -1,0 +1,184 @@
+"""The cut: pruned groups leave the model, and every parameter stays the same object.
+
+Whole or not at all: everything that can fail happens before the first change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ocsfast.errors import StateError
+from ocsfast.grouping.families import Families, kept_indices
+from ocsfast.optimizers import sliced_state
+from ocsfast.plan import is_channels_last
+
+# Integers (or tuples, whose last entry counts) by which modules know their sizes. The cut sets these
+# and no others, and only these are read from a file: a checkpoint can never set an arbitrary attribute.
+SIZE_ATTRIBUTES = frozenset(
+    "in_channels out_channels groups in_features out_features num_features num_channels num_groups "
+    "normalized_shape num_parameters num_embeddings embedding_dim embed_dim kdim vdim num_heads head_dim "
+    "in1_features in2_features hidden_size hidden_dim inner_dim all_head_size attention_head_size "
+    "num_attention_heads num_key_value_heads num_key_value_groups intermediate_size dim channels".split()
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Swap:
+    """What one tensor becomes: all of it computed before anything changes."""
+
+    tensor: Tensor
+    data: Tensor
+    grad: Tensor | None
+    states: tuple[tuple[dict[str, Any], dict[str, Tensor]], ...]  # (a state to update, its new tensors)
+
+
+def cut_model(
+    model: nn.Module, families: Families, pruned: Tensor, optimizers: Sequence[Optimizer] = ()
+) -> Families:
+    """Remove the groups of `pruned` from the model and from the optimizers' state.
+
+    Parameters and buffers keep their identity, device, dtype, memory format and hooks; gradients and
+    every optimizer state tensor of a parameter's shape are sliced with it; size attributes are set.
+    A tensor with several names is sliced once.
+
+    Args:
+        model: the model `families` describes. Any copy of it (say, a moving average) does as well.
+        pruned: [num_groups] bool, on any device.
+        optimizers: whose state to slice.
+
+    Returns:
+        The families that are left.
+
+    Raises:
+        StateError: a tensor or an attribute does not have the size that `families` says, or a family
+            would be emptied. Nothing has been changed then.
+    """
+    gone = pruned.detach().cpu()
+    if gone.dtype != torch.bool or gone.shape != (families.num_groups,):
+        raise StateError(
+            f"pruned= must be [{families.num_groups}] bool, it is {list(gone.shape)} {gone.dtype}"
+        )
+    for family in families.families:
+        if family.size and bool(gone[family.first : family.first + family.size].all()):
+            raise StateError(f"family {family.name} would lose all its {family.size} groups")
+    with torch.no_grad():
+        swaps = [
+            _prepare(tensor, _cropper(kept), optimizers)
+            for tensor, kept in _kept_axes(model, families, gone)
+        ]
+    attributes = _kept_attributes(model, families, gone)
+    left = families.cropped(gone)
+
+    for swap in swaps:
+        _apply(swap)
+    for module, name, value in attributes:
+        setattr(module, name, value)
+    # Autocast keeps low-precision copies of the weights by identity, which the cut preserves.
+    torch.clear_autocast_cache()
+    return left
+
+
+def _kept_axes(
+    model: nn.Module, families: Families, gone: Tensor
+) -> list[tuple[Tensor, dict[int, Tensor]]]:
+    """Each tensor that shrinks, once whatever its names, with the indices that stay along its axes."""
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    named.update(model.named_buffers(remove_duplicate=False))
+    axes: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
+    for axis in families.axes:
+        tensor = named.get(axis.tensor)
+        if tensor is None:
+            raise StateError(f"the model has no parameter or buffer {axis.tensor}")
+        if axis.axis >= tensor.dim() or tensor.shape[axis.axis] != axis.groups.numel():
+            raise StateError(
+                f"{axis.tensor} has shape {tuple(tensor.shape)}, but axis {axis.axis} should have "
+                f"{axis.groups.numel()} indices: the model's structure has changed since it was grouped"
+            )
+        kept = kept_indices(axis.groups, gone)
+        if kept.numel() == axis.groups.numel():
+            continue
+        known = axes.setdefault(id(tensor), (tensor, {}))[1]
+        if axis.axis in known and not torch.equal(known[axis.axis], kept):
+            raise StateError(f"{axis.tensor} is tied, and its names disagree on what goes")
+        known[axis.axis] = kept
+    return list(axes.values())
+
+
+def _cropper(kept: Mapping[int, Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function that takes the kept indices along each axis and keeps the memory format."""
+
+    def crop(tensor: Tensor) -> Tensor:
+        cropped = tensor.detach()
+        for axis, indices in kept.items():
+            cropped = cropped.index_select(axis, indices.to(tensor.device))
+        if is_channels_last(tensor):  # index_select always returns a contiguous tensor
+            form = torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
+            cropped = cropped.contiguous(memory_format=form)
+        return cropped
+
+    return crop
+
+
+def _prepare(tensor: Tensor, crop: Callable[[Tensor], Tensor], optimizers: Sequence[Optimizer]) -> _Swap:
+    states = []
+    if isinstance(tensor, nn.Parameter):
+        for optimizer in optimizers:
+            if tensor in optimizer.state:
+                state: dict[str, Any] = optimizer.state[tensor]
+                states.append((state, sliced_state(optimizer, tensor, crop)))
+    grad = None if tensor.grad is None else crop(tensor.grad)
+    return _Swap(tensor, crop(tensor), grad, tuple(states))
+
+
+def _apply(swap: _Swap) -> None:
+    tensor = swap.tensor
+    tensor.grad = None
+    # Assigning smaller data directly keeps the node that accumulates gradients, which remembers the
+    # old shape while any old graph is alive; a change of dtype drops it, and hooks survive.
+    other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
+    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = swap.data
+    tensor.grad = swap.grad
+    for state, new in swap.states:
+        state.update(new)
+
+
+def _kept_attributes(
+    model: nn.Module, families: Families, gone: Tensor
+) -> list[tuple[nn.Module, str, int | tuple[int, ...]]]:
+    """The size attributes to set, checked against what they are now."""
+    values: dict[tuple[str, str], tuple[nn.Module, int]] = {}
+    for attribute in families.attributes:
+        where = f"{attribute.module}.{attribute.name}".lstrip(".")
+        if attribute.name not in SIZE_ATTRIBUTES:
+            raise StateError(f"{where} is not a size attribute that the cut may set")
+        module = model.get_submodule(attribute.module)
+        now = size_of(getattr(module, attribute.name, None))
+        if now != attribute.groups.numel():
+            raise StateError(f"{where} is {now}, but {attribute.groups.numel()} when it was grouped")
+        kept = int(kept_indices(attribute.groups, gone).numel())
+        key = (attribute.module, attribute.name)
+        if values.setdefault(key, (module, kept))[1] != kept:
+            raise StateError(f"{where}: its records disagree ({values[key][1]} or {kept} stay)")
+    return [
+        (module, name, with_size(getattr(module, name), kept))
+        for (_, name), (module, kept) in values.items()
+    ]
+
+
+def size_of(value: object) -> int | None:
+    """The size an attribute stands for: itself, or a tuple's last entry; None if it is neither."""
+    if isinstance(value, tuple) and value:
+        value = value[-1]
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def with_size(value: int | tuple[int, ...], size: int) -> int | tuple[int, ...]:
+    """The attribute's new value for another size."""
+    return (*value[:-1], size) if isinstance(value, tuple) else size
