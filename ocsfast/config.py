@@ -48,7 +48,7 @@ class Config:
     tau: float = 1e-4  # Eq. 5
     epsilon: float = 1e-3  # Eq. 6
     sparsify_from: int | None = None  # check at which sparsity learning starts; None: Eq. 5
-    max_residual: float | None = 0.05  # cut only once pruned saliency / kept saliency is below; None: any
+    max_residual: float | None = 0.05  # cut once pruned / kept saliency is below; None: at once
     deadline: float | int | None = 0.6  # cut here at the latest: a share (float) or a check (int)
 
     # Penalty, Eq. 7-9.

@@ -20,11 +20,19 @@ from ocsfast.plan import is_channels_last
 
 # Integers (or tuples, whose last entry counts) by which modules know their sizes. The cut sets these
 # and no others, and only these are read from a file: a checkpoint can never set an arbitrary attribute.
-SIZE_ATTRIBUTES = frozenset(
-    "in_channels out_channels groups in_features out_features num_features num_channels num_groups "
-    "normalized_shape num_parameters num_embeddings embedding_dim embed_dim kdim vdim num_heads head_dim "
-    "in1_features in2_features hidden_size hidden_dim inner_dim all_head_size attention_head_size "
-    "num_attention_heads num_key_value_heads num_key_value_groups intermediate_size dim channels".split()
+SIZE_ATTRIBUTES = (
+    "in_channels",
+    "out_channels",
+    "groups",
+    "in_features",
+    "out_features",
+    "num_features",
+    "num_channels",
+    "num_groups",
+    "normalized_shape",
+    "num_parameters",
+    "num_embeddings",
+    "embedding_dim",
 )
 
 

@@ -75,9 +75,9 @@ def check_owner(optimizer: Optimizer, coupled: Mapping[str, nn.Parameter]) -> No
     for name, parameter in coupled.items():
         if parameter.requires_grad and id(parameter) not in mine:
             raise StateError(
-                f"{name} is pruned but not owned by the {type(optimizer).__name__} optimizer "
-                "given or found: one optimizer must own all trainable parameters that are pruned. Add it "
-                "to a parameter group, or name its layer in keep="
+                f"{name} is to be pruned, but the {type(optimizer).__name__} optimizer does not own it: "
+                "one optimizer must own all pruned parameters. Add it to a parameter group, or name "
+                "its layer in keep="
             )
 
 

@@ -133,8 +133,8 @@ def build_plan(
         cols = tensor.shape[1] if tensor.dim() > 1 else 1
         inner = tensor.numel() // max(1, rows * cols)
         bases = [-1, -1]
-        for axis, per_index in ((0, cols * inner), (1, rows * inner)):
-            groups = labels[name].get(axis)
+        for dim, per_index in ((0, cols * inner), (1, rows * inner)):
+            groups = labels[name].get(dim)
             if groups is None or bool((groups < 0).all()):
                 continue
             distinct, position, count = torch.unique(groups, return_inverse=True, return_counts=True)
@@ -143,7 +143,7 @@ def build_plan(
             slice_group.append(distinct[frozen:])
             slice_size.append(count[frozen:] * per_index)
             num_slices += distinct.numel() - frozen
-            if axis == 0:
+            if dim == 0:
                 bases[0], num_rows = num_rows, num_rows + rows
                 row_slice.append(slices)
             else:

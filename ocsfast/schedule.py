@@ -108,13 +108,13 @@ def find_scheduler(optimizer: Optimizer) -> sched.LRScheduler | None:
     found = [
         thing
         for thing in gc.get_objects()
-        if issubclass(type(thing), sched.LRScheduler)
-        and getattr(thing, "optimizer", None) is optimizer
+        if issubclass(type(thing), sched.LRScheduler) and getattr(thing, "optimizer", None) is optimizer
     ]
     nested = {id(inner) for outer in found for inner in getattr(outer, "_schedulers", ())}
     outermost = [s for s in found if id(s) not in nested]
     known = [s for s in outermost if scheduler_length(s) is not None]
-    return (known or outermost or [None])[-1]
+    best = known or outermost
+    return best[-1] if best else None
 
 
 def scheduler_length(scheduler: sched.LRScheduler) -> int | None:
