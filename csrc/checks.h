@@ -1,0 +1,62 @@
+// Every op's arguments are checked here, and nowhere else, before any of their memory is touched.
+// Messages name the op, the argument and the value. Host only.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "plan.h"
+#include "work.h"
+
+namespace ocsfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Message>
+[[noreturn]] void fail(const char* op, const Message&... message) {
+  std::ostringstream text;
+  text << "ocsfast." << op << ": ";
+  (text << ... << message);
+  throw std::runtime_error(text.str());
+}
+
+// A 1-d table of integers or a scalar: dtype, device and number of elements are given.
+struct Expected {
+  const char* name;
+  ScalarType dtype;
+  int64_t numel;  // -1: any
+  int64_t dim;    // 0 or 1
+};
+void check_array(const char* op, const Tensor& tensor, const Expected& expected, const Tensor& tables);
+
+// A plan whose counts and offsets agree with one another and with the size of `tables`. On the CPU
+// the entries are checked too; on CUDA, where that would cost a synchronisation, they are trusted.
+Plan check_plan(const char* op, const Tensor& tables, const std::vector<int64_t>& layout);
+
+// The same for the tables of the cost model.
+CostModel check_cost(const char* op, const Tensor& tables, const std::vector<int64_t>& layout,
+                     const Tensor& plan_tables, int64_t families);
+
+// partition's other arguments: scores are float32 or float64, round_to is positive.
+void check_partition(const char* op, const Tensor& scores, const Tensor& limits, int64_t round_to,
+                     const Tensor& budget, const Tensor& tables, const Plan& plan);
+
+// The weights as matrices: shapes, strides, dtype and device are those of the plan. `shapes` is the
+// plan's `tensor` table on the CPU, wherever the plan itself lies. `grads` may be null; an empty
+// gradient beside a weight that is not empty stands for none.
+std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& weights,
+                                  const std::vector<Tensor>* grads, const Tensor& tables,
+                                  const Tensor& shapes, const Plan& plan);
+
+bool any_double(const std::vector<Matrix>& matrices);
+int64_t count_tasks(const std::vector<Matrix>& matrices);
+int64_t count_partials(const std::vector<Matrix>& matrices);
+
+}  // namespace ocsfast

@@ -1,0 +1,38 @@
+// One parallel region over a list of tasks of unequal length.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+namespace ocsfast::cpu {
+
+// Memory a thread reuses from task to task.
+class Scratch {
+ public:
+  template <class T>
+  T* get(size_t n) {
+    bytes_.resize(std::max(bytes_.size(), n * sizeof(T)));
+    return reinterpret_cast<T*>(bytes_.data());
+  }
+
+ private:
+  std::vector<char> bytes_;
+};
+
+// Calls task(i, scratch) for every i < n. Threads take the next task when they are done with one: which
+// thread runs a task must not matter to its result.
+template <class Task>
+void for_each_task(int64_t n, const Task& task) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(n, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    Scratch scratch;
+    for (int64_t i = next.fetch_add(1); i < n; i = next.fetch_add(1)) task(i, scratch);
+  });
+}
+
+}  // namespace ocsfast::cpu

@@ -1,0 +1,144 @@
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+
+#include "../checks.h"
+#include "../order.h"
+
+namespace ocsfast::cpu {
+namespace {
+
+int64_t cost_of(const CostModel& cost, const std::vector<int64_t>& kept, std::vector<int64_t>& axis) {
+  for (int32_t a = 0; a < cost.axes; ++a) {
+    axis[a] = cost.axis_fixed[a];
+    for (int64_t e = cost.axis_start[a]; e < cost.axis_start[a + 1]; ++e) {
+      axis[a] += cost.entry_count[e] * kept[cost.entry_family[e]];
+    }
+  }
+  int64_t sum = 0;
+  for (int32_t k = 0; k < cost.terms; ++k) {
+    sum += cost.term_coefficient[k] * axis[cost.term_rows[k]] * axis[cost.term_cols[k]];
+  }
+  return sum;
+}
+
+template <class Score>
+class Partition {
+ public:
+  Partition(const Plan& plan, const CostModel& cost, const Score* scores, const int64_t* limits,
+            int64_t round_to)
+      : plan_(plan),
+        cost_(cost),
+        limits_(limits),
+        round_to_(round_to),
+        kept_(plan.families),
+        axis_(cost.axes) {
+    order_.reserve(plan.groups);
+    for (int32_t g = 0; g < plan.groups; ++g) order_.push_back({order_image(scores[g]), g});
+    std::sort(order_.begin(), order_.end());
+    std::vector<int32_t> family(plan.groups);
+    for (int32_t f = 0; f < plan.families; ++f) {
+      std::fill(family.begin() + plan.family_start[f], family.begin() + plan.family_start[f + 1], f);
+    }
+    // A family's groups in ascending order, by their positions in the order of all groups.
+    position_.resize(plan.groups);
+    std::vector<int32_t> next(plan.family_start, plan.family_start + plan.families);
+    for (int32_t p = 0; p < plan.groups; ++p) position_[next[family[order_[p].second]]++] = p;
+  }
+
+  // Groups of family f that go where the `threshold` lowest groups of all may.
+  int64_t pruned(int32_t f, int32_t threshold) const {
+    const auto begin = position_.begin() + plan_.family_start[f];
+    const auto end = position_.begin() + plan_.family_start[f + 1];
+    return groups_to_prune(end - begin, std::lower_bound(begin, end, threshold) - begin, limits_[f],
+                           round_to_);
+  }
+
+  int64_t cost(int32_t threshold) {
+    for (int32_t f = 0; f < plan_.families; ++f) {
+      kept_[f] = plan_.family_start[f + 1] - plan_.family_start[f] - pruned(f, threshold);
+    }
+    return cost_of(cost_, kept_, axis_);
+  }
+
+  // The smallest threshold whose cost is at most the budget; all groups where there is none.
+  int32_t search(int64_t budget) {
+    int32_t low = 0, high = plan_.groups;
+    while (low < high) {
+      const int32_t middle = low + (high - low) / 2;
+      if (cost(middle) <= budget) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return low;
+  }
+
+  void write(int32_t threshold, bool* mask) const {
+    for (int32_t f = 0; f < plan_.families; ++f) {
+      const int64_t n = pruned(f, threshold);
+      for (int64_t k = 0; k < n; ++k) mask[order_[position_[plan_.family_start[f] + k]].second] = true;
+    }
+  }
+
+ private:
+  const Plan& plan_;
+  const CostModel& cost_;
+  const int64_t* limits_;
+  int64_t round_to_;
+  std::vector<int64_t> kept_, axis_;
+  std::vector<std::pair<decltype(order_image(Score{})), int32_t>> order_;
+  std::vector<int32_t> position_;
+};
+
+template <class Score>
+std::pair<int64_t, int32_t> run(const Plan& plan, const CostModel& cost, const Score* scores,
+                                const int64_t* limits, int64_t round_to, int64_t budget, bool* mask) {
+  std::fill_n(mask, plan.groups, false);
+  if (std::any_of(scores, scores + plan.groups, [](Score s) { return std::isnan(s); })) {
+    std::vector<int64_t> kept(plan.families), axis(cost.axes);
+    for (int32_t f = 0; f < plan.families; ++f)
+      kept[f] = plan.family_start[f + 1] - plan.family_start[f];
+    return {cost_of(cost, kept, axis), kNanScore};
+  }
+  Partition<Score> partition(plan, cost, scores, limits, round_to);
+  const int32_t threshold = partition.search(budget);
+  partition.write(threshold, mask);
+  const int64_t reached = partition.cost(threshold);
+  return {reached, reached <= budget ? 0 : kUnreachable};
+}
+
+std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& scores, const Tensor& tables,
+                                             const std::vector<int64_t>& layout,
+                                             const Tensor& cost_tables,
+                                             const std::vector<int64_t>& cost_layout,
+                                             const Tensor& limits, int64_t round_to,
+                                             const Tensor& budget) {
+  constexpr const char* kOp = "partition";
+  const Plan plan = check_plan(kOp, tables, layout);
+  const CostModel cost = check_cost(kOp, cost_tables, cost_layout, tables, plan.families);
+  check_partition(kOp, scores, limits, round_to, budget, tables, plan);
+  Tensor mask = torch::stable::new_empty(tables, {plan.groups}, ScalarType::Bool);
+  Tensor reached = torch::stable::new_empty(tables, {}, ScalarType::Long);
+  Tensor status = torch::stable::new_empty(tables, {}, ScalarType::Int);
+  const auto* limit = limits.const_data_ptr<int64_t>();
+  const int64_t highest = *budget.const_data_ptr<int64_t>();
+  auto* masked = mask.mutable_data_ptr<bool>();
+  const auto [value, bits] =
+      scores.scalar_type() == ScalarType::Double
+          ? run(plan, cost, scores.const_data_ptr<double>(), limit, round_to, highest, masked)
+          : run(plan, cost, scores.const_data_ptr<float>(), limit, round_to, highest, masked);
+  *reached.mutable_data_ptr<int64_t>() = value;
+  *status.mutable_data_ptr<int32_t>() = bits;
+  return {mask, reached, status};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ocsfast, CPU, m) {
+  m.impl("partition", TORCH_BOX(&partition));
+}
+
+}  // namespace ocsfast::cpu

@@ -1,0 +1,40 @@
+// The total order of groups: by score, -0.0 = +0.0, then by index. Host and device.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define OCSFAST_HOST_DEVICE __host__ __device__
+#else
+#define OCSFAST_HOST_DEVICE
+#endif
+
+namespace ocsfast {
+
+// Unsigned images of scores that compare as the scores do; scores are not NaN.
+OCSFAST_HOST_DEVICE inline uint32_t order_image(float score) {
+  const float value = score + 0.0f;  // -0.0 + 0.0 = +0.0
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits ^ (bits >> 31 ? 0xFFFFFFFFu : 0x80000000u);
+}
+
+OCSFAST_HOST_DEVICE inline uint64_t order_image(double score) {
+  const double value = score + 0.0;
+  uint64_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits ^ (bits >> 63 ? ~uint64_t{0} : uint64_t{1} << 63);
+}
+
+// The most groups a family of `size` may lose where `below` of them lie at or below the threshold: at
+// most `limit`, and such that the kept count is a multiple of `round_to` (or nothing goes).
+OCSFAST_HOST_DEVICE inline int64_t groups_to_prune(int64_t size, int64_t below, int64_t limit,
+                                                   int64_t round_to) {
+  int64_t gone = below < limit ? below : limit;
+  if (gone < 0) gone = 0;
+  const int64_t kept = (size - gone + round_to - 1) / round_to * round_to;
+  return kept < size ? size - kept : 0;
+}
+
+}  // namespace ocsfast

@@ -1,0 +1,11 @@
+from typing import TypedDict
+
+class BuildInfo(TypedDict):
+    version: str
+    cuda: bool
+    cuda_version: str
+    cuda_archs: str
+    compiler: str
+    torch_target: str
+
+def build_info() -> BuildInfo: ...
