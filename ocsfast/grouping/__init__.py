@@ -11,9 +11,11 @@ from torch import nn
 
 from ocsfast.errors import ConfigError, GroupingError
 from ocsfast.grouping.assemble import assemble
+from ocsfast.grouping.depgraph import by_depgraph
 from ocsfast.grouping.families import Axis, Families, Family, Frozen, names_match
+from ocsfast.grouping.proof import proved
 from ocsfast.grouping.propagate import Findings, Walk
-from ocsfast.grouping.trace import Trace, trace
+from ocsfast.grouping.trace import Trace, trace, with_batch
 
 __all__ = ["Axis", "Families", "Family", "Frozen", "group"]
 
@@ -53,21 +55,23 @@ def group(
         raise ConfigError(f"grouping={engine!r} is not known; choose one of {', '.join(ENGINES)}")
     protected = _protected(model, keep)
     _check_parameters(model)
+    # DepGraph traces one mode only, so the cut model must at least run in the other one.
+    traced, both_modes = None, True
     if engine == "torch-pruning":
-        return _second_engine(model, args, kwargs, protected)
-    try:
-        families, traced, both_modes = by_labels(model, args, kwargs, protected)
-    except GroupingError as error:
-        logger.warning("%s. Trying the second engine (torch-pruning)", error)
+        families = by_depgraph(model, args, kwargs, protected)
+    else:
         try:
-            return _second_engine(model, args, kwargs, protected)
-        except (GroupingError, ImportError) as second:
-            raise GroupingError(f"{error}. The second engine failed too: {second}") from error
-    if verify:
-        from ocsfast.grouping.proof import proved
-
-        families = proved(model, traced, families, training=both_modes)
-    return families
+            families, traced, both_modes = by_labels(model, args, kwargs, protected)
+        except GroupingError as error:
+            logger.warning("%s. Trying the second engine (torch-pruning)", error)
+            try:
+                families = by_depgraph(model, args, kwargs, protected)
+            except GroupingError as second:
+                raise GroupingError(f"{error}. The second engine failed too: {second}") from error
+    if not verify:
+        return families
+    args, kwargs, _ = with_batch(args, kwargs)
+    return proved(model, families, args, kwargs, traced, training=both_modes)
 
 
 def by_labels(
@@ -96,14 +100,6 @@ def by_labels(
             for vector in dims:
                 found.labels.freeze(vector, protected[name])
     return assemble(found, parameters, evaluation.samples), evaluation, both_modes
-
-
-def _second_engine(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], protected: dict[str, str]
-) -> Families:
-    from ocsfast.grouping.depgraph import by_depgraph
-
-    return by_depgraph(model, args, kwargs, protected)
 
 
 def _protected(model: nn.Module, keep: Sequence[str | nn.Module]) -> dict[str, str]:

@@ -18,32 +18,29 @@ MAX_AXES = 2
 
 def assemble(found: Findings, parameters: Mapping[str, Tensor], samples: int) -> Families:
     """Number the atoms that are left, family by family, and write down where each one lives."""
-    labels = found.labels
-    simplify(found)
+    solution = simplify(found)
     axes = [
-        (name, axis, labels.settled(vector))
+        (name, axis, solution[vector])
         for name, dims in found.state.items()
         for axis, vector in enumerate(dims)
-        if labels.live(vector) and vector is not None
+        if vector is not None
     ]
-    order = _families(found, axes, parameters)
-    number: dict[int, int] = {}
-    for members in order:
-        for atom in members:
-            number[atom] = len(number)
+    order = _families(found.labels, axes, parameters)
+    group_of_term = np.full(solution.size, -1, dtype=np.int64)
+    members = [number for family in order for number in family]
+    group_of_term[members] = np.arange(len(members))
 
     def numbered(vector: Vector | None) -> Tensor | None:
         if vector is None:
             return None
-        terms = labels.terms(vector)
-        groups = [number.get(next(iter(term)), -1) if len(term) == 1 else -1 for term in terms]
-        return torch.tensor(groups, dtype=torch.int64) if max(groups, default=-1) >= 0 else None
+        groups = group_of_term[solution[vector]]
+        return torch.from_numpy(groups) if groups.max(initial=-1) >= 0 else None
 
     labelled = [(name, axis, numbered(vector)) for name, axis, vector in axes]
     records = tuple(Axis(name, axis, groups) for name, axis, groups in labelled if groups is not None)
     counted = ((path, name, numbered(v)) for (path, name), v in found.attributes.items())
     return Families(
-        families=_named(order, number, found, records),
+        families=_named([len(family) for family in order], found, records),
         axes=records,
         attributes=tuple(Attribute(path, name, g) for path, name, g in counted if g is not None),
         macs=tuple(_product(raw, numbered, samples) for raw in found.products),
@@ -51,8 +48,11 @@ def assemble(found: Findings, parameters: Mapping[str, Tensor], samples: int) ->
     )
 
 
-def simplify(found: Findings) -> None:
-    """Freeze what the plan's tables cannot say: composite indices, third axes, threefold costs."""
+def simplify(found: Findings) -> Vector:
+    """Freeze what the plan's tables cannot say: third axes, threefold costs, composite indices.
+
+    Returns the labels' solution: every term that occurs has at most one atom in it.
+    """
     labels = found.labels
     for name, dims in found.state.items():
         for axis, vector in enumerate(dims):
@@ -60,64 +60,64 @@ def simplify(found: Findings) -> None:
                 labels.freeze(vector, f"axis {axis} of {name} is neither its rows nor its columns")
     for raw in found.products:
         live = [vector for vector in raw.vectors if labels.live(vector)]
-        for vector in live[: -MAX_AXES or None] if len(live) > MAX_AXES else ():
+        for vector in live[:-MAX_AXES]:
             labels.freeze(vector, f"{raw.where}: its cost is a product of more than two widths")
-    vectors = [vector for dims in found.state.values() for vector in dims]
-    for vector in (
-        *vectors,
+    vectors = [
+        *(vector for dims in found.state.values() for vector in dims),
         *found.attributes.values(),
-        *(v for raw in found.products for v in raw.vectors),
-    ):
-        if vector is None:
-            continue
-        while composite := [term for term in set(labels.terms(vector)) if len(term) > 1]:
-            # A channel of a grouped convolution is (group, position within it): whole groups stay
-            # prunable, positions do not.
-            inner = {atom for term in composite for atom in term if labels.is_inner(atom)}
-            spare = inner or {max(term) for term in composite}
-            labels.freeze_atoms(spare, "an index that belongs to two groups at once")
+        *(vector for raw in found.products for vector in raw.vectors),
+    ]
+    occurring = np.unique(np.concatenate([v for v in vectors if v is not None] or [np.zeros(1, int)]))
+    while True:
+        solution = labels.solution()
+        terms = [labels.term(number) for number in np.unique(solution[occurring]).tolist()]
+        composite = [term for term in terms if len(term) > 1]
+        if not composite:
+            return solution
+        # A channel of a grouped convolution is (group, position within it): whole groups stay
+        # prunable, positions do not.
+        inner = {atom for term in composite for atom in term if labels.is_inner(atom)}
+        spare = inner or {max(term) for term in composite}
+        labels.freeze_atoms(spare, "an index that belongs to two groups at once")
 
 
 def _families(
-    found: Findings, axes: list[tuple[str, int, Vector]], parameters: Mapping[str, Tensor]
+    labels: Labels, axes: list[tuple[str, int, Vector]], parameters: Mapping[str, Tensor]
 ) -> list[list[int]]:
-    """Atoms that live on the same axes, equally often, in the order in which they appear."""
+    """Terms that live on the same axes, equally often, in the order in which they appear."""
     places: dict[int, list[tuple[int, int]]] = {}
-    weighs: set[int] = set()  # atoms with a slice that saliency can see
+    weighs: set[int] = set()  # terms with a slice that saliency can see
     for position, (name, _, vector) in enumerate(axes):
-        terms, counts = np.unique(vector, return_counts=True)
-        first_seen = np.argsort([int(np.argmax(vector == term)) for term in terms])
-        for k in first_seen.tolist():
-            for atom in found.labels.terms(terms[k : k + 1])[0]:
-                places.setdefault(atom, []).append((position, int(counts[k])))
-                if name in parameters and not name.endswith("bias"):
-                    weighs.add(atom)
+        terms, first, counts = np.unique(vector, return_index=True, return_counts=True)
+        for k in np.argsort(first).tolist():
+            if labels.term(int(terms[k])):
+                places.setdefault(int(terms[k]), []).append((position, int(counts[k])))
+        if name in parameters and not name.endswith("bias"):
+            weighs.update(terms.tolist())
     families: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for atom, where in places.items():
-        if atom in weighs:
-            families.setdefault(tuple(where), []).append(atom)
+    for term, where in places.items():
+        if term in weighs:
+            families.setdefault(tuple(where), []).append(term)
     # Where a family has one group it can never lose it.
     return [members for members in families.values() if len(members) > 1]
 
 
-def _named(
-    order: list[list[int]], number: dict[int, int], found: Findings, records: tuple[Axis, ...]
-) -> tuple[Family, ...]:
+def _named(sizes: list[int], found: Findings, records: tuple[Axis, ...]) -> tuple[Family, ...]:
     """A family is called after the first layer that produces it; every producer counts in Eq. 3."""
-    first_group = [number[members[0]] for members in order]
-    producers: list[dict[str, None]] = [{} for _ in order]
-    holders: list[dict[str, None]] = [{} for _ in order]
+    first = [sum(sizes[:f]) for f in range(len(sizes))]
+    producers: list[dict[str, None]] = [{} for _ in sizes]
+    holders: list[dict[str, None]] = [{} for _ in sizes]
     for record in records:
         layer = record.tensor.rpartition(".")[0] or record.tensor
-        present = torch.isin(torch.tensor(first_group), record.groups)
+        present = torch.isin(torch.tensor(first), record.groups)
         for f in torch.nonzero(present).flatten().tolist():
             holders[f][layer] = None
             if (record.tensor, record.axis) in found.producers:
                 producers[f][layer] = None
     families = []
-    for f, members in enumerate(order):
+    for f, size in enumerate(sizes):
         layers = tuple(producers[f] or list(holders[f])[:1])
-        families.append(Family(layers[0], first_group[f], len(members), layers))
+        families.append(Family(layers[0], first[f], size, layers))
     return tuple(families)
 
 

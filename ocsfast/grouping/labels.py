@@ -71,12 +71,11 @@ class Labels:
         term = self._terms[number]
         return frozenset(root for atom in term for root in self._roots(atom) if root not in self._reason)
 
-    def terms(self, vector: Vector | None) -> list[Term]:
-        """The term of each index as it stands now."""
-        if vector is None:
-            return []
-        known = {number: self._resolved(number) for number in np.unique(vector).tolist()}
-        return [known[number] for number in vector.tolist()]
+    def solution(self) -> Vector:
+        """For every term number, the number of the same term as it stands now: settles any vector."""
+        return np.array(
+            [self._number(self._resolved(n)) for n in range(len(self._terms))], dtype=np.int64
+        )
 
     def settled(self, vector: Vector) -> Vector:
         """The same vector in term numbers that are equal exactly where the terms are equal now."""
@@ -84,9 +83,13 @@ class Labels:
         numbers = [self._number(self._resolved(n)) for n in distinct.tolist()]
         return np.array(numbers, dtype=np.int64)[where]
 
+    def term(self, number: int) -> Term:
+        """The atoms of a settled term number."""
+        return self._terms[number]
+
     def live(self, vector: Vector | None) -> bool:
         """Whether any index may still be removed."""
-        return vector is not None and bool((self.settled(vector) != FROZEN).any())
+        return vector is not None and any(self._resolved(n) for n in dict.fromkeys(vector.tolist()))
 
     def reasons(self, vector: Vector | None) -> list[str]:
         """Why indices of a vector are frozen: distinct reasons in the order of the indices."""

@@ -1,8 +1,9 @@
 """The proof: cutting groups out equals zeroing their slices, in float64, on random weights.
 
-The reference is the exported graph with every slice of the pruned groups zeroed; the subject is a
-copy of the user's own module, cut. Random weights, norm scales and statistics make each index
-distinguishable from its neighbours, so that a label on the wrong index cannot hide.
+The reference is the exported graph (or, where there is none, the module) with every slice of the
+pruned groups zeroed; the subject is a copy of the user's own module, cut. Random weights, norm
+scales and statistics make each index distinguishable from its neighbours, so that a label on the
+wrong index cannot hide.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from ocsfast.cut import cut_model
 from ocsfast.errors import GroupingError, OcsfastError
 from ocsfast.grouping.families import Families, kept_indices
 from ocsfast.grouping.propagate import arguments, operator_name
@@ -29,10 +31,20 @@ TOLERANCE = 1e-8  # relative to the largest output; rounding in float64 stays be
 SEED = 0
 
 
-def proved(model: nn.Module, trace: Trace, families: Families, *, training: bool = False) -> Families:
+def proved(
+    model: nn.Module,
+    families: Families,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    graph: Trace | None,
+    *,
+    training: bool = False,
+) -> Families:
     """The families that stood the trial; those that did not are left dense, and named.
 
     Args:
+        args, kwargs: the input that the graph was traced with.
+        graph: the exported graph to hold the cut module against; None: the module itself.
         training: whether some labels come from a trace in training mode; the cut copy must then run
             in that mode too.
 
@@ -43,7 +55,7 @@ def proved(model: nn.Module, trace: Trace, families: Families, *, training: bool
         return families
     with undisturbed(model, training=False), torch.no_grad():
         torch.manual_seed(SEED)
-        trial = Trial(model, trace, families, training)
+        trial = Trial(model, families, args, kwargs, graph, training)
         failed = _failing(trial, range(len(families.families)))
         if not failed:
             return families
@@ -51,7 +63,7 @@ def proved(model: nn.Module, trace: Trace, families: Families, *, training: bool
         logger.warning("%s: cutting is not the same as zeroing, so it stays dense", names)
         left = families.without({f: f"cutting it fails: {why}" for f, why in failed.items()})
         if left.families:
-            again = Trial(model, trace, left, training)
+            again = Trial(model, left, args, kwargs, graph, training)
             why = again.difference(range(len(left.families)))
             if why:
                 raise GroupingError(
@@ -75,7 +87,13 @@ class Trial:
     """A float64 copy of a model with random weights, on which cuts are tried."""
 
     def __init__(
-        self, model: nn.Module, trace: Trace, families: Families, training: bool = False
+        self,
+        model: nn.Module,
+        families: Families,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        graph: Trace | None,
+        training: bool = False,
     ) -> None:
         try:
             self.model = copy.deepcopy(model).double().eval()
@@ -84,11 +102,11 @@ class Trial:
                 f"the model cannot be copied for the proof ({type(error).__name__}: {error}); "
                 "pass verify=False to go without it"
             ) from error
-        self.trace = trace
+        self.graph = graph
         self.families = families
         self.training = training
         randomize(self.model)
-        self.inputs = pytree.tree_map(_random_input, (trace.args, trace.kwargs))
+        self.inputs = pytree.tree_map(_random_input, (args, kwargs))
 
     def difference(self, members: Sequence[int]) -> str | None:
         """Cut some groups of these families, one at least in each: None if it equals zeroing them."""
@@ -116,27 +134,26 @@ class Trial:
         return None
 
     def _zeroed(self, pruned: Tensor) -> list[Tensor]:
-        """The exported graph's outputs, every slice of the pruned groups zero."""
-        state: dict[str, Tensor] = dict(self.model.named_parameters(remove_duplicate=False))
-        state.update(self.model.named_buffers(remove_duplicate=False))
-        by_identity = {id(tensor): tensor.detach().clone() for tensor in state.values()}
+        """The outputs of the whole model, every slice of the pruned groups zero."""
+        zeroed = copy.deepcopy(self.model)
+        state: dict[str, Tensor] = dict(zeroed.named_parameters(remove_duplicate=False))
+        state.update(zeroed.named_buffers(remove_duplicate=False))
         for axis in self.families.axes:
-            tensor = by_identity[id(state[axis.tensor])]
-            gone = _gone(axis.groups, pruned).to(tensor.device)
-            tensor.index_fill_(axis.axis, gone, 0.0)
-        zeroed = {name: by_identity[id(tensor)] for name, tensor in state.items()}
-        return self.trace.run(_Reference(self.trace.graph, self.families, pruned), zeroed, self.inputs)
+            tensor = state[axis.tensor]
+            tensor.index_fill_(axis.axis, _gone(axis.groups, pruned).to(tensor.device), 0.0)
+        if self.graph is None:
+            return _tensors(zeroed(*self.inputs[0], **self.inputs[1]))
+        reference = _Reference(self.graph.graph, self.families, pruned)
+        return _tensors(self.graph.run(reference, state, self.inputs))
 
     def _cut(self, pruned: Tensor) -> list[Tensor]:
-        from ocsfast.cut import cut_model
-
         subject = copy.deepcopy(self.model)
-        cut_model(subject, self.families, pruned, [])
+        cut_model(subject, self.families, pruned)
         args, kwargs = self.inputs
-        out = subject(*args, **kwargs)
+        out = _tensors(subject(*args, **kwargs))
         if self.training:
             subject.train()(*args, **kwargs)  # its shapes have to fit; dropout forbids comparing
-        return [x for x in pytree.tree_leaves(_plain(out)) if isinstance(x, Tensor)]
+        return out
 
 
 class _Reference(torch.fx.Interpreter):
@@ -189,9 +206,9 @@ def _gone(labels: Tensor, pruned: Tensor) -> Tensor:
     return torch.nonzero(gone[labels]).flatten()
 
 
-def _plain(output: Any) -> Any:
-    """torchvision returns a named tuple or an ordered dict in some modes; export flattens both."""
-    return dict(output) if isinstance(output, dict) else output
+def _tensors(output: Any) -> list[Tensor]:
+    """An output's tensors in order, whatever holds them."""
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _random_input(x: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import traceback
 from collections.abc import Iterator
@@ -27,21 +26,14 @@ class Trace:
     graph: torch.fx.GraphModule
     state: tuple[str | None, ...]  # parameter or buffer name of each state placeholder; None: a constant
     constants: dict[int, Tensor]  # value of each constant, by the number of its placeholder
-    args: tuple[Any, ...]  # what it was traced with
-    kwargs: dict[str, Any]
     samples: int  # how many samples that is
 
-    def run(
-        self, interpreter: torch.fx.Interpreter, state: dict[str, Tensor], inputs: Any
-    ) -> list[Tensor]:
+    def run(self, interpreter: torch.fx.Interpreter, state: dict[str, Tensor], inputs: Any) -> Any:
         """Run the graph on other state and inputs; its outputs, flat."""
-        flat = pytree.tree_leaves(inputs)
         values = [
             self.constants[n] if name is None else state[name] for n, name in enumerate(self.state)
         ]
-        return [
-            out for out in pytree.tree_leaves(interpreter.run(*values, *flat)) if isinstance(out, Tensor)
-        ]
+        return interpreter.run(*values, *pytree.tree_leaves(inputs))
 
 
 def with_batch(
@@ -103,7 +95,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tr
             raise GroupingError(
                 f"the model cannot be exported: it holds a {spec.kind.name.lower()} input"
             )
-    return Trace(copy.copy(program.graph_module), tuple(state), constants, args, kwargs, samples)
+    return Trace(program.graph_module, tuple(state), constants, samples)
 
 
 def _cause(error: BaseException) -> str:
