@@ -123,14 +123,14 @@ class Build(build_ext):
             f'-DOCSFAST_CUDA_ARCHS="{";".join(cuda.archs) if cuda else ""}"',
             f'-DOCSFAST_TORCH_TARGET="{TORCH_TARGET[0]}.{TORCH_TARGET[1]}"',
         ]
-        commands = {path: host for path in (CSRC / "checks.cpp", *sorted((CSRC / "cpu").glob("*.cpp")))}
+        commands = dict.fromkeys((CSRC / "checks.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))), host)
         commands[CSRC / "ocsfast.cpp"] = [*host, *module]
         if cuda:
             device = [str(cuda.nvcc), "-c", "-std=c++17", "-O3", "-ccbin", cxx[0], *includes, target]
             device += ["--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden"]
             device += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in cuda.archs]
             device += [f"-gencode=arch=compute_{cuda.archs[-1]},code=compute_{cuda.archs[-1]}"]
-            commands |= {path: device for path in sorted((CSRC / "cuda").glob("*.cu"))}
+            commands |= dict.fromkeys(sorted((CSRC / "cuda").glob("*.cu")), device)
         return commands
 
     def compile(self, source: Path, command: list[str]) -> Path:

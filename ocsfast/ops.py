@@ -65,9 +65,10 @@ def partition(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the groups to prune so that the cost is at most `budget`, and no more than that takes.
 
-    Groups are in one order: by score (-0.0 equals 0.0), then by index. For a threshold in it, each family
-    loses its lowest groups up to the threshold, `limits` of them at most, and then fewer until it keeps a
-    multiple of `round_to` (or loses none). The lowest threshold whose cost is within the budget decides.
+    Groups are in one order: by score (-0.0 equals 0.0), then by index. For a threshold in it, each
+    family loses its lowest groups up to the threshold, `limits` of them at most, and then fewer until it
+    keeps a multiple of `round_to` (or loses none). The lowest threshold whose cost is within the budget
+    decides.
     Exact; on CUDA one launch without synchronisation.
 
     Args:
@@ -186,7 +187,7 @@ class _OpTables(NamedTuple):
 # Beyond the few plans of a run none is kept alive.
 @lru_cache(maxsize=8)
 def _op_tables(plan: Plan) -> _OpTables:
-    """A plan's tables as the ops take them: shapes on the CPU, and on CUDA the rows and columns of each slice.
+    """A plan's tables as the ops take them: shapes on the CPU, on CUDA also each slice's indices.
 
     Made once a plan: from then on no call has to wait for the device.
     """
@@ -215,7 +216,7 @@ def _op_tables(plan: Plan) -> _OpTables:
 
 
 def _detached(tensors: Sequence[Tensor]) -> list[Tensor]:
-    # The ops have no autograd kernel of their own: a weight that requires grad would only draw a warning.
+    # The ops have no autograd kernel: a weight that requires grad would only draw a warning.
     return [tensor.detach() for tensor in tensors]
 
 
@@ -224,7 +225,7 @@ def _changed(tensors: Sequence[Tensor]) -> None:
 
 
 def _as_strided_like(grad: Tensor, weight: Tensor) -> Tensor:
-    """`grad`, or a copy of it with the strides of `weight`. What does not fit is left for the op to refuse."""
+    """`grad`, or a copy of it with the strides of `weight`; the op refuses what does not fit."""
     if grad.stride() == weight.stride() or grad.shape != weight.shape or grad.dtype != weight.dtype:
         return grad
     return torch.empty_strided(
@@ -236,8 +237,7 @@ def _layout_count(layout: Sequence[int], name: str) -> int:
     return layout[COUNTS.index(name)]
 
 
-@torch.library.register_fake("ocsfast::group_saliency")
-def _(
+def _fake_group_saliency(
     weights: list[Tensor], tables: Tensor, shapes: Tensor, layout: Sequence[int], squared: bool
 ) -> tuple[Tensor, Tensor]:
     wide = any(weight.dtype == torch.float64 for weight in weights)
@@ -248,8 +248,7 @@ def _(
     )
 
 
-@torch.library.register_fake("ocsfast::partition")
-def _(
+def _fake_partition(
     scores: Tensor,
     tables: Tensor,
     layout: Sequence[int],
@@ -266,8 +265,7 @@ def _(
     )
 
 
-@torch.library.register_fake("ocsfast::shrink_")
-def _(
+def _fake_shrink(
     weights: list[Tensor],
     tables: Tensor,
     shapes: Tensor,
@@ -278,8 +276,7 @@ def _(
     return None
 
 
-@torch.library.register_fake("ocsfast::lasso_grad_")
-def _(
+def _fake_lasso_grad(
     grads: list[Tensor],
     weights: list[Tensor],
     tables: Tensor,
@@ -291,6 +288,15 @@ def _(
     return None
 
 
-@torch.library.register_fake("ocsfast::jaccard")
-def _(mask_a: Tensor, mask_b: Tensor, tables: Tensor, layout: Sequence[int]) -> Tensor:
+def _fake_jaccard(mask_a: Tensor, mask_b: Tensor, tables: Tensor, layout: Sequence[int]) -> Tensor:
     return tables.new_empty((), dtype=torch.float64)
+
+
+for _name, _fake in (
+    ("group_saliency", _fake_group_saliency),
+    ("partition", _fake_partition),
+    ("shrink_", _fake_shrink),
+    ("lasso_grad_", _fake_lasso_grad),
+    ("jaccard", _fake_jaccard),
+):
+    torch.library.register_fake(f"ocsfast::{_name}", _fake)

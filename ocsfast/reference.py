@@ -111,7 +111,7 @@ def jaccard(plan: Plan, mask_a: Tensor, mask_b: Tensor) -> Tensor:
     sizes = plan.table("family_start").diff().tolist()
     layers = plan.table("family_layers").double()
     alike = []
-    for a, b in zip(mask_a.split(sizes), mask_b.split(sizes), strict=True):
+    for a, b in zip(torch.split(mask_a, sizes), torch.split(mask_b, sizes), strict=True):
         both, either = (~a & ~b).sum().double(), (~a | ~b).sum().double()
         alike.append(both / either if either > 0 else torch.ones_like(both))
     if not bool(layers.sum() > 0):

@@ -1,0 +1,118 @@
+"""Hand-made families, plans and weights for tests of the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ocsfast.grouping.families import Axis, Families, Family, Product
+from ocsfast.plan import Plan, build_plan
+
+
+def families(
+    sizes: Sequence[int],
+    labels: Mapping[str, Mapping[int, Sequence[int] | Tensor]],
+    layers: Sequence[int] | None = None,
+    macs: Sequence[Product] = (),
+) -> Families:
+    """Families of the given sizes, with `labels[tensor][axis]` = group of each index."""
+    records, first = [], 0
+    for f, size in enumerate(sizes):
+        names = tuple(f"f{f}.layer{k}" for k in range(layers[f] if layers else 1))
+        records.append(Family(f"f{f}", first, size, names))
+        first += size
+    axes = tuple(
+        Axis(name, axis, torch.as_tensor(groups, dtype=torch.int64))
+        for name, along in labels.items()
+        for axis, groups in along.items()
+    )
+    return Families(tuple(records), axes, (), tuple(macs), ())
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A plan, the weights it was built for, and the labels it was built from."""
+
+    families: Families
+    parameters: dict[str, Tensor]
+    plan: Plan
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [self.parameters[name] for name in self.plan.names]
+
+    def slices(self) -> list[tuple[int, int, int, Tensor]]:
+        """(group, position in the plan's names, axis, indices along it), one a slice."""
+        found = []
+        for axis in self.families.axes:
+            if axis.tensor not in self.plan.names:
+                continue
+            for group in sorted(set(axis.groups[axis.groups >= 0].tolist())):
+                indices = torch.nonzero(axis.groups == group).flatten()
+                found.append((group, self.plan.names.index(axis.tensor), axis.axis, indices))
+        return found
+
+
+def case(found: Families, parameters: Mapping[str, Tensor]) -> Case:
+    return Case(found, dict(parameters), build_plan(found, parameters))
+
+
+def mixed_case(
+    dtype: torch.dtype = torch.float32,
+    *,
+    channels_last: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Case:
+    """Every kind of coupling at once, with odd sizes.
+
+    Family 0: 13 channels, conv1 -> norm -> conv2's columns -> linear's columns (6 of each) after a flatten.
+    Family 1: 3 channels of conv2's 25 rows (8 rows each, the last row frozen), conv3's columns.
+    Family 2: one group. Family 3: 37 neurons between two linear layers, some frozen; a vector alone.
+    """
+    gen = torch.Generator().manual_seed(seed)
+
+    def weight(*shape: int) -> Tensor:
+        tensor = torch.randn(shape, generator=gen, dtype=torch.float64).to(device=device, dtype=dtype)
+        if channels_last and len(shape) == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        if channels_last and len(shape) == 5:
+            tensor = tensor.contiguous(memory_format=torch.channels_last_3d)
+        return tensor
+
+    parameters = {
+        "conv1.weight": weight(13, 3, 3, 3),
+        "norm.weight": weight(13),
+        "conv2.weight": weight(25, 13, 5, 1),
+        "linear.weight": weight(10, 78),
+        "conv3.weight": weight(1, 25, 2, 3, 2),
+        "norm3.weight": weight(1),
+        "up.weight": weight(37, 300),
+        "down.weight": weight(70, 37),
+        "scale.weight": weight(37),
+        "big.weight": weight(259, 37, 3, 3),
+    }
+    first = torch.arange(13)
+    second = torch.cat([13 + torch.arange(24) // 8, torch.tensor([-1])])
+    fourth = torch.where(torch.arange(37) % 5 == 2, -1, 17 + torch.arange(37))
+    labels = {
+        "conv1.weight": {0: first},
+        "norm.weight": {0: first},
+        "conv2.weight": {0: second, 1: first},
+        "linear.weight": {1: first.repeat_interleave(6)},
+        "conv3.weight": {0: [16], 1: second},
+        "norm3.weight": {0: [16]},
+        "up.weight": {0: fourth},
+        "down.weight": {1: fourth},
+        "scale.weight": {0: fourth},
+        "big.weight": {1: fourth},
+    }
+    return case(families([13, 3, 1, 37], labels, layers=[2, 1, 1, 3]), parameters)
+
+
+def draw_mask(plan: Plan, share: float, seed: int = 0) -> Tensor:
+    gen = torch.Generator().manual_seed(seed)
+    return (torch.rand(plan.count("groups"), generator=gen) < share).to(plan.tables.device)
