@@ -1,0 +1,1 @@
+"""The training program: `python -m ocsfast.train`. Needs `pip install ocsfast[train]`."""

@@ -1,0 +1,159 @@
+"""The architectures the training program can build.
+
+The CIFAR variants are written here; their sizes are those of the published tables (ResNet56:
+0.13 GMACs, 0.86 M parameters; VGG16: 0.40 GMACs, 14.73 M). The rest comes from torchvision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from torch import Tensor, nn
+
+from ocsfast.errors import ConfigError
+from ocsfast.train.optional import require
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.relu(self.bn1(self.conv1(x)))
+        out: Tensor = self.relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
+        return out
+
+
+class SmallResNet(nn.Module):
+    """Residual network for small images: a 3x3 stem at full resolution, one stage a width."""
+
+    def __init__(self, widths: Sequence[int], blocks: int, classes: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU()
+        stages, inputs = [], widths[0]
+        for number, width in enumerate(widths):
+            strides = [1 if number == 0 else 2] + [1] * (blocks - 1)
+            sources = [inputs] + [width] * (blocks - 1)
+            stages.append(nn.Sequential(*map(Block, sources, [width] * blocks, strides)))
+            inputs = width
+        self.stages = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(inputs, classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stages(self.relu(self.bn(self.conv(x))))
+        logits: Tensor = self.classifier(self.pool(x).flatten(1))
+        return logits
+
+
+class SmallVGG(nn.Module):
+    """VGG with batch norm for 32x32 images.
+
+    Stages 4 and 5 share a resolution: with a pool between them VGG16 would have 0.31 GMACs, not
+    the published 0.40.
+    """
+
+    def __init__(self, convolutions: Sequence[int], classes: int, channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = channels
+        for stage, (width, count) in enumerate(zip((64, 128, 256, 512, 512), convolutions, strict=True)):
+            for _ in range(count):
+                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+                inputs = width
+            if stage < 3:
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(inputs, classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.pool(self.features(x)).flatten(1))
+        return logits
+
+
+def _initialise(model: nn.Module) -> None:
+    """He's initialisation, as in the official ResNet code."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+Builder = Callable[[int, int], nn.Module]  # (classes, input channels) -> model
+
+
+def _resnet(widths: Sequence[int], blocks: int) -> Builder:
+    return lambda classes, channels: SmallResNet(widths, blocks, classes, channels)
+
+
+def _vgg(*convolutions: int) -> Builder:
+    return lambda classes, channels: SmallVGG(convolutions, classes, channels)
+
+
+def _torchvision(name: str) -> Builder:
+    def build(classes: int, channels: int) -> nn.Module:
+        models = require("torchvision.models", f"--arch {name}")
+        model: nn.Module = getattr(models, name)(num_classes=classes)
+        return model if channels == 3 else _with_input_channels(model, channels)
+
+    return build
+
+
+def _with_input_channels(model: nn.Module, channels: int) -> nn.Module:
+    """Replace the first convolution, for images that are not RGB."""
+    name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    parent, _, attribute = name.rpartition(".")
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        kernel_size=(old.kernel_size[0], old.kernel_size[1]),
+        stride=(old.stride[0], old.stride[1]),
+        padding=(int(old.padding[0]), int(old.padding[1])),
+        bias=old.bias is not None,
+    )
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    setattr(model.get_submodule(parent), attribute, new)
+    return model
+
+
+ARCHITECTURES: Mapping[str, Builder] = MappingProxyType(
+    {
+        # Wide for its 8x8 images, so that the time goes into arithmetic, which pruning saves.
+        "digits_resnet": _resnet((64, 128, 256), 2),
+        "resnet20": _resnet((16, 32, 64), 3),
+        "resnet32": _resnet((16, 32, 64), 5),
+        "resnet56": _resnet((16, 32, 64), 9),
+        "resnet110": _resnet((16, 32, 64), 18),
+        "vgg16": _vgg(2, 2, 3, 3, 3),
+        "vgg19": _vgg(2, 2, 4, 4, 4),
+        "mobilenet_v2": _torchvision("mobilenet_v2"),
+        "resnet18": _torchvision("resnet18"),
+        "resnet50": _torchvision("resnet50"),
+    }
+)
+
+
+def build_model(arch: str, classes: int, channels: int) -> nn.Module:
+    """A freshly initialised network for images of `channels` channels; uses torch's global RNG."""
+    if arch not in ARCHITECTURES:
+        raise ConfigError(f"unknown architecture {arch!r}: choose from {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[arch](classes, channels)
