@@ -69,7 +69,7 @@ def mixed_case(
 ) -> Case:
     """Every kind of coupling at once, with odd sizes.
 
-    Family 0: 13 channels, conv1 -> norm -> conv2's columns -> linear's columns (6 of each) after a flatten.
+    Family 0: 13 channels, conv1 -> norm -> conv2's columns -> flatten -> linear's columns (6 of each).
     Family 1: 3 channels of conv2's 25 rows (8 rows each, the last row frozen), conv3's columns.
     Family 2: one group. Family 3: 37 neurons between two linear layers, some frozen; a vector alone.
     """

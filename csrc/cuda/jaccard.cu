@@ -1,0 +1,68 @@
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "stream.h"
+
+namespace ocsfast::cuda {
+namespace {
+
+// One block: a hundred families of a few hundred bytes each are read before a second one has started.
+constexpr int kThreads = 1024;
+constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
+
+// A warp counts a family; thread 0 adds the families of a round up in their order.
+__global__ void __launch_bounds__(kThreads)
+    jaccard_kernel(Plan plan, const bool* a, const bool* b, double* out) {
+  __shared__ double alike[kWarps];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  double sum = 0;
+  int64_t layers = 0;
+  for (int32_t first = 0; first < plan.families; first += kWarps) {
+    const int32_t f = first + warp;
+    if (f < plan.families) {
+      int both = 0, either = 0;
+      for (int32_t g = plan.family_start[f] + lane; g < plan.family_start[f + 1]; g += kWarp) {
+        both += !a[g] && !b[g];
+        either += !a[g] || !b[g];
+      }
+      for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+        both += __shfl_down_sync(~0u, both, offset);
+        either += __shfl_down_sync(~0u, either, offset);
+      }
+      if (lane == 0) alike[warp] = either ? static_cast<double>(both) / either : 1.0;
+    }
+    __syncthreads();
+    for (int32_t k = 0; threadIdx.x == 0 && k < min(kWarps, plan.families - first); ++k) {
+      // No fused multiply-add: the sum is then the CPU's, to the bit.
+      sum = __dadd_rn(sum, __dmul_rn(alike[k], plan.family_layers[first + k]));
+      layers += plan.family_layers[first + k];
+    }
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) *out = layers ? sum / static_cast<double>(layers) : 1.0;
+}
+
+Tensor jaccard(const Tensor& mask_a, const Tensor& mask_b, const Tensor& tables,
+               const std::vector<int64_t>& layout) {
+  constexpr const char* kOp = "jaccard";
+  const Plan plan = check_plan(kOp, tables, layout);
+  check_array(kOp, mask_a, {"mask_a", ScalarType::Bool, plan.groups, 1}, tables);
+  check_array(kOp, mask_b, {"mask_b", ScalarType::Bool, plan.groups, 1}, tables);
+  const torch::stable::accelerator::DeviceGuard guard(tables.get_device_index());
+  Tensor result = torch::stable::new_empty(tables, {}, ScalarType::Double);
+  jaccard_kernel<<<1, kThreads, 0, current_stream(kOp, tables)>>>(plan, mask_a.const_data_ptr<bool>(),
+                                                                  mask_b.const_data_ptr<bool>(),
+                                                                  result.mutable_data_ptr<double>());
+  check_cuda(kOp, cudaGetLastError());
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ocsfast, CUDA, m) {
+  m.impl("jaccard", TORCH_BOX(&jaccard));
+}
+
+}  // namespace ocsfast::cuda
