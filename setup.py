@@ -47,13 +47,22 @@ class Cuda:
     nvcc: Path
     version: tuple[int, int]
     archs: tuple[str, ...]
+    libraries: Path  # where libcudart_static.a is
 
-    @property
-    def library_dir(self) -> Path:
-        root = self.nvcc.resolve().parent.parent
-        return next(
-            (d for d in (root / "lib64", root / "lib") if (d / "libcudart_static.a").exists()), root
-        )
+
+def cuda_libraries(nvcc: Path) -> Path:
+    """Ask nvcc where its toolkit is: the nvcc on PATH may be a script that calls another."""
+    dry = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", "/dev/null"], check=True, capture_output=True, text=True
+    )
+    found = re.search(r"^#\$ TOP=(.+)$", dry.stderr + dry.stdout, re.MULTILINE)
+    top = Path(found[1]) if found else nvcc.resolve().parent.parent
+    for folder in (top / "lib64", top / "lib", *sorted(top.glob("targets/*/lib"))):
+        if (folder / "libcudart_static.a").exists():
+            return folder.resolve()
+    raise BuildError(
+        f"{top} has no libcudart_static.a: reinstall the CUDA toolkit, or set OCSFAST_CUDA=0"
+    )
 
 
 def find_cuda() -> Cuda | None:
@@ -78,7 +87,7 @@ def find_cuda() -> Cuda | None:
         print(f"ocsfast: building without CUDA: {reason}", file=sys.stderr)
         return None
     archs = re.split(r"[;, ]+", os.environ.get("OCSFAST_CUDA_ARCHS", "80;90").strip())
-    return Cuda(nvcc, version, tuple(arch.replace(".", "") for arch in archs))
+    return Cuda(nvcc, version, tuple(arch.replace(".", "") for arch in archs), cuda_libraries(nvcc))
 
 
 class Build(build_ext):
@@ -103,14 +112,14 @@ class Build(build_ext):
         link = [*cxx, "-shared", "-o", str(target), *map(str, objects), f"-L{torch / 'lib'}"]
         link += ["-Wl,--no-as-needed", "-ltorch_cpu", "-lc10", "-Wl,--as-needed"]
         if cuda:
-            link += [f"-L{cuda.library_dir}", "-lcudart_static", "-ldl", "-lpthread", "-lrt"]
+            link += [f"-L{cuda.libraries}", "-lcudart_static", "-ldl", "-lpthread", "-lrt"]
         self.spawn(link)
 
     def compile_commands(self, torch: Path, cuda: Cuda | None, cxx: list[str]) -> dict[Path, list[str]]:
         """What compiles each source, without the source and the object."""
         import pybind11
 
-        includes = [f"-I{CSRC}", f"-isystem{torch / 'include'}"]
+        includes = [f"-I{CSRC}", "-isystem", str(torch / "include")]
         target = f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}{0:012x}ULL"
         more = shlex.split(os.environ.get("CXXFLAGS", ""))
         host = [*cxx, "-c", *HOST_FLAGS, *WARNINGS, *includes, target, *more]
