@@ -142,8 +142,11 @@ def lasso_grad_(
         strength: 0-dim float32 on the weights' device.
 
     Raises:
+        ValueError: there are more or fewer gradients than weights.
         RuntimeError: an argument does not fit the plan. Nothing has been changed then.
     """
+    if len(grads) != len(weights):
+        raise ValueError(f"ocsfast.lasso_grad_: {len(grads)} gradients for {len(weights)} weights")
     tables = _op_tables(plan)
     with torch.no_grad():
         matched = [
