@@ -28,6 +28,7 @@ class Recipe:
     milestones: tuple[float, ...] = ()  # shares of the run; the rate is multiplied by `gamma` there
     gamma: float = 0.2
     preset: Literal["cifar", "imagenet"] | None = None  # `ocsfast.Config.paper(preset)`
+    preset_epochs: int = 0  # the run that the preset's epoch numbers are meant for
     image_size: int = 32  # of image folders; data sets have their own
     resized_crop: bool = False  # ImageNet's augmentation instead of a padded crop, for image folders
 
@@ -64,6 +65,7 @@ def recipe(name: str, data: str, arch: str) -> Recipe:
             schedule="multistep",
             milestones=(90 / 300, 180 / 300, 240 / 300, 270 / 300),
             preset="cifar",
+            preset_epochs=300,
         )
     if name == "paper-imagenet":
         imagenet = Recipe(
@@ -73,10 +75,15 @@ def recipe(name: str, data: str, arch: str) -> Recipe:
             lr=0.1,
             weight_decay=4e-5,
             preset="imagenet",
+            preset_epochs=130,
             image_size=224,
             resized_crop=True,
         )
-        return replace(imagenet, epochs=150, lr=0.05) if arch == "mobilenet_v2" else imagenet
+        return (
+            replace(imagenet, epochs=150, preset_epochs=150, lr=0.05)
+            if arch == "mobilenet_v2"
+            else imagenet
+        )
     raise ConfigError(f"unknown recipe {name!r}: choose from {', '.join(RECIPES)}")
 
 

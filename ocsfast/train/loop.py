@@ -1,0 +1,237 @@
+"""Training one network, dense or one-cycle, and measuring it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.flop_counter import FlopCounterMode
+
+import ocsfast
+from ocsfast.errors import StateError
+from ocsfast.report.records import Cut, EpochRow, FamilyWidth, NormSnapshot, RunResult
+from ocsfast.train.data import Data, Source, iterations
+from ocsfast.train.recipes import Recipe, make_optimizer, make_scheduler
+
+if TYPE_CHECKING:
+    from ocsfast import Pruner, StepReport
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A network that is ready to be trained."""
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    ratio: float | None = None  # None: dense
+    pruner: Pruner | None = None
+    set_up_seconds: float = 0.0
+
+
+def prepare_dense(model: nn.Module, data: Data, recipe: Recipe) -> Run:
+    """The plain training of `model`."""
+    optimizer = make_optimizer(recipe, model)
+    steps = recipe.epochs * iterations(data.train, recipe.batch_size)
+    return Run("dense", model, optimizer, make_scheduler(recipe, optimizer, steps))
+
+
+def prepare_one_cycle(
+    model: nn.Module, data: Data, recipe: Recipe, ratio: float, options: Mapping[str, Any]
+) -> Run:
+    """The same training, in which `ratio` of the cost goes.
+
+    Attaching here, ahead of the loop, makes a ratio that cannot be reached an error before any
+    training; a loop that never attaches works as well.
+    """
+    run = prepare_dense(model, data, recipe)
+    device = next(model.parameters()).device
+    start = time.perf_counter()
+    pruner = ocsfast.attach(
+        model,
+        ratio,
+        optimizer=run.optimizer,
+        example_inputs=torch.zeros(2, *data.shape, device=device),
+        total_steps=recipe.epochs * iterations(data.train, recipe.batch_size),
+        check_every=iterations(data.train, recipe.batch_size),
+        **options,
+    )
+    seconds = time.perf_counter() - start
+    return Run("one-cycle", model, run.optimizer, run.scheduler, ratio, pruner, seconds)
+
+
+def preset_options(recipe: Recipe) -> dict[str, Any]:
+    """The options of the paper's preset that the recipe asks for.
+
+    The preset's epochs are scaled where a run is shorter or longer than the paper's.
+    """
+    if recipe.preset is None:
+        return {}
+    options = vars(ocsfast.Config.paper(recipe.preset)).copy()
+    for name in ("total_steps", "check_every"):  # known from the run itself
+        del options[name]
+    for name in ("sparsify_from", "deadline"):
+        if options[name] is not None:
+            options[name] = max(1, round(options[name] * recipe.epochs / recipe.preset_epochs))
+    return options
+
+
+def train(
+    run: Run, data: Data, recipe: Recipe, seed: int, show: Callable[[EpochRow], None]
+) -> RunResult:
+    """Train `run` to its end; `show` gets every epoch's row as soon as it is known.
+
+    Raises:
+        StateError: the loss is no longer finite.
+    """
+    device = next(run.model.parameters()).device
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    rows: list[EpochRow] = []
+    snapshots: list[NormSnapshot] = []
+    macs, cut = count_macs(run.model, data.shape), None
+    for epoch in range(1, recipe.epochs + 1):
+        start = clock(device)
+        loss = train_epoch(run, data.train, recipe.batch_size, generator)
+        train_seconds = clock(device) - start
+        if not np.isfinite(loss):
+            raise StateError(
+                f"{run.name}: the loss of epoch {epoch} is {loss} at lr {recipe.lr}: lower --lr"
+            )
+        accuracy = evaluate(run.model, data.test, recipe.batch_size)
+        report, step_seconds = None, 0.0
+        if run.ratio is not None:
+            start = clock(device)
+            report = ocsfast.step(run.model, run.ratio)  # the one line a training script needs
+            step_seconds = clock(device) - start
+            if report.cut:
+                before, accuracy = accuracy, evaluate(run.model, data.test, recipe.batch_size)
+                macs = count_macs(run.model, data.shape)
+                cut = Cut(epoch, report.forced, before, accuracy)
+            if run.pruner is not None and (report.cut or report.stage != "pruned"):
+                snapshots.append(_snapshot(epoch, run.pruner))
+        lr = float(run.optimizer.param_groups[0]["lr"])
+        row = EpochRow(
+            run.name, epoch, loss, accuracy, lr, train_seconds, step_seconds, macs, **_columns(report)
+        )
+        rows.append(row)
+        show(row)
+    pruner = run.pruner
+    return RunResult(
+        rows=tuple(rows),
+        params=count_parameters(run.model),
+        macs=macs,
+        set_up_seconds=run.set_up_seconds,
+        cut=cut,
+        t_sl=pruner.t_sl if pruner else None,
+        t_cut=pruner.t_cut if pruner else None,
+        widths=_widths(pruner) if pruner else (),
+        snapshots=tuple(snapshots),
+        frozen=tuple(f"{f.where}: {f.reason}" for f in pruner.families.frozen) if pruner else (),
+    )
+
+
+def train_epoch(run: Run, source: Source, batch_size: int, generator: torch.Generator) -> float:
+    """One epoch; returns the mean loss of its batches."""
+    run.model.train()
+    losses: list[Tensor] = []
+    for images, labels in source.batches(batch_size, generator):
+        loss = nn.functional.cross_entropy(run.model(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        run.scheduler.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, source: Source, batch_size: int) -> float:
+    """Accuracy on a split, %. Leaves the model in evaluation mode."""
+    model.eval()
+    hits = [(model(images).argmax(1) == labels).sum() for images, labels in source.batches(batch_size)]
+    return 100 * float(torch.stack(hits).sum()) / len(source)
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one sample's forward pass, as torch counts them."""
+    training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *shape, device=next(model.parameters()).device))
+    model.train(training)
+    return int(counter.get_total_flops()) // 2
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def paired_latency(models: Sequence[nn.Module], images: Tensor, rounds: int = 40) -> list[float]:
+    """Median seconds of a forward pass of each model, measured in turns.
+
+    Turns, because a machine's speed drifts: measured one after the other, the models would be
+    compared at different speeds.
+    """
+    for model in models:
+        model.eval()
+        for _ in range(3):
+            model(images)
+    seconds: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds):
+        for model, samples in zip(models, seconds, strict=True):
+            start = clock(images.device)
+            model(images)
+            samples.append(clock(images.device) - start)
+    return [float(np.median(samples)) for samples in seconds]
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once everything given to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _columns(report: StepReport | None) -> dict[str, Any]:
+    """The part of an epoch's row that `ocsfast.step` tells."""
+    if report is None:
+        return {}
+    if report.stage == "pruned" and not report.cut:  # nothing is measured any more
+        return {"stage": report.stage, "nats": report.nats}
+    return {
+        "stage": report.stage,
+        "stability": report.stability,
+        "mean_stability": report.mean_stability,
+        "strength": report.lam,
+        "nats": report.nats,
+        "residual": report.residual,
+        "changed": report.changed,
+        "macs_at_cut": report.cost_at_cut,
+        "cut": report.cut,
+        "forced": report.forced,
+    }
+
+
+def _snapshot(epoch: int, pruner: Pruner) -> NormSnapshot:
+    assert pruner.scores is not None
+    assert pruner.mask is not None
+    return NormSnapshot(
+        epoch,
+        pruner.scores.detach().cpu().double().numpy(),
+        pruner.mask.detach().cpu().numpy().astype(bool),
+    )
+
+
+def _widths(pruner: Pruner) -> tuple[FamilyWidth, ...]:
+    kept = pruner.history[-1].kept
+    return tuple(FamilyWidth(name, size, stays) for name, stays, size in kept)
