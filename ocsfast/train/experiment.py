@@ -134,10 +134,18 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"--pretrained {path} holds no state dict")
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"--pretrained {path} does not fit: {_one_line(error)}") from error
+    expected = model.state_dict()
+    wrong = [
+        name
+        for name in {**expected, **state}
+        if name not in state or name not in expected or state[name].shape != expected[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"--pretrained {path} does not fit: {len(wrong)} of {len(expected)} tensors are missing, "
+            f"unknown or of another shape, {wrong[0]} the first of them"
+        )
+    model.load_state_dict(state)
 
 
 def _one_line(error: Exception) -> str:
