@@ -1,1 +1,26 @@
 """ocsfast: train, prune and finish a network in one training run."""
+
+from ocsfast.api import attach, detach, step
+from ocsfast.checkpoint import load, save
+from ocsfast.config import Config
+from ocsfast.cut import cut_model
+from ocsfast.errors import CheckpointError, ConfigError, GroupingError, OcsfastError, StateError
+from ocsfast.history import StepReport
+from ocsfast.pruner import Pruner
+
+__all__ = [
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "GroupingError",
+    "OcsfastError",
+    "Pruner",
+    "StateError",
+    "StepReport",
+    "attach",
+    "cut_model",
+    "detach",
+    "load",
+    "save",
+    "step",
+]

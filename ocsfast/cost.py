@@ -87,7 +87,7 @@ def build_cost_model(families: Families, products: Sequence[Product], unit: str)
 
     def axis_number(labels: Tensor | None, where: str) -> int:
         if labels is None:
-            free, along = 1, {}
+            free, along = 1, dict[int, int]()
         else:
             free, along = int((labels < 0).sum()), {}
             live = labels[labels >= 0]

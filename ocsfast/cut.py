@@ -147,14 +147,21 @@ def _prepare(tensor: Tensor, crop: Callable[[Tensor], Tensor], optimizers: Seque
 def _apply(swap: _Swap) -> None:
     tensor = swap.tensor
     tensor.grad = None
-    # Assigning smaller data directly keeps the node that accumulates gradients, which remembers the
-    # old shape while any old graph is alive; a change of dtype drops it, and hooks survive.
-    other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
-    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
-    tensor.data = swap.data
+    replace_data(tensor, swap.data)
     tensor.grad = swap.grad
     for state, new in swap.states:
         state.update(new)
+
+
+def replace_data(tensor: Tensor, data: Tensor) -> None:
+    """Give a tensor data of another shape; it stays the same object, with its hooks.
+
+    Assigning directly would keep the node that accumulates gradients, which remembers the old shape
+    while any old graph is alive; a change of dtype drops it.
+    """
+    other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
+    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = data
 
 
 def _kept_attributes(

@@ -6,9 +6,9 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ocsfast.errors import StateError
 
@@ -25,9 +25,15 @@ class StepCounter:
 
     def __init__(self) -> None:
         self._steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._last: weakref.ref[Optimizer] | None = None
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
+        self._last = weakref.ref(optimizer)
+
+    def last(self) -> Optimizer | None:
+        """The optimizer that stepped last, if it is still alive."""
+        return None if self._last is None else self._last()
 
     def steps(self, optimizer: Optimizer) -> int:
         """Steps of `optimizer` since ocsfast was imported."""
@@ -66,14 +72,14 @@ def find_optimizer(counter: StepCounter, trainable: Mapping[str, nn.Parameter]) 
 
 
 def check_owner(optimizer: Optimizer, coupled: Mapping[str, nn.Parameter]) -> None:
-    """Refuse an optimizer that does not own every trainable one of the `coupled` parameters.
+    """Refuse an optimizer that does not own every one of the `coupled` parameters.
 
     Raises:
         StateError: naming the first parameter it does not own.
     """
     mine = {id(p) for p in owned(optimizer)}
     for name, parameter in coupled.items():
-        if parameter.requires_grad and id(parameter) not in mine:
+        if id(parameter) not in mine:
             raise StateError(
                 f"{name} is to be pruned, but the {type(optimizer).__name__} optimizer does not own it: "
                 "one optimizer must own all pruned parameters. Add it to a parameter group, or name "
@@ -169,5 +175,5 @@ def overflowed(optimizer: Optimizer) -> Tensor | None:
 def register_counter() -> StepCounter:
     """Make the process's step counter and hook it into torch."""
     counter = StepCounter()
-    torch.optim.optimizer.register_optimizer_step_post_hook(counter)
+    register_optimizer_step_post_hook(counter)
     return counter

@@ -1,0 +1,289 @@
+"""The one line a training loop needs, and attaching ahead of the loop."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ocsfast.config import Config, checked_ratio, make_config
+from ocsfast.errors import ConfigError, GroupingError, StateError
+from ocsfast.grouping import group
+from ocsfast.history import StepReport
+from ocsfast.optimizers import check_owner, find_optimizer, register_counter
+from ocsfast.pruner import Pruner
+
+# A model's wrappers by class name, so that none of torch's distributed packages has to be imported.
+_WRAPPERS = {
+    "DistributedDataParallel": "attach to the plain model before it is wrapped, or train unwrapped: "
+    "its buckets remember the sizes of parameters that the cut changes",
+    "FullyShardedDataParallel": "its shards hide the channels that would be cut",
+    "FSDPModule": "its shards hide the channels that would be cut",
+    "DataParallel": "pass model.module",
+}
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
+
+
+class _Recorder:
+    """A forward pre-hook that keeps the first training batch's arguments, and then does nothing."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps  # of the optimizer at the first call of `ocsfast.step`
+        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._training = False
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._training and (self.inputs is None or model.training):
+            self._training = model.training
+            self.inputs = torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Recorder:
+        return _Recorder(self.steps)
+
+    def __reduce__(self) -> tuple[type[_Forgotten], tuple[()]]:
+        return _Forgotten, ()
+
+
+class _Forgotten:
+    """What a recorder becomes in a pickled model: a hook that does nothing."""
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        return None
+
+
+_Call = tuple[float, Config | None, dict[str, Any]]
+
+# Both are weak. A hook on every optimizer's step is the only way to find an optimizer that nobody
+# passes; and the pruner is not an attribute of its model, so that copies and pickles of the model are
+# just models.
+_counter = register_counter()
+_runs: weakref.WeakKeyDictionary[nn.Module, _Run] = weakref.WeakKeyDictionary()
+
+
+class _Run:
+    """What `step` knows of a model: its pruner, or the recorder that waits for an input."""
+
+    def __init__(self, call: _Call) -> None:
+        self.call = call
+        self.pruner: Pruner | None = None
+        self.recorder: _Recorder | None = None
+        self.handle: torch.utils.hooks.RemovableHandle | None = None
+
+
+def step(
+    model: nn.Module,
+    ratio: float,
+    *,
+    optimizer: Optimizer | None = None,
+    example_inputs: Inputs | None = None,
+    config: Config | None = None,
+    **config_fields: Any,
+) -> StepReport:
+    """Prune `model` as it trains: call this once an epoch, or after every optimizer step.
+
+    The first call finds the optimizer by its steps and starts to listen for the model's input; the
+    second call, after the next training steps, attaches (with `example_inputs=` the first one does) and
+    makes the first check. From then on it does what `Pruner.step` says, and after the cut nothing.
+
+    Args:
+        model: a plain module; a compiled one is unwrapped.
+        ratio: the share of the target that is removed, between 0 and 1.
+        optimizer: the one that owns the model's parameters; found by itself where only one does.
+        example_inputs: one batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        config: options as one object, say `Config.paper("cifar")`.
+        **config_fields: fields of `Config`; they override `config`.
+
+    Returns:
+        Where things stand; see `StepReport`.
+
+    Raises:
+        ConfigError: a bad option; a ratio or option that differs from the first call's; or a ratio that
+            cannot be reached.
+        GroupingError: the model's structure cannot be found, or nothing in it can be pruned.
+        StateError: no training step was seen, no or several optimizers own the parameters, the
+            optimizer's state cannot be cut, the model is wrapped, or a weight is NaN or infinite.
+    """
+    model = _plain(model)
+    call: _Call = (ratio, config, config_fields)
+    run = _runs.get(model)
+    if run is None:
+        checked_ratio(ratio)
+        _options(config, config_fields)
+        owner = _stepped(model, optimizer)
+        run = _Run(call)
+        if example_inputs is None:
+            run.recorder = _Recorder(_counter.steps(owner))
+            run.handle = model.register_forward_pre_hook(run.recorder, with_kwargs=True)
+            _runs[model] = run
+            return StepReport("observe")
+    elif call != run.call:
+        raise ConfigError(_what_changed(run.call, call))
+    if run.pruner is None:
+        owner = _stepped(model, optimizer)
+        inputs = _inputs(example_inputs, run.recorder)
+        run.pruner = _attach(model, ratio, owner, inputs, _options(config, config_fields))
+        if run.recorder is not None:
+            run.pruner.begin_at(run.recorder.steps)
+        _forget_inputs(run)
+        _runs[model] = run
+    pruner = run.pruner
+    if not pruner.attached:
+        raise StateError(
+            "the pruner of this model was detached: call ocsfast.detach(model) to start anew"
+        )
+    _require_driven(pruner)
+    return pruner.step()
+
+
+def attach(
+    model: nn.Module,
+    ratio: float,
+    *,
+    optimizer: Optimizer | None = None,
+    example_inputs: Inputs | None = None,
+    config: Config | None = None,
+    **config_fields: Any,
+) -> Pruner:
+    """Attach ahead of the training loop; later calls of `step(model, ratio, ...)` use this pruner.
+
+    Args: as for `step`. Without `optimizer`, one must have stepped; `example_inputs` is required.
+
+    Raises:
+        As for `step`; StateError too if the model has a pruner already.
+    """
+    model = _plain(model)
+    run = _runs.get(model)
+    if run is not None and run.pruner is not None:
+        raise StateError("this model has a pruner already: call ocsfast.detach(model) first")
+    checked_ratio(ratio)
+    options = _options(config, config_fields)
+    if example_inputs is None:
+        raise StateError("attach needs example_inputs= (one batch as the model takes it)")
+    owner = _trainable_owner(model) if optimizer is None else optimizer
+    if run is None:
+        run = _Run((ratio, config, config_fields))
+    run.pruner = _attach(model, ratio, owner, _arguments(example_inputs), options)
+    run.call = (ratio, config, config_fields)
+    _forget_inputs(run)
+    _runs[model] = run
+    return run.pruner
+
+
+def detach(model: nn.Module) -> None:
+    """Forget the model's pruner: its hooks go, the model stays as it is. Harmless if there is none."""
+    run = _runs.pop(_plain(model), None)
+    if run is not None:
+        _forget_inputs(run)
+        if run.pruner is not None:
+            run.pruner.detach()
+
+
+def _attach(
+    model: nn.Module,
+    ratio: float,
+    optimizer: Optimizer,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    config: Config,
+) -> Pruner:
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    families = group(model, *inputs, keep=config.keep, engine=config.grouping, verify=config.verify)
+    if not families.families:
+        reasons = "; ".join(f"{f.where}: {f.reason}" for f in families.frozen[:3])
+        raise GroupingError(f"nothing in this model can be pruned ({reasons or 'no coupled layers'})")
+    coupled = {a.tensor: trainable[a.tensor] for a in families.axes if a.tensor in trainable}
+    check_owner(optimizer, coupled)
+    return Pruner(model, ratio, config, optimizer, families, steps=_counter.steps(optimizer))
+
+
+def _options(config: Config | None, config_fields: dict[str, Any]) -> Config:
+    options = make_config(config_fields)
+    return options if config is None else replace(config, **config_fields)
+
+
+def _inputs(given: Inputs | None, recorder: _Recorder | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The batch that was passed, or else the one that was recorded."""
+    if given is not None:
+        return _arguments(given)
+    if recorder is None or recorder.inputs is None:
+        raise StateError(
+            "no forward pass of this model has been seen since the first call of ocsfast.step: "
+            "pass example_inputs= (one batch as the model takes it)"
+        )
+    return recorder.inputs
+
+
+def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """One batch as (args, kwargs)."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The model itself: a compiled one unwrapped, a distributed one refused."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model={type(model).__name__}: an nn.Module is expected")
+    if type(model).__name__ == "OptimizedModule":
+        model = model.get_submodule("_orig_mod")
+    for name, module in model.named_modules():
+        for base in type(module).__mro__:
+            if base.__name__ in _WRAPPERS:
+                where = f"its part {name}" if name else "the model"
+                raise StateError(f"{where} is a {base.__name__}: {_WRAPPERS[base.__name__]}")
+    return model
+
+
+def _trainable_owner(model: nn.Module) -> Optimizer:
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    return find_optimizer(_counter, trainable)
+
+
+def _stepped(model: nn.Module, optimizer: Optimizer | None) -> Optimizer:
+    """The optimizer of `step`, which must have taken a training step."""
+    if optimizer is None:
+        return _trainable_owner(model)
+    if _counter.steps(optimizer) == 0:
+        raise StateError(
+            f"the {type(optimizer).__name__} optimizer given has taken no step yet: call ocsfast.step "
+            "after the training steps, or ocsfast.attach ahead of them"
+        )
+    return optimizer
+
+
+def _require_driven(pruner: Pruner) -> None:
+    """Notice an optimizer that took the place of the one whose steps the pruner waits for."""
+    last = _counter.last()
+    if pruner.idle and last is not None and last is not pruner.optimizer:
+        weights = {id(p) for p in pruner.optimizer.param_groups[0]["params"]}
+        if any(id(p) in weights for group in last.param_groups for p in group["params"]):
+            raise StateError(
+                f"the model is now driven by another optimizer ({type(last).__name__}) than the one "
+                "attached: call ocsfast.detach(model), then attach with the new one"
+            )
+
+
+def _what_changed(before: _Call, now: _Call) -> str:
+    if before[0] != now[0]:
+        return (
+            f"ratio={now[0]!r} differs from ratio={before[0]!r} of the first call: it cannot change in "
+            "mid-run. Call ocsfast.detach(model) to start anew"
+        )
+    names = [n for n in {**before[2], **now[2]} if before[2].get(n) != now[2].get(n)] or ["config"]
+    return (
+        f"{', '.join(names)}: differs from the first call; options cannot change in mid-run. "
+        "Call ocsfast.detach(model) to start anew"
+    )
+
+
+def _forget_inputs(run: _Run) -> None:
+    if run.handle is not None:
+        run.handle.remove()
+    run.handle = run.recorder = None

@@ -1,0 +1,156 @@
+"""Where a run stands: one frozen report a check, and the numbers that a resumed run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocsfast.errors import StateError
+from ocsfast.grouping.families import Families
+from ocsfast.optimizers import Scalar
+
+STATE_VERSION = 1
+STAGES = ("observe", "sparsify", "pruned")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One check, or where things stand if this call made none.
+
+    Costs are exact integers, in MACs of one sample's forward pass, parameters, or the unit of a
+    `Config.target` of your own. All but `stage` are empty until the pruner is attached (`check` is 0).
+    """
+
+    stage: str  # "observe", "sparsify" or "pruned", after this call
+    check: int = 0  # number of this check, 1-based
+    stability: float | None = None  # Eq. 3; None before check lag + 1
+    mean_stability: float | None = None  # Eq. 4
+    lam: float = 0.0  # lambda in force from here on, for the mean learning rate
+    nats: float = 0.0  # sum of lambda * lr so far: pruned weights shrank by exp(-nats) from Eq. 9 alone
+    residual: float | None = None  # mean saliency of the pruned groups / of the kept ones
+    changed: int = 0  # groups that changed sides since the last check
+    cost: int = 0  # of the model as it is
+    cost_at_cut: int = 0  # of the model with the present choice cut out
+    cost_dense: int = 0  # of the model at attach
+    cut: bool = False  # whether the cut happened in this call
+    forced: bool = False  # cut by the deadline or by `Pruner.cut()`, not because it was stable
+    seconds: float = 0.0  # this check's wall-clock time
+    kept: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)  # family, kept, of how many
+
+    def kept_share(self) -> dict[str, float]:
+        """The share of groups that stay, 0 to 1, by family (named after its first layer)."""
+        return {name: kept / size for name, kept, size in self.kept}
+
+
+@dataclass
+class Progress:
+    """The numbers a pruner changes as the run goes on."""
+
+    stage: str = "observe"
+    check: int = 0  # checks made
+    steps: int = 0  # optimizer steps taken
+    at_call: int = 0  # of those, at the last call of `step`
+    at_check: int = 0  # and at the last check
+    t_sl: int | None = None  # check at which sparsity learning began
+    t_cut: int | None = None  # check at which the cut came
+    start: int | None = None  # optimizer step at which sparsity learning began
+    planned: int = 0  # optimizer steps the automatic ramp takes
+    scale: float | None = None  # slice norm that scales Eq. 8; None: Eq. 8 as written
+    nats: Scalar = 0.0
+    indices: list[float] = field(default_factory=list)  # Eq. 3, from check lag + 1 on
+    history: list[StepReport] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A pruner's state, read and checked."""
+
+    progress: Progress
+    masks: list[Tensor]  # the last partitions, oldest first, [groups] bool each
+    mask: Tensor | None
+    scores: Tensor | None
+
+
+def pack(
+    progress: Progress,
+    ratio: float,
+    families: Families,
+    masks: list[Tensor],
+    mask: Tensor | None,
+    scores: Tensor | None,
+) -> dict[str, Any]:
+    """A pruner's state as CPU tensors, plain numbers, strings, lists and dicts."""
+    numbers = {f.name: getattr(progress, f.name) for f in fields(Progress)}
+    reports = [asdict(report) for report in progress.history]
+    for report in reports:
+        report["kept"] = [list(entry) for entry in report["kept"]]
+    return {
+        "version": STATE_VERSION,
+        "ratio": ratio,
+        "families": [[family.name, family.size] for family in families.families],
+        "progress": {
+            **numbers,
+            "nats": float(progress.nats),
+            "indices": list(progress.indices),
+            "history": reports,
+        },
+        "masks": [m.cpu() for m in masks],
+        "mask": None if mask is None else mask.cpu(),
+        "scores": None if scores is None else scores.cpu(),
+    }
+
+
+def unpack(state: Mapping[str, Any], ratio: float, families: Families, device: torch.device) -> Loaded:
+    """The inverse of `pack`, for the same ratio and families.
+
+    Raises:
+        StateError: it is not what `pack` returns, or of another run.
+    """
+    wanted = {"version", "ratio", "families", "progress", "masks", "mask", "scores"}
+    if not isinstance(state, Mapping) or set(state) != wanted:
+        raise StateError("this is not a pruner's state")
+    if state["version"] != STATE_VERSION:
+        raise StateError(f"the state has version {state['version']}, this is {STATE_VERSION}")
+    if state["ratio"] != ratio:
+        raise StateError(f"the state is of ratio={state['ratio']}, the run's is {ratio}")
+    if state["families"] != [[f.name, f.size] for f in families.families]:
+        raise StateError("the state is of another model: its families differ")
+    progress = _progress(state["progress"])
+    masks, mask, scores = list(state["masks"]), state["mask"], state["scores"]
+    size = (families.num_groups,)
+    for tensor in (*masks, mask, scores):
+        if tensor is None and progress.check == 0:
+            continue
+        if not isinstance(tensor, Tensor) or tensor.shape != size:
+            raise StateError("the state's masks and scores do not fit the model's groups")
+    if any(m.dtype != torch.bool for m in (*masks, mask) if m is not None):
+        raise StateError("the state's masks are not boolean")
+    return Loaded(
+        progress,
+        [m.to(device) for m in masks],
+        None if mask is None else mask.to(device),
+        None if scores is None else scores.to(device),
+    )
+
+
+def _progress(state: Mapping[str, Any]) -> Progress:
+    try:
+        if set(state) != {f.name for f in fields(Progress)} or state["stage"] not in STAGES:
+            raise ValueError(f"fields {sorted(state)}, stage {state.get('stage')!r}")
+        counts = [state[name] for name in ("check", "steps", "at_call", "at_check", "planned")]
+        optional = [state[name] for name in ("t_sl", "t_cut", "start")]
+        if not all(isinstance(n, int) for n in counts + [n for n in optional if n is not None]):
+            raise ValueError("a count is not an integer")
+        reports = [
+            StepReport(**{**report, "kept": tuple((str(f), k, n) for f, k, n in report["kept"])})
+            for report in state["history"]
+        ]
+        indices = [float(x) for x in state["indices"]]
+        nats = float(state["nats"])
+        return Progress(**{**state, "nats": nats, "indices": indices, "history": reports})
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise StateError(f"this is not a pruner's state: {error}") from error

@@ -1,0 +1,440 @@
+"""The state machine: observe, sparsify, pruned (Algorithm 1), driven by the optimizer's own steps."""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ocsfast import history, ops, penalty, schedule, stability
+from ocsfast.config import Config, checked_ratio
+from ocsfast.cut import cut_model
+from ocsfast.errors import StateError
+from ocsfast.grouping.families import Families
+from ocsfast.history import Progress, StepReport
+from ocsfast.optimizers import Scalar, check_owner, check_supported
+from ocsfast.selection import (
+    Choice,
+    choose,
+    kept_by_family,
+    make_aim,
+    mean_pruned_norm,
+    quantity,
+    require_reachable,
+)
+
+logger = logging.getLogger("ocsfast")
+
+INNER_LOOP_STEPS = 500  # check_every="auto", called after every optimizer step: a check once per so many
+
+
+class Pruner:
+    """Watches a model, shrinks what will go, and cuts it out; made by `ocsfast.attach`.
+
+    Attributes:
+        config, ratio, optimizer: as given.
+        families: the structure at attach, which numbers the groups of `scores` and `mask`.
+        scores, mask: the last check's Eq. 2 and choice, [groups] float and bool (true: goes); None
+            before the first check. They stay as they were when the cut came.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ratio: float,
+        config: Config,
+        optimizer: Optimizer,
+        families: Families,
+        *,
+        steps: int = 0,
+    ) -> None:
+        """Prepare to prune; see `ocsfast.attach`, which finds `families`.
+
+        Args:
+            steps: optimizer steps already taken.
+
+        Raises:
+            ConfigError: a bad ratio, or one that cannot be reached.
+            StateError: the optimizer or the weights are not what pruning needs.
+        """
+        self.ratio = checked_ratio(ratio)
+        self.config = config
+        self.families = families
+        self.optimizer = optimizer
+        self.scores: Tensor | None = None
+        self.mask: Tensor | None = None
+        self._model = weakref.ref(model)
+        self._progress = Progress(steps=steps)
+        self._masks: deque[Tensor] = deque(maxlen=config.lag)
+        self._lam: Scalar = 0.0
+        self._scheduler: weakref.ref[LRScheduler] | None = None
+        self._position = (0, 0)  # optimizer and scheduler steps when the scheduler was found
+
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        check_owner(
+            optimizer, {a.tensor: parameters[a.tensor] for a in families.axes if a.tensor in parameters}
+        )
+        check_supported(optimizer, stepped=steps > 0)
+        self._aim = make_aim(families, dict(model.named_parameters()), config, self.ratio)
+        self._bound: penalty.Bound | None = self._bind(parameters)
+        require_reachable(
+            self._aim, choose(self._aim, self._bound, config), families, config, self.ratio
+        )
+        self._hooks = [
+            optimizer.register_step_pre_hook(_weakly(self._before_step)),
+            optimizer.register_step_post_hook(_weakly(self._after_step)),
+        ]
+        dense = self._aim.dense
+        self._resting = StepReport(
+            "observe",
+            cost=dense,
+            cost_dense=dense,
+            cost_at_cut=dense,
+            kept=tuple((f.name, f.size, f.size) for f in families.families),
+        )
+
+    # What a user reads and calls.
+
+    @property
+    def stage(self) -> str:
+        """ "observe", "sparsify" or "pruned"."""
+        return self._progress.stage
+
+    @property
+    def history(self) -> list[StepReport]:
+        """One report a check."""
+        return self._progress.history
+
+    @property
+    def t_sl(self) -> int | None:
+        """The check at which sparsity learning began (Eq. 5)."""
+        return self._progress.t_sl
+
+    @property
+    def t_cut(self) -> int | None:
+        """The check at which the cut came (Eq. 6)."""
+        return self._progress.t_cut
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken, as far as they were seen."""
+        return self._progress.steps
+
+    @property
+    def attached(self) -> bool:
+        """Whether it still drives the model, or has finished with it."""
+        return bool(self._hooks) or self.stage == "pruned"
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for its optimizer, which has taken no step since the last call of `step`."""
+        return self.stage != "pruned" and self._progress.steps == self._progress.at_call
+
+    def begin_at(self, steps: int) -> None:
+        """Take it that `step` was called last when the optimizer had taken so many steps."""
+        self._progress.at_call = steps
+
+    def step(self) -> StepReport:
+        """Make a check if one is due, and cut if it says so.
+
+        check_every="auto": calls that lie several optimizer steps apart are one check each; calls after
+        every optimizer step make one per 500 of them. An integer: a check every that many steps.
+
+        Returns:
+            The check's report; without a check, the last one with `cut` false.
+
+        Raises:
+            StateError: a weight is NaN or infinite or was replaced, or the pruner was detached. Nothing
+                has been changed then.
+        """
+        now = self._progress
+        if now.stage == "pruned":
+            return self._resting
+        self._require_attached()
+        since_call, since_check = now.steps - now.at_call, now.steps - now.at_check
+        every = self.config.check_every
+        if every == "auto":
+            due = since_call > 1 or since_check >= INNER_LOOP_STEPS
+        else:
+            due = since_check >= int(every)
+        report = self._evaluate(forced=False) if due else self._resting
+        now.at_call = now.steps
+        return report
+
+    def cut(self) -> StepReport:
+        """Decide by the weights as they are, and cut now, in whatever stage.
+
+        Raises:
+            StateError: it was cut already, or as for `step`.
+        """
+        if self.stage == "pruned":
+            raise StateError(f"the model was cut already, at check {self.t_cut}")
+        self._require_attached()
+        return self._evaluate(forced=True)
+
+    def detach(self) -> None:
+        """Remove the optimizer hooks. The model stays as it is; this pruner cannot go on."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._bound = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs besides the model's and the optimizer's own state.
+
+        CPU tensors, numbers, strings, lists and dicts: `torch.load(weights_only=True)` reads it.
+        """
+        return history.pack(
+            self._progress, self.ratio, self.families, list(self._masks), self.mask, self.scores
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken. Attach to a dense instance of the model first.
+
+        If the cut had come by then, the model is cut here: load the model's and the optimizer's own
+        state afterwards, when their shapes fit.
+
+        Raises:
+            StateError: the state is of another model or ratio, or not a state at all. Nothing has been
+                changed then.
+        """
+        self._require_attached()
+        if self.stage == "pruned":
+            raise StateError("the model is cut already: attach to a dense instance to load a state")
+        device = self._current().plan.tables.device
+        loaded = history.unpack(state, self.ratio, self.families, device)
+        progress = loaded.progress
+        if progress.stage == "pruned":
+            assert loaded.mask is not None  # unpack() sees to it
+            cut_model(self._alive(), self.families, loaded.mask, [self.optimizer])
+            self.detach()
+        self._progress, self.mask, self.scores = progress, loaded.mask, loaded.scores
+        self._masks = deque(loaded.masks, maxlen=self.config.lag)
+        self._scheduler = None
+        if progress.history:
+            self._resting = replace(progress.history[-1], cut=False, seconds=0.0)
+
+    # The optimizer's hooks: no host synchronisation here.
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if self.stage != "sparsify" or self._bound is None or self.mask is None:
+            return None
+        if not self._bound.is_current():
+            self._rebind()
+        parts = penalty.parts_now(self._bound, optimizer)
+        self._lam = self._lambda_now(penalty.mean_rate(parts, optimizer))
+        if self.config.penalty not in ("both", "lasso"):
+            return None
+        mask, lam, scale = self.mask, self._lam, self._progress.scale
+
+        def lasso() -> None:
+            penalty.add_lasso(parts, optimizer, mask, lam, scale)
+
+        # `args` is (optimizer, *arguments of step)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            lasso()
+            return None
+        rest = {key: value for key, value in kwargs.items() if key != "closure"}
+        return (args[0], _then(closure, lasso), *args[2:]), rest
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        now = self._progress
+        now.steps += 1
+        if now.stage != "sparsify" or self._bound is None or self.mask is None:
+            return
+        parts = penalty.parts_now(self._bound, optimizer)
+        now.nats = now.nats + self._lam * penalty.mean_rate(parts, optimizer)
+        if self.config.penalty in ("both", "shrink"):
+            penalty.shrink(parts, optimizer, self.mask, self._lam)
+
+    def _lambda_now(self, rate: Scalar) -> Scalar:
+        """Eq. 7, or the automatic ramp, for the coming optimizer step."""
+        now = self._progress
+        if now.t_sl is None or now.start is None or self.config.penalty == "none":
+            return 0.0
+        if self.config.strength == "paper":
+            return schedule.paper_lambda(self.config, now.check - now.t_sl)
+        ramp = schedule.Ramp(self.config.nats, now.planned, self.config.shape)
+        return penalty.lambda_for(rate, ramp.at(now.steps - now.start))
+
+    # A check.
+
+    def _evaluate(self, forced: bool) -> StepReport:
+        begun = time.perf_counter()
+        bound = self._current()
+        choice = choose(self._aim, bound, self.config)
+        now = self._progress
+        index = None
+        if len(self._masks) == self.config.lag:
+            index = float(ops.jaccard(bound.plan, self._masks[0], choice.mask))
+            now.indices.append(index)
+        changed = int((self._masks[-1] != choice.mask).sum()) if self._masks else 0
+        now.check += 1
+        now.at_check = now.steps
+        self._masks.append(choice.mask)
+        self.scores, self.mask = choice.scores, choice.mask
+
+        stage = self._plan_stage()
+        late, ready = self._is_late(stage), self._is_ready(choice)
+        cut = forced or late or ready
+        if cut:
+            if late and not ready and not forced:
+                self._warn(choice)
+            self._cut(choice)
+        elif now.stage == "observe" and self._should_start(stage):
+            self._begin(choice, bound, stage)
+
+        rate = penalty.mean_rate(penalty.parts_now(bound, self.optimizer), self.optimizer)
+        report = StepReport(
+            stage=now.stage,
+            check=now.check,
+            stability=index,
+            mean_stability=stability.mean_stability(now.indices, self.config.window),
+            lam=float(self._lambda_now(rate)) if now.stage == "sparsify" else 0.0,
+            nats=float(now.nats),
+            residual=choice.residual,
+            changed=changed,
+            cost=choice.cost if cut else self._aim.dense,
+            cost_at_cut=choice.cost,
+            cost_dense=self._aim.dense,
+            cut=cut,
+            forced=cut and not ready,
+            seconds=time.perf_counter() - begun,
+            kept=kept_by_family(self.families, choice.mask),
+        )
+        now.history.append(report)
+        self._resting = replace(report, cut=False, seconds=0.0)
+        return report
+
+    def _should_start(self, stage: schedule.Stage) -> bool:
+        now = self._progress
+        if self.config.sparsify_from is not None:
+            return now.check >= self.config.sparsify_from
+        if stability.has_settled(now.indices, self.config.window, self.config.tau):
+            return True
+        return self.config.strength == "auto" and now.steps >= stage.latest_start
+
+    def _is_ready(self, choice: Choice) -> bool:
+        """Eq. 6, and little enough left in what goes."""
+        now = self._progress
+        if now.t_sl is None or now.check <= now.t_sl:
+            return False
+        most = self.config.max_residual
+        small = most is None or choice.residual < most
+        return small and stability.is_stable(now.indices, self.config.window, self.config.epsilon)
+
+    def _is_late(self, stage: schedule.Stage) -> bool:
+        if isinstance(self.config.deadline, int):
+            return self._progress.check >= self.config.deadline
+        return stage.deadline is not None and self._progress.steps >= stage.deadline
+
+    def _begin(self, choice: Choice, bound: penalty.Bound, stage: schedule.Stage) -> None:
+        now = self._progress
+        now.stage, now.t_sl, now.start = "sparsify", now.check, now.steps
+        # Planned once: a length that moved with every estimate would make the sum of lambda * lr drift.
+        now.planned = self._plan_stage().steps
+        if self.config.strength == "auto":
+            now.scale = mean_pruned_norm(bound, choice)
+        logger.info("sparsity learning begins at check %d", now.check)
+
+    def _cut(self, choice: Choice) -> None:
+        now = self._progress
+        cut_model(self._alive(), self.families, choice.mask, [self.optimizer])
+        self.detach()
+        now.stage, now.t_cut = "pruned", now.check
+        cost, dense, unit = quantity(choice.cost), quantity(self._aim.dense), self._aim.cost_model.unit
+        logger.info("cut at check %d: %s of %s%s stay", now.check, cost.strip(), dense, unit)
+
+    def _warn(self, choice: Choice) -> None:
+        mean = stability.mean_stability(self._progress.indices, self.config.window)
+        logger.warning(
+            "the deadline cuts at check %d: mean stability %s (wanted %g), residual %.3g (wanted %s)",
+            self._progress.check,
+            "unknown" if mean is None else f"{mean:.4f}",
+            1 - self.config.epsilon,
+            choice.residual,
+            "any" if self.config.max_residual is None else f"below {self.config.max_residual:g}",
+        )
+
+    def _plan_stage(self) -> schedule.Stage:
+        now = self._progress
+        return schedule.plan_stage(self.config, self._total_steps(), now.start, now.check, now.steps)
+
+    def _total_steps(self) -> int | None:
+        """Optimizer steps of the whole run, or None if nothing tells."""
+        if self.config.total_steps is not None:
+            return self.config.total_steps
+        scheduler = self._scheduler() if self._scheduler else None
+        if scheduler is None:
+            scheduler = schedule.find_scheduler(self.optimizer)
+            if scheduler is None:
+                return None
+            self._scheduler = weakref.ref(scheduler)
+            self._position = (self.steps, schedule.scheduler_position(scheduler))
+        length = schedule.scheduler_length(scheduler)
+        if length is None:
+            return None
+        now = (self.steps, schedule.scheduler_position(scheduler))
+        return schedule.run_length(length, self._position, now)
+
+    # The model.
+
+    def _require_attached(self) -> None:
+        if not self._hooks:
+            raise StateError("this pruner was detached: attach again")
+
+    def _alive(self) -> nn.Module:
+        model = self._model()
+        if model is None:
+            raise StateError("the model this pruner was attached to no longer exists")
+        return model
+
+    def _bind(self, parameters: Mapping[str, nn.Parameter]) -> penalty.Bound:
+        return penalty.bind(self.families, parameters, self.optimizer, self.config.include_bias)
+
+    def _rebind(self) -> None:
+        """Weights were moved or converted: build the plan for where and what they are now."""
+        self._bound = self._bind(dict(self._alive().named_parameters(remove_duplicate=False)))
+        device = self._bound.plan.tables.device
+        self._masks = deque((m.to(device) for m in self._masks), maxlen=self.config.lag)
+        self.mask = None if self.mask is None else self.mask.to(device)
+
+    def _current(self) -> penalty.Bound:
+        """The plan, after making sure that it still describes the model."""
+        assert self._bound is not None  # there are hooks
+        parameters = dict(self._alive().named_parameters(remove_duplicate=False))
+        penalty.check_identity(self._bound, parameters, self.optimizer)
+        if not self._bound.is_current():
+            self._rebind()
+        return self._bound
+
+
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that does not keep the pruner alive: it goes when its model goes."""
+    reference = weakref.WeakMethod(method)
+
+    def hook(*args: Any) -> Any:
+        alive = reference()
+        return None if alive is None else alive(*args)
+
+    return hook
+
+
+def _then(closure: Callable[[], Any], more: Callable[[], None]) -> Callable[[], Any]:
+    """A closure that also adds the penalty to the gradients it leaves."""
+
+    def wrapped() -> Any:
+        loss = closure()
+        more()
+        return loss
+
+    return wrapped
