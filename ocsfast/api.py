@@ -103,8 +103,8 @@ def step(
         Where things stand; see `StepReport`.
 
     Raises:
-        ConfigError: a bad option; a ratio or option that differs from the first call's; or a ratio that
-            cannot be reached.
+        ConfigError: a bad option; a ratio or option that differs from the first call's (options need not
+            be repeated); or a ratio that cannot be reached.
         GroupingError: the model's structure cannot be found, or nothing in it can be pruned.
         StateError: no training step was seen, no or several optimizers own the parameters, the
             optimizer's state cannot be cut, the model is wrapped, or a weight is NaN or infinite.
@@ -122,8 +122,8 @@ def step(
             run.handle = model.register_forward_pre_hook(run.recorder, with_kwargs=True)
             _runs[model] = run
             return StepReport("observe")
-    elif call != run.call:
-        raise ConfigError(_what_changed(run.call, call))
+    else:
+        _require_unchanged(run.call, call)
     if run.pruner is None:
         owner = _stepped(model, optimizer)
         inputs = _inputs(example_inputs, run.recorder)
@@ -270,15 +270,18 @@ def _require_driven(pruner: Pruner) -> None:
             )
 
 
-def _what_changed(before: _Call, now: _Call) -> str:
-    if before[0] != now[0]:
-        return (
-            f"ratio={now[0]!r} differs from ratio={before[0]!r} of the first call: it cannot change in "
+def _require_unchanged(first: _Call, now: _Call) -> None:
+    """Refuse another ratio than the first call's, or other options; options need not be repeated."""
+    if now[0] != first[0]:
+        raise ConfigError(
+            f"ratio={now[0]!r} differs from ratio={first[0]!r} of the first call: it cannot change in "
             "mid-run. Call ocsfast.detach(model) to start anew"
         )
-    names = [n for n in {**before[2], **now[2]} if before[2].get(n) != now[2].get(n)] or ["config"]
-    return (
-        f"{', '.join(names)}: differs from the first call; options cannot change in mid-run. "
+    if now[1:] in ((None, {}), first[1:]):
+        return
+    names = [n for n in {**first[2], **now[2]} if first[2].get(n) != now[2].get(n)] or ["config"]
+    raise ConfigError(
+        f"{', '.join(names)}: not as in the first call; options cannot change in mid-run. "
         "Call ocsfast.detach(model) to start anew"
     )
 

@@ -1,0 +1,191 @@
+"""The cut: identities, optimizers that go on as if the network had always been small, old graphs."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from networks import OPTIMIZERS, Net, batch, net, sgd, train
+from torch import nn
+from torch.nn import functional as F
+
+from ocsfast import StateError, cut_model
+from ocsfast.grouping import group
+from ocsfast.grouping.families import kept_indices
+
+
+def families_of(model):
+    x, _ = batch(0, next(p.dtype for p in model.parameters()))
+    return group(model, (x,), {})
+
+
+def some(families, seed=0):
+    """A random choice of about 40 % of each family."""
+    generator = torch.Generator().manual_seed(seed)
+    pruned = torch.zeros(families.num_groups, dtype=torch.bool)
+    for family in families.families:
+        order = torch.randperm(family.size, generator=generator)
+        pruned[family.first + order[: max(1, int(0.4 * family.size))]] = True
+    return pruned
+
+
+def crop(tensor, name, families, pruned):
+    """Written straight from the labels, one index at a time."""
+    for axis in families.axes:
+        if axis.tensor == name:
+            stays = [i for i, g in enumerate(axis.groups.tolist()) if g < 0 or not pruned[g]]
+            tensor = torch.stack([tensor.select(axis.axis, i) for i in stays], axis.axis)
+    return tensor
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_twenty_steps_equal_those_of_a_small_network(name):
+    model = net().double()
+    optimizer = OPTIMIZERS[name](model)
+    families = families_of(model)
+    train(model, optimizer, 5)
+    pruned = some(families)
+
+    left = [int((~pruned[f.first : f.first + f.size]).sum()) for f in families.families]
+    small = Net(tuple(left)).double()
+    small.load_state_dict({k: crop(v, k, families, pruned) for k, v in model.state_dict().items()})
+    other = OPTIMIZERS[name](small)
+    for (key, p), q in zip(model.named_parameters(), small.parameters(), strict=True):
+        other.state[q] = {
+            k: crop(v, key, families, pruned).clone()
+            if isinstance(v, torch.Tensor) and v.shape == p.shape
+            else copy.deepcopy(v)
+            for k, v in optimizer.state[p].items()
+        }
+    before = [id(p) for p in model.parameters()]
+    cut_model(model, families, pruned, [optimizer])
+    assert [id(p) for p in model.parameters()] == before
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == before
+    train(model, optimizer, 20, first=5)
+    train(small, other, 20, first=5)
+    for (key, p), q in zip(model.state_dict().items(), small.state_dict().values(), strict=True):
+        assert p.shape == q.shape
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12, msg=key)
+
+
+def test_module_attributes_and_families_left():
+    model = net()
+    families = families_of(model)
+    pruned = some(families)
+    left = cut_model(model, families, pruned)
+    a, b, c = (family.size for family in left.families)
+    assert (model.conv1.out_channels, model.bn1.num_features, model.conv2.in_channels) == (a, a, a)
+    assert (model.conv2.out_channels, model.fc1.in_features, model.fc1.out_features) == (b, 4 * b, c)
+    again = families_of(model)
+    assert [f.size for f in again.families] == [a, b, c]
+    cut_model(model, left, some(left, 1))
+    model(batch(0)[0])
+
+
+def test_an_old_loss_does_not_break_the_next_backward():
+    model = net()
+    optimizer = sgd(model)
+    families = families_of(model)
+    train(model, optimizer, 2)
+    x, y = batch(0)
+    old = F.cross_entropy(model(x), y)  # its graph stays alive
+    calls = []
+    model.conv1.weight.register_hook(lambda grad: calls.append(grad.shape))
+    cut_model(model, families, some(families), [optimizer])
+    train(model, optimizer, 2)
+    assert calls == [model.conv1.weight.shape] * 2
+    assert old.grad_fn is not None
+
+
+def test_gradients_are_cut_too():
+    model = net()
+    families = families_of(model)
+    x, y = batch(0)
+    F.cross_entropy(model(x), y).backward()
+    pruned = some(families)
+    expected = {n: crop(p.grad, n, families, pruned) for n, p in model.named_parameters()}
+    cut_model(model, families, pruned)
+    for name, p in model.named_parameters():
+        assert torch.equal(p.grad, expected[name])
+
+
+def test_channels_last_and_hooks_stay():
+    model = net().to(memory_format=torch.channels_last)
+    optimizer = sgd(model)
+    families = families_of(model)
+    train(model, optimizer, 2)
+    cut_model(model, families, some(families), [optimizer])
+    weight = model.conv2.weight
+    for tensor in (weight, weight.grad, optimizer.state[weight]["momentum_buffer"]):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert not tensor.is_contiguous()
+
+
+def test_tied_parameters_are_cut_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter = nn.Linear(4, 6)
+            self.a = nn.Linear(6, 6, bias=False)
+            self.b = nn.Linear(6, 6, bias=False)
+            self.b.weight = self.a.weight
+            self.leave = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.leave(self.b(F.relu(self.a(F.relu(self.enter(x))))))
+
+    torch.manual_seed(0)
+    model = Tied()
+    families = group(model, (torch.randn(4, 4),), {})
+    if not families.families:
+        pytest.skip("nothing to prune here")
+    cut_model(model, families, some(families))
+    assert model.a.weight is model.b.weight
+    model(torch.randn(4, 4))
+
+
+def _snapshot(model, optimizer):
+    return (
+        copy.deepcopy(model.state_dict()),
+        copy.deepcopy(optimizer.state_dict()),
+        [id(p) for p in model.parameters()],
+        repr(model),
+    )
+
+
+def test_whole_or_not_at_all():
+    model = net()
+    optimizer = sgd(model)
+    families = families_of(model)
+    train(model, optimizer, 2)
+    before = _snapshot(model, optimizer)
+    everything = torch.ones(families.num_groups, dtype=torch.bool)
+    with pytest.raises(StateError, match="lose all its"):
+        cut_model(model, families, everything, [optimizer])
+    with pytest.raises(StateError, match="must be"):
+        cut_model(model, families, everything[1:], [optimizer])
+    wrong = replace(families, attributes=tuple(replace(a, name="training") for a in families.attributes))
+    with pytest.raises(StateError, match="not a size attribute"):
+        cut_model(model, wrong, some(families), [optimizer])
+    model.conv2.out_channels = 99
+    with pytest.raises(StateError, match=r"conv2\.out_channels is 99"):
+        cut_model(model, families, some(families), [optimizer])
+    model.conv2.out_channels = 12
+    model.fc1 = nn.Linear(7, 10)
+    with pytest.raises(StateError, match=r"fc1\.weight has shape \(10, 7\)"):
+        cut_model(model, families, some(families), [optimizer])
+    after = _snapshot(model, optimizer)
+    for key, value in before[0].items():
+        if not key.startswith("fc1"):
+            assert torch.equal(value, after[0][key])
+
+
+def test_a_copy_can_be_cut_alike():
+    model = net()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    families = families_of(model)
+    pruned = some(families)
+    cut_model(model, families, pruned)
+    cut_model(average.module, families, pruned)
+    average.update_parameters(model)
+    assert kept_indices(families.axes[0].groups, pruned).numel() == model.conv1.out_channels

@@ -1,0 +1,92 @@
+"""Eq. 7, the automatic ramp, and how long a run is."""
+
+import pytest
+import torch
+from networks import net, sgd
+from torch.optim import lr_scheduler as sched
+
+from ocsfast import Config
+from ocsfast.schedule import (
+    Ramp,
+    find_scheduler,
+    paper_lambda,
+    plan_stage,
+    run_length,
+    scheduler_length,
+    scheduler_position,
+)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_eq7_to_the_letter(every):
+    config = Config.paper("imagenet", delta_every=every)
+    expected = config.lambda0  # lambda at t_sl, where the floor is 0
+    for elapsed in range(40):
+        expected += config.delta * (elapsed // every)
+        assert paper_lambda(config, elapsed) == pytest.approx(expected, rel=1e-12)
+
+
+def test_linear_growth_as_the_prose_says():
+    config = Config(strength="paper", delta_every=2)
+    assert [paper_lambda(config, k) for k in range(5)] == pytest.approx([1e-4, 1e-4, 2e-4, 2e-4, 3e-4])
+
+
+@pytest.mark.parametrize("shape", ["linear", "cubic"])
+def test_ramp_adds_up_to_nats_and_grows(shape):
+    ramp = Ramp(3.0, 50, shape)
+    rates = [ramp.at(k) for k in range(50)]
+    assert sum(rates) == pytest.approx(3.0)
+    assert rates == sorted(rates)
+    assert ramp.at(70) == pytest.approx(ramp.at(60))  # goes on at the last rate
+    assert ramp.at(60) == pytest.approx(3.0 / 50 * (2 if shape == "linear" else 4))
+
+
+def test_stage_with_a_known_length():
+    stage = plan_stage(Config(), total=1000, start=None, checks=5, steps=50)
+    assert (stage.latest_start, stage.steps, stage.deadline) == (400, 200, 600)
+    late = plan_stage(Config(), total=1000, start=550, checks=55, steps=550)
+    assert late.steps == 50  # what the deadline leaves
+
+
+def test_stage_with_an_unknown_length():
+    before = plan_stage(Config(), total=None, start=None, checks=5, steps=50)
+    assert (before.latest_start, before.deadline) == (240, None)
+    after = plan_stage(Config(), total=None, start=80, checks=9, steps=90)
+    assert (after.steps, after.deadline) == (80, 240)
+
+
+def test_finds_the_outermost_scheduler():
+    optimizer = sgd(net())
+    assert find_scheduler(optimizer) is None
+    warm = sched.LinearLR(optimizer, 0.1, total_iters=5)
+    cosine = sched.CosineAnnealingLR(optimizer, 95)
+    both = sched.SequentialLR(optimizer, [warm, cosine], [5])
+    assert find_scheduler(optimizer) is both
+    assert scheduler_length(both) == 100
+    assert find_scheduler(sgd(net())) is None
+
+
+def test_lengths_that_schedulers_tell():
+    optimizer = sgd(net())
+    assert scheduler_length(sched.OneCycleLR(optimizer, 0.1, total_steps=70)) == 70
+    assert scheduler_length(sched.PolynomialLR(optimizer, 30)) == 30
+    assert scheduler_length(sched.LinearLR(optimizer, 1.0, 0.01, total_iters=20)) == 20
+    assert scheduler_length(sched.LinearLR(optimizer, 0.1, 1.0, total_iters=20)) is None
+    assert scheduler_length(sched.MultiStepLR(optimizer, [10])) is None
+    chained = sched.ChainedScheduler([sched.CosineAnnealingLR(optimizer, 40)])
+    assert (scheduler_length(chained), scheduler_position(chained)) == (40, 0)
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_run_length_by_counting(after):
+    # a scheduler that moves once an epoch of 7 steps, before or after the check
+    at = [(7 * e, e if after else e - 1) for e in range(1, 6)]
+    assert run_length(20, at[0], at[0]) == (140 if after else None)
+    totals = {run_length(20, at[0], now) for now in at[1:]}
+    assert totals == ({140} if after else {147})
+
+
+def test_tensor_learning_rates_are_read_without_a_device():
+    from ocsfast.optimizers import learning_rate
+
+    assert learning_rate({"lr": torch.tensor(0.25)}) == 0.25
