@@ -1,0 +1,84 @@
+"""The plan's tables, read back into what they were made from."""
+
+import pytest
+import torch
+from builders import case, families, mixed_case
+
+from ocsfast.errors import StateError
+from ocsfast.plan import COUNTS, TABLES, TENSOR_FIELDS, build_plan, is_channels_last
+
+
+def test_tables_of_a_small_plan():
+    found = families([2, 1], {"a.weight": {0: [0, 0, 1, -1], 1: [2, 2]}, "a.bias": {0: [0, 0, 1, -1]}})
+    plan = build_plan(found, {"a.weight": torch.zeros(4, 2, 3), "a.bias": torch.zeros(4)})
+    assert plan.names == ("a.weight",)  # biases do not count
+    assert [plan.count(c) for c in COUNTS] == [1, 3, 3, 2, 1]
+    expected = {
+        "tensor": [4, 2, 3, 0, 0, 0],
+        "row_slice": [0, 0, 1, -1],
+        "col_slice": [2, 2],
+        "slice_size": [12, 6, 24],
+        "slice_group": [0, 1, 2],
+        "group_start": [0, 1, 2, 3],
+        "group_slice": [0, 1, 2],
+        "family_start": [0, 2, 3],
+        "family_layers": [1, 1],
+        "chunk": [0, 0, 4],
+    }
+    assert {name: plan.table(name).tolist() for name in TABLES} == expected
+    with_bias = build_plan(
+        found, {"a.weight": torch.zeros(4, 2, 3), "a.bias": torch.zeros(4)}, include_bias=True
+    )
+    assert with_bias.names == ("a.weight", "a.bias")
+    assert with_bias.table("slice_size").tolist() == [12, 6, 24, 2, 1]
+
+
+def test_every_slice_is_in_the_tables():
+    made = mixed_case()
+    plan = made.plan
+    sizes, groups = plan.table("slice_size").tolist(), plan.table("slice_group").tolist()
+    found = sorted(
+        (g, made.weights[t].numel() // made.weights[t].shape[axis] * len(index))
+        for g, t, axis, index in made.slices()
+    )
+    assert sorted(zip(groups, sizes, strict=True)) == found
+    starts = plan.table("group_start").tolist()
+    for g in range(plan.count("groups")):
+        assert all(groups[s] == g for s in plan.table("group_slice")[starts[g] : starts[g + 1]].tolist())
+
+
+def test_chunks_cover_every_row_once():
+    weights = {"a": torch.zeros(300, 700), "b": torch.zeros(1, 100_000), "c": torch.zeros(5)}
+    labels = {name: {0: list(range(w.shape[0]))} for name, w in weights.items()}
+    made = case(families([300], labels), weights)
+    rows = [0, 0, 0]
+    for t, first, stop in made.plan.table("chunk").view(-1, 3).tolist():
+        assert rows[t] == first < stop
+        rows[t] = stop
+    assert rows == made.plan.table("tensor").view(-1, TENSOR_FIELDS)[:, 0].tolist()
+
+
+def test_channels_last():
+    x = torch.zeros(4, 3, 2, 2)
+    assert not is_channels_last(x)
+    assert is_channels_last(x.to(memory_format=torch.channels_last))
+    assert not is_channels_last(torch.zeros(4, 3, 1, 1).to(memory_format=torch.channels_last))
+    assert is_channels_last(torch.zeros(4, 3, 2, 2, 2).to(memory_format=torch.channels_last_3d))
+
+
+@pytest.mark.parametrize(
+    ("labels", "tensor", "said"),
+    [
+        ({0: [0, 1]}, torch.zeros(3, 2), "has 3 indices"),
+        ({2: [0, 1]}, torch.zeros(3, 2, 2), "only rows and columns"),
+        ({0: [0, 1]}, torch.zeros(2, 4).t()[:2].t()[:, :2].t(), "strides"),
+    ],
+)
+def test_refused(labels, tensor, said):
+    with pytest.raises(StateError, match=said):
+        build_plan(families([2], {"a": labels}), {"a": tensor})
+
+
+def test_nothing_coupled():
+    plan = build_plan(families([], {}), {})
+    assert [plan.count(c) for c in COUNTS] == [0, 0, 0, 0, 0]
