@@ -98,5 +98,5 @@ def test_table() -> None:
     assert lines[0].split() == ["dense", "one-cycle", "change"]
     assert any(line.split()[-1] == "-0.50" for line in lines)
     assert any("-50.0 %" in line for line in lines)
-    assert any("1.50x faster" in line for line in lines)
+    assert any("1.50x speed" in line for line in lines)
     assert "change" not in comparison_table({"one_cycle": pruned})

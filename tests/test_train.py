@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 
 import ocsfast
 from ocsfast.errors import CheckpointError, ConfigError, StateError
+from ocsfast.report.records import EpochRow
 from ocsfast.train import cli
 from ocsfast.train.cli import choose_recipe, main, make_parser
 from ocsfast.train.data import Request, load
 from ocsfast.train.experiment import load_pretrained
-from ocsfast.train.loop import evaluate, paired_latency, prepare_dense, preset_options, train
+from ocsfast.train.loop import evaluate, in_turns, paired_latency, prepare_dense, preset, train
 from ocsfast.train.models import build_model
 from ocsfast.train.recipes import Recipe, learning_rate_factor, make_optimizer, make_scheduler, recipe
 
@@ -63,14 +64,13 @@ def test_paper_imagenet(arch: str, epochs: int, lr: float) -> None:
 
 
 def test_presets() -> None:
-    assert preset_options(recipe("default", "digits", "digits_resnet")) == {}
-    cifar = preset_options(recipe("paper-cifar", "cifar10", "resnet56"))
-    paper = ocsfast.Config.paper("cifar")
-    assert {name: getattr(paper, name) for name in cifar} == cifar
-    short = preset_options(choose(["--recipe", "paper-cifar", "--epochs", "30"]))
-    assert (short["sparsify_from"], short["deadline"]) == (3, 11)
-    imagenet = preset_options(recipe("paper-imagenet", "folder:x", "resnet50"))
-    assert (imagenet["sparsify_from"], imagenet["deadline"], imagenet["delta_every"]) == (None, 50, 2)
+    assert preset(recipe("default", "digits", "digits_resnet")) is None
+    assert preset(recipe("paper-cifar", "cifar10", "resnet56")) == ocsfast.Config.paper("cifar")
+    assert preset(recipe("paper-imagenet", "folder:x", "resnet50")) == ocsfast.Config.paper("imagenet")
+    mobile = preset(recipe("paper-imagenet", "folder:x", "mobilenet_v2"))
+    assert mobile == ocsfast.Config.paper("imagenet")
+    short = preset(choose(["--recipe", "paper-cifar", "--epochs", "30"]))
+    assert short == ocsfast.Config.paper("cifar", sparsify_from=3, deadline=11)
 
 
 def choose(arguments: list[str]) -> Recipe:
@@ -133,7 +133,7 @@ def test_other_errors(
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setattr("ocsfast.train.experiment.train", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr("ocsfast.train.experiment.in_turns", lambda *_: pytest.fail("it trained"))
     assert main(["--out", str(tmp_path), *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
@@ -221,11 +221,14 @@ def test_bad_pretrained(tmp_path: Path, what: str) -> None:
 def test_dense_training_is_repeatable_and_learns() -> None:
     data = load("digits", Request())
     chosen = Recipe("test", epochs=3, batch_size=64, lr=0.05, weight_decay=0.0)
-    results = []
-    for _ in range(2):
+    runs = {}
+    for name in ("first", "second"):
         torch.manual_seed(0)
         run = prepare_dense(build_model("resnet20", 10, 1), data, chosen)
-        results.append(train(run, data, chosen, seed=0, show=lambda row: None))
+        runs[name] = train(run, data, chosen, seed=0)
+    shown: list[EpochRow] = []
+    results = list(in_turns(runs, shown.append).values())
+    assert [row.epoch for row in shown] == [1, 1, 2, 2, 3, 3]
     assert [row.loss for row in results[0].rows] == [row.loss for row in results[1].rows]
     assert results[0].rows[-1].accuracy > 60
     assert results[0].rows[-1].lr == pytest.approx(0)
@@ -237,7 +240,7 @@ def test_divergence_is_an_error() -> None:
     chosen = Recipe("test", epochs=3, batch_size=32, lr=1e20, weight_decay=0.0)
     run = prepare_dense(build_model("resnet20", 10, 1), data, chosen)
     with pytest.raises(StateError, match="lower --lr"):
-        train(run, data, chosen, seed=0, show=lambda row: None)
+        next(train(run, data, chosen, seed=0))
 
 
 def test_latency_is_measured_for_every_model() -> None:

@@ -75,7 +75,7 @@ def _change(key: str, dense: float | None, pruned: float | None) -> str:
         return f"{pruned - dense:+.2f}"
     if key in ("macs", "params"):
         return f"{100 * (pruned / dense - 1):+.1f} %"
-    return f"{dense / pruned:.2f}x faster"
+    return f"{dense / pruned:.2f}x speed"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

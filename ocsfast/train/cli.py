@@ -22,7 +22,7 @@ from ocsfast.train.optional import require
 from ocsfast.train.recipes import RECIPES, Recipe, recipe
 
 # What continuous integration runs: every part of the demo, in seconds.
-QUICK_EPOCHS, QUICK_SUBSET = 14, 512
+QUICK_EPOCHS, QUICK_SUBSET, QUICK_BATCH = 14, 256, 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,7 +141,7 @@ def choose_recipe(options: argparse.Namespace, arch: str) -> Recipe:
     """The named recipe, with what the arguments change."""
     chosen = recipe(options.recipe, options.data, arch)
     if options.quick:
-        chosen = replace(chosen, epochs=QUICK_EPOCHS)
+        chosen = replace(chosen, epochs=QUICK_EPOCHS, batch_size=QUICK_BATCH)
     given = {
         name: getattr(options, name)
         for name in ("epochs", "batch_size", "lr", "image_size")

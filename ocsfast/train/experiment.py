@@ -26,10 +26,10 @@ from ocsfast.train.loop import (
     Run,
     count_macs,
     count_parameters,
+    in_turns,
     paired_latency,
     prepare_dense,
     prepare_one_cycle,
-    preset_options,
     train,
 )
 from ocsfast.train.models import build_model
@@ -61,13 +61,13 @@ def run_experiment(
     if experiment.runs != "one-cycle":
         runs.append(prepare_dense(_new_model(experiment, data), data, experiment.recipe))
     if experiment.runs != "dense":
-        options = preset_options(experiment.recipe)
         model = _new_model(experiment, data)
-        runs.append(prepare_one_cycle(model, data, experiment.recipe, experiment.ratio, options))
+        runs.append(prepare_one_cycle(model, data, experiment.recipe, experiment.ratio))
     untouched = _new_model(experiment, data)
     macs_before, params_before = count_macs(untouched, data.shape), count_parameters(untouched)
 
-    results = {run.name: train(run, data, experiment.recipe, experiment.seed, show) for run in runs}
+    trainings = {run.name: train(run, data, experiment.recipe, experiment.seed) for run in runs}
+    results = in_turns(trainings, show)
     images, _ = next(data.test.batches(experiment.recipe.batch_size))
     latencies = paired_latency([run.model for run in runs], images)
 

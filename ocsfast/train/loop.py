@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 import ocsfast
+from ocsfast import Config, Pruner, StepReport
 from ocsfast.errors import StateError
 from ocsfast.report.records import Cut, EpochRow, FamilyWidth, NormSnapshot, RunResult
 from ocsfast.train.data import Data, Source, iterations
 from ocsfast.train.recipes import Recipe, make_optimizer, make_scheduler
 
-if TYPE_CHECKING:
-    from ocsfast import Pruner, StepReport
+Training = Generator[EpochRow, None, RunResult]  # yields a row an epoch, returns the result
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,7 @@ def prepare_dense(model: nn.Module, data: Data, recipe: Recipe) -> Run:
     return Run("dense", model, optimizer, make_scheduler(recipe, optimizer, steps))
 
 
-def prepare_one_cycle(
-    model: nn.Module, data: Data, recipe: Recipe, ratio: float, options: Mapping[str, Any]
-) -> Run:
+def prepare_one_cycle(model: nn.Module, data: Data, recipe: Recipe, ratio: float) -> Run:
     """The same training, in which `ratio` of the cost goes.
 
     Attaching here, ahead of the loop, makes a ratio that cannot be reached an error before any
@@ -58,46 +56,40 @@ def prepare_one_cycle(
         model,
         ratio,
         optimizer=run.optimizer,
+        config=preset(recipe),
         example_inputs=torch.zeros(2, *data.shape, device=device),
         total_steps=recipe.epochs * iterations(data.train, recipe.batch_size),
         check_every=iterations(data.train, recipe.batch_size),
-        **options,
     )
     seconds = time.perf_counter() - start
     return Run("one-cycle", model, run.optimizer, run.scheduler, ratio, pruner, seconds)
 
 
-def preset_options(recipe: Recipe) -> dict[str, Any]:
-    """The options of the paper's preset that the recipe asks for.
-
-    The preset's epochs are scaled where a run is shorter or longer than the paper's.
-    """
+def preset(recipe: Recipe) -> Config | None:
+    """The paper's preset, if the recipe asks for it, its epochs scaled to the length of the run."""
     if recipe.preset is None:
-        return {}
-    options = vars(ocsfast.Config.paper(recipe.preset)).copy()
-    for name in ("total_steps", "check_every"):  # known from the run itself
-        del options[name]
-    for name in ("sparsify_from", "deadline"):
-        if options[name] is not None:
-            options[name] = max(1, round(options[name] * recipe.epochs / recipe.preset_epochs))
-    return options
+        return None
+    paper = Config.paper(recipe.preset)
+
+    def scaled(epoch: float | None) -> int | None:
+        return None if epoch is None else max(1, round(epoch * recipe.epochs / recipe.preset_epochs))
+
+    return replace(paper, sparsify_from=scaled(paper.sparsify_from), deadline=scaled(paper.deadline))
 
 
-def train(
-    run: Run, data: Data, recipe: Recipe, seed: int, show: Callable[[EpochRow], None]
-) -> RunResult:
-    """Train `run` to its end; `show` gets every epoch's row as soon as it is known.
+def train(run: Run, data: Data, recipe: Recipe, seed: int) -> Training:
+    """Train `run` to its end, an epoch at a time.
 
     Raises:
         StateError: the loss is no longer finite.
     """
     device = next(run.model.parameters()).device
-    torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     rows: list[EpochRow] = []
     snapshots: list[NormSnapshot] = []
     macs, cut = count_macs(run.model, data.shape), None
     for epoch in range(1, recipe.epochs + 1):
+        torch.manual_seed(seed + epoch)  # so that dropout does not depend on what else is trained
         start = clock(device)
         loss = train_epoch(run, data.train, recipe.batch_size, generator)
         train_seconds = clock(device) - start
@@ -122,7 +114,7 @@ def train(
             run.name, epoch, loss, accuracy, lr, train_seconds, step_seconds, macs, **_columns(report)
         )
         rows.append(row)
-        show(row)
+        yield row
     pruner = run.pruner
     return RunResult(
         rows=tuple(rows),
@@ -136,6 +128,24 @@ def train(
         snapshots=tuple(snapshots),
         frozen=tuple(f"{f.where}: {f.reason}" for f in pruner.families.frozen) if pruner else (),
     )
+
+
+def in_turns(
+    trainings: Mapping[str, Training], show: Callable[[EpochRow], None]
+) -> dict[str, RunResult]:
+    """Train several networks in turns, an epoch each; `show` gets every row as soon as it is known.
+
+    In turns, because a machine's speed drifts, and their times are compared.
+    """
+    results: dict[str, RunResult] = {}
+    while len(results) < len(trainings):
+        for name, training in trainings.items():
+            if name not in results:
+                try:
+                    show(next(training))
+                except StopIteration as end:
+                    results[name] = end.value
+    return results
 
 
 def train_epoch(run: Run, source: Source, batch_size: int, generator: torch.Generator) -> float:
