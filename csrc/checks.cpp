@@ -125,6 +125,11 @@ void check_entries(const char* op, const Plan& plan) {
   check_range(op, "slice_group", plan.slice_group, plan.slices, 0, plan.groups);
   check_range(op, "group_slice", plan.group_slice, plan.slices, 0, plan.slices);
   check_range(op, "family_layers", plan.family_layers, plan.families, 0, kMaxExtent);
+  check_range(op, "slice_tensor", plan.slice_tensor, plan.slices, 0, plan.tensors);
+  const int64_t entries = plan.group_start - plan.slice_entry;
+  check_csr(op, "slice_start", plan.slice_start, plan.slices, entries);
+  check_range(op, "slice_entry", plan.slice_entry, entries, 0,
+              static_cast<int64_t>(plan.num_rows) + plan.num_cols);
   check_csr(op, "group_start", plan.group_start, plan.groups, plan.slices);
   check_csr(op, "family_start", plan.family_start, plan.families, plan.groups);
 }
@@ -147,6 +152,7 @@ void check_array(const char* op, const Tensor& tensor, const Expected& expected,
   }
   if (tensor.dim() != dim || (numel >= 0 && tensor.numel() != numel)) {
     if (dim == 0) fail(op, name, " has shape ", Shape{tensor}, ", expected a 0-dim tensor");
+    if (dim == 2) fail(op, name, " has shape ", Shape{tensor}, ", expected ", numel, " elements");
     fail(op, name, " has shape ", Shape{tensor}, ", expected (", numel, ",)");
   }
   if (!tensor.is_contiguous())
@@ -155,44 +161,34 @@ void check_array(const char* op, const Tensor& tensor, const Expected& expected,
 
 Plan check_plan(const char* op, const Tensor& tables, const std::vector<int64_t>& layout) {
   check_array(op, tables, {"tables", ScalarType::Int, -1, 1}, tables);
-  constexpr size_t kShort = kPlanCounts + kPlanTables;
-  constexpr size_t kLong = kShort + kGatherTables;
-  if (layout.size() != kLong && (layout.size() != kShort || !tables.is_cpu())) {
-    fail(op, "layout has ", layout.size(), " entries, expected ", tables.is_cpu() ? kShort : kLong);
+  if (layout.size() != kPlanCounts + kPlanTables) {
+    fail(op, "layout has ", layout.size(), " entries, expected ", kPlanCounts + kPlanTables);
   }
   check_counts(op, "layout", layout, kPlanCounts);
   const int64_t tensors = layout[0], slices = layout[1], groups = layout[2], families = layout[3];
   const std::array<int64_t, kPlanTables> lengths{
-      tensors * kTensorFields, -1, -1, slices, slices, groups + 1, slices, families + 1, families,
-      layout[4] * kChunkFields};
-  const int64_t end = layout.size() == kLong ? layout[kShort] : tables.numel();
-  check_offsets(op, "layout", layout, kPlanCounts, lengths, end);
+      -1, -1, slices, slices, slices, slices + 1, -1, groups + 1, slices, families + 1, families};
+  check_offsets(op, "layout", layout, kPlanCounts, lengths, tables.numel());
   const auto* base = static_cast<const int32_t*>(tables.const_data_ptr());
   const auto table = [&](int k) { return base + layout[kPlanCounts + k]; };
-  const int64_t num_rows = layout[kPlanCounts + 2] - layout[kPlanCounts + 1];
-  const int64_t num_cols = layout[kPlanCounts + 3] - layout[kPlanCounts + 2];
   Plan plan{};
   plan.tensors = static_cast<int32_t>(tensors);
   plan.slices = static_cast<int32_t>(slices);
   plan.groups = static_cast<int32_t>(groups);
   plan.families = static_cast<int32_t>(families);
-  plan.num_rows = static_cast<int32_t>(num_rows);
-  plan.num_cols = static_cast<int32_t>(num_cols);
-  plan.row_slice = table(1);
-  plan.col_slice = table(2);
-  plan.slice_size = table(3);
-  plan.slice_group = table(4);
-  plan.group_start = table(5);
-  plan.group_slice = table(6);
-  plan.family_start = table(7);
-  plan.family_layers = table(8);
-  if (layout.size() == kLong) {
-    const std::array<int64_t, kGatherTables> gather{slices, slices + 1, -1};
-    check_offsets(op, "layout", layout, static_cast<int>(kShort), gather, tables.numel());
-    plan.slice_tensor = table(10);
-    plan.slice_start = table(11);
-    plan.slice_entry = table(12);
-  }
+  plan.num_rows = static_cast<int32_t>(table(1) - table(0));
+  plan.num_cols = static_cast<int32_t>(table(2) - table(1));
+  plan.row_slice = table(0);
+  plan.col_slice = table(1);
+  plan.slice_size = table(2);
+  plan.slice_group = table(3);
+  plan.slice_tensor = table(4);
+  plan.slice_start = table(5);
+  plan.slice_entry = table(6);
+  plan.group_start = table(7);
+  plan.group_slice = table(8);
+  plan.family_start = table(9);
+  plan.family_layers = table(10);
   if (tables.is_cpu()) check_entries(op, plan);
   return plan;
 }
@@ -246,13 +242,13 @@ std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& wei
   if (grads && grads->size() != tensors)
     fail(op, grads->size(), " grads, the plan has ", tensors, " weights");
   if (!shapes.is_cpu()) fail(op, "shapes is on ", Place{shapes}, ", expected the CPU");
-  check_array(op, shapes, {"shapes", ScalarType::Int, plan.tensors * kTensorFields, 1}, shapes);
+  check_array(op, shapes, {"shapes", ScalarType::Int, plan.tensors * kShapeFields, 2}, shapes);
   const auto* table = static_cast<const int32_t*>(shapes.const_data_ptr());
 
   std::vector<Matrix> matrices(tensors);
   int64_t tasks = 0, partials = 0;
   for (size_t t = 0; t < tensors; ++t) {
-    const int32_t* fields = table + t * kTensorFields;
+    const int32_t* fields = table + t * kShapeFields;
     const int64_t rows = fields[0], cols = fields[1], inner = fields[2];
     const bool channels_last = fields[3] != 0;
     const Tensor& weight = weights[t];

@@ -27,12 +27,12 @@ template <class... Message>
   throw std::runtime_error(text.str());
 }
 
-// A 1-d table of integers or a scalar: dtype, device and number of elements are given.
+// A table of integers or a scalar: dtype, device and number of elements are given.
 struct Expected {
   const char* name;
   ScalarType dtype;
   int64_t numel;  // -1: any
-  int64_t dim;    // 0 or 1
+  int64_t dim;    // 0 to 2
 };
 void check_array(const char* op, const Tensor& tensor, const Expected& expected, const Tensor& tables);
 
@@ -49,7 +49,7 @@ void check_partition(const char* op, const Tensor& scores, const Tensor& limits,
                      const Tensor& budget, const Tensor& tables, const Plan& plan);
 
 // The weights as matrices: shapes, strides, dtype and device are those of the plan. `shapes` is the
-// plan's `tensor` table on the CPU, wherever the plan itself lies. `grads` may be null; an empty
+// plan's, on the CPU wherever the plan itself lies. `grads` may be null; an empty
 // gradient beside a weight that is not empty stands for none.
 std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& weights,
                                   const std::vector<Tensor>* grads, const Tensor& tables,

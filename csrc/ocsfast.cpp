@@ -2,8 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
-// Throughout: `tables` and `layout` are a plan's (csrc/plan.h), `shapes` its tensor table on the CPU,
-// `mask` the groups to prune.
+// Throughout: `tables`, `shapes` and `layout` are a plan's (csrc/plan.h), `mask` the groups to prune.
 STABLE_TORCH_LIBRARY(ocsfast, m) {
   // Eq. 2 of all groups, and the sum of squares of each slice, in one read of the weights.
   m.def(

@@ -7,29 +7,28 @@
 namespace ocsfast {
 
 // Plan.layout: kPlanCounts counts, then the start of each table in Plan.tables.
-constexpr int kPlanCounts = 5;   // tensors, slices, groups, families, chunks
-constexpr int kPlanTables = 10;  // the tables of Plan, in the order of `plan.TABLES`
-// The inverse of row_slice and col_slice, which ocsfast/ops.py appends for CUDA, where a thread
-// gathers a slice: a scatter would need float atomics, whose order is not fixed.
-constexpr int kGatherTables = 3;
-constexpr int kTensorFields = 6;  // rows, cols, inner, channels_last, row base, column base
-constexpr int kChunkFields = 3;
+constexpr int kPlanCounts = 4;   // tensors, slices, groups, families
+constexpr int kPlanTables = 11;  // those of `plan.TABLES`, in its order
+// A row of Plan.shapes, which lies on the CPU: rows, cols, inner, channels_last, row base, column base.
+constexpr int kShapeFields = 6;
 
 struct Plan {
   int32_t tensors, slices, groups, families;
-  int32_t num_rows, num_cols;    // lengths of row_slice and col_slice
-  const int32_t* row_slice;      // [num_rows] slice of a row or -1
-  const int32_t* col_slice;      // [num_cols]
-  const int32_t* slice_size;     // [slices] |w|
-  const int32_t* slice_group;    // [slices]
+  int32_t num_rows, num_cols;  // lengths of row_slice and col_slice
+  const int32_t* row_slice;    // [num_rows] slice of a row or -1
+  const int32_t* col_slice;    // [num_cols]
+  const int32_t* slice_size;   // [slices] |w|
+  const int32_t* slice_group;  // [slices]
+  // The inverse of row_slice and col_slice, with which a thread gathers a slice: a scatter would need
+  // float atomics, whose order is not fixed.
+  const int32_t* slice_tensor;   // [slices] the tensor a slice lies in
+  const int32_t* slice_start;    // [slices + 1] CSR: the rows and columns of a slice are
+  const int32_t* slice_entry;    // [*] slice_entry[slice_start[s] : slice_start[s + 1]]: a position in
+                                 //     row_slice, or num_rows + a position in col_slice
   const int32_t* group_start;    // [groups + 1]
   const int32_t* group_slice;    // [slices]
   const int32_t* family_start;   // [families + 1]
   const int32_t* family_layers;  // [families]
-  const int32_t* slice_tensor;   // [slices] the tensor a slice lies in; CUDA only, like the next two
-  const int32_t* slice_start;    // [slices + 1] CSR: the rows and columns of a slice are
-  const int32_t* slice_entry;    // [*] slice_entry[slice_start[s] : slice_start[s + 1]]: a position in
-                                 //     row_slice, or num_rows + a position in col_slice
 };
 
 // CostModel.layout: kCostCounts counts, then the start of each table in CostModel.tables.

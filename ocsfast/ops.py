@@ -8,14 +8,13 @@ value fails loudly, as after any in-place op of torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ocsfast.cost import CostModel
-from ocsfast.plan import COUNTS, TENSOR_FIELDS, Plan
+from ocsfast.plan import COUNTS, Plan
 
 try:
     from ocsfast import _C
@@ -48,9 +47,8 @@ def group_saliency(
     Raises:
         RuntimeError: a weight is not what the plan was built for.
     """
-    tables = _op_tables(plan)
     scores, slice_sq = torch.ops.ocsfast.group_saliency(
-        _detached(weights), tables.tables, tables.shapes, tables.layout, squared
+        _detached(weights), plan.tables, plan.shapes, plan.layout, squared
     )
     return scores, slice_sq
 
@@ -88,11 +86,10 @@ def partition(
     Raises:
         RuntimeError: an argument does not fit the plan.
     """
-    tables = _op_tables(plan)
     mask, cost, status = torch.ops.ocsfast.partition(
         scores.detach(),
-        tables.tables,
-        tables.layout,
+        plan.tables,
+        plan.layout,
         cost_model.tables,
         cost_model.layout,
         limits,
@@ -114,10 +111,9 @@ def shrink_(plan: Plan, weights: Sequence[Tensor], mask: Tensor, factor: Tensor)
     Raises:
         RuntimeError: an argument does not fit the plan. Nothing has been changed then.
     """
-    tables = _op_tables(plan)
     with torch.no_grad():
         torch.ops.ocsfast.shrink_(
-            _detached(weights), tables.tables, tables.shapes, tables.layout, mask, factor
+            _detached(weights), plan.tables, plan.shapes, plan.layout, mask, factor
         )
     _changed(weights)
 
@@ -147,14 +143,13 @@ def lasso_grad_(
     """
     if len(grads) != len(weights):
         raise ValueError(f"ocsfast.lasso_grad_: {len(grads)} gradients for {len(weights)} weights")
-    tables = _op_tables(plan)
     with torch.no_grad():
         matched = [
             w.new_empty(0) if g is None else _as_strided_like(g.detach(), w)
             for g, w in zip(grads, weights, strict=True)
         ]
         torch.ops.ocsfast.lasso_grad_(
-            matched, _detached(weights), tables.tables, tables.shapes, tables.layout, mask, strength
+            matched, _detached(weights), plan.tables, plan.shapes, plan.layout, mask, strength
         )
         for g, m in zip(grads, matched, strict=True):
             if g is not None and m.data_ptr() != g.data_ptr():
@@ -177,45 +172,7 @@ def jaccard(plan: Plan, mask_a: Tensor, mask_b: Tensor) -> Tensor:
     Raises:
         RuntimeError: a mask does not fit the plan.
     """
-    tables = _op_tables(plan)
-    return cast(Tensor, torch.ops.ocsfast.jaccard(mask_a, mask_b, tables.tables, tables.layout))
-
-
-class _OpTables(NamedTuple):
-    tables: Tensor  # [n] int32, on the plan's device
-    shapes: Tensor  # [tensors * 6] int32, on the CPU
-    layout: tuple[int, ...]
-
-
-# Beyond the few plans of a run none is kept alive.
-@lru_cache(maxsize=8)
-def _op_tables(plan: Plan) -> _OpTables:
-    """A plan's tables as the ops take them: shapes on the CPU, on CUDA also each slice's indices.
-
-    Made once a plan: from then on no call has to wait for the device.
-    """
-    if plan.tables.device.type == "cpu":
-        return _OpTables(plan.tables, plan.table("tensor"), plan.layout)
-    shapes = plan.table("tensor").cpu()
-    rows, cols = plan.table("row_slice"), plan.table("col_slice")
-    slice_of = torch.cat([rows, cols]).cpu()
-    entries = torch.nonzero(slice_of >= 0).flatten()
-    order = torch.sort(slice_of[entries], stable=True).indices
-    per_slice = torch.bincount(slice_of[entries], minlength=plan.count("slices"))
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(per_slice, 0)])
-    tensor_of = torch.full((plan.count("slices"),), -1, dtype=torch.int64)
-    for t, fields in enumerate(shapes.view(-1, TENSOR_FIELDS).tolist()):
-        for size, base, first in ((fields[0], fields[4], 0), (fields[1], fields[5], rows.numel())):
-            if base >= 0:
-                mine = slice_of[first + base : first + base + size]
-                tensor_of[mine[mine >= 0].long()] = t
-    more = [tensor_of, starts, entries[order]]
-    offsets, end = [], plan.tables.numel()
-    for table in more:
-        offsets.append(end)
-        end += table.numel()
-    appended = torch.cat(more).to(plan.tables.device, torch.int32)
-    return _OpTables(torch.cat([plan.tables, appended]), shapes, (*plan.layout, *offsets))
+    return cast(Tensor, torch.ops.ocsfast.jaccard(mask_a, mask_b, plan.tables, plan.layout))
 
 
 def _detached(tensors: Sequence[Tensor]) -> list[Tensor]:

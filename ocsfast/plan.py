@@ -5,7 +5,8 @@ has one column). Each row and each column has a slice number or -1; a slice has 
 size; a group has its slices (CSR) and, groups being numbered family by family, a family.
 
 All tables lie one behind the other in one int32 tensor, `Plan.tables`, on the device of the
-weights; `Plan.layout` holds the counts and where each table starts. `csrc/plan.h` reads the same.
+weights; `Plan.layout` holds the counts and where each table starts. What the host needs to start a
+kernel, `Plan.shapes`, stays on the CPU. `csrc/plan.h` reads the same.
 """
 
 from __future__ import annotations
@@ -19,26 +20,25 @@ from torch import Tensor
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families
 
-# Elements a chunk of the work list holds at most, unless one row alone is larger: large enough
-# that a chunk's start-up is lost in its work, small enough that 2 MB of weights feed many threads.
-CHUNK = 65536
-
-# `Plan.layout`: five counts, then the start of each table in `Plan.tables`.
-COUNTS = ("tensors", "slices", "groups", "families", "chunks")
+# `Plan.layout`: four counts, then the start of each table in `Plan.tables`.
+COUNTS = ("tensors", "slices", "groups", "families")
 TABLES = (
-    "tensor",  # [tensors, 6] rows, cols, inner, channels_last, row base, column base
     "row_slice",  # slice of each row, tensor after tensor; a tensor's rows start at its row base
-    "col_slice",  # the same for columns; a base of -1: no row (column) of the tensor has a slice
+    "col_slice",  # the same for columns
     "slice_size",  # [slices] |w|, elements
     "slice_group",  # [slices]
+    "slice_tensor",  # [slices] number of the tensor a slice lies in
+    "slice_start",  # [slices + 1] CSR: the rows and columns of slice s are
+    "slice_entry",  # slice_entry[slice_start[s] : slice_start[s + 1]], each a position in row_slice
+    #     or len(row_slice) + a position in col_slice
     "group_start",  # [groups + 1] CSR: the slices of group g are
     "group_slice",  # [slices]      group_slice[group_start[g] : group_start[g + 1]]
     "family_start",  # [families + 1] the groups of family f are family_start[f] .. family_start[f + 1]
     "family_layers",  # [families] layers that share the family's channels: its weight in Eq. 3
-    "chunk",  # [chunks, 3] tensor, first row, one past the last row
 )
-TENSOR_FIELDS = 6
-CHUNK_FIELDS = 3
+# A row of `Plan.shapes`. A base is where the tensor's rows (columns) start in row_slice (col_slice);
+# -1: none of them has a slice.
+SHAPE_FIELDS = ("rows", "cols", "inner", "channels_last", "row base", "column base")
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -64,7 +64,8 @@ class Plan:
     """Flat tables over the coupled tensors `names`; see the module's docstring."""
 
     names: tuple[str, ...]
-    tables: Tensor  # [n] int32
+    tables: Tensor  # [n] int32, on the device of the weights
+    shapes: Tensor  # [tensors, 6] int32, on the CPU: SHAPE_FIELDS of each tensor
     layout: tuple[int, ...]
 
     def count(self, name: str) -> int:
@@ -109,12 +110,12 @@ def build_plan(
         labels.setdefault(axis.tensor, {})[axis.axis] = axis.groups
     names = tuple(name for name in labels)
 
-    tensor_table: list[list[int]] = []
+    shapes: list[list[int]] = []
     row_slice: list[Tensor] = []
     col_slice: list[Tensor] = []
     slice_size: list[Tensor] = []
     slice_group: list[Tensor] = []
-    chunks: list[Tensor] = []
+    slice_tensor: list[Tensor] = []
     num_rows = num_cols = num_slices = 0
     for t, name in enumerate(names):
         tensor = parameters[name]
@@ -142,6 +143,7 @@ def build_plan(
             slices = torch.where(groups < 0, -1, num_slices + position - frozen)
             slice_group.append(distinct[frozen:])
             slice_size.append(count[frozen:] * per_index)
+            slice_tensor.append(torch.full_like(distinct[frozen:], t))
             num_slices += distinct.numel() - frozen
             if dim == 0:
                 bases[0], num_rows = num_rows, num_rows + rows
@@ -149,40 +151,53 @@ def build_plan(
             else:
                 bases[1], num_cols = num_cols, num_cols + cols
                 col_slice.append(slices)
-        tensor_table.append([rows, cols, inner, int(channels_last), *bases])
-        step = max(1, CHUNK // max(1, cols * inner))
-        first = torch.arange(0, rows, step)
-        chunks.append(torch.stack([torch.full_like(first, t), first, (first + step).clamp(max=rows)], 1))
+        shapes.append([rows, cols, inner, int(channels_last), *bases])
 
-    def joined(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(parts)) if parts else torch.zeros(0, dtype=torch.int64)
-
-    group_of_slice = joined(slice_group)
-    per_group = torch.bincount(group_of_slice, minlength=families.num_groups)
-    zero = torch.zeros(1, dtype=torch.int64)
+    slice_start, slice_entry = _csr(_joined([*row_slice, *col_slice]), num_slices)
+    group_start, group_slice = _csr(_joined(slice_group), families.num_groups)
     sizes = torch.tensor([family.size for family in families.families], dtype=torch.int64)
-    chunk_table = joined(chunks)
     sections = {
-        "tensor": torch.tensor(tensor_table, dtype=torch.int64),
-        "row_slice": joined(row_slice),
-        "col_slice": joined(col_slice),
-        "slice_size": joined(slice_size),
-        "slice_group": group_of_slice,
-        "group_start": torch.cat([zero, torch.cumsum(per_group, 0)]),
-        "group_slice": torch.sort(group_of_slice, stable=True).indices,
-        "family_start": torch.cat([zero, torch.cumsum(sizes, 0)]),
+        "row_slice": _joined(row_slice),
+        "col_slice": _joined(col_slice),
+        "slice_size": _joined(slice_size),
+        "slice_group": _joined(slice_group),
+        "slice_tensor": _joined(slice_tensor),
+        "slice_start": slice_start,
+        "slice_entry": slice_entry,
+        "group_start": group_start,
+        "group_slice": group_slice,
+        "family_start": torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(sizes, 0)]),
         "family_layers": torch.tensor([len(f.layers) for f in families.families], dtype=torch.int64),
-        "chunk": chunk_table,
     }
     offsets, end = [], 0
     for key in TABLES:
         offsets.append(end)
         end += sections[key].numel()
-    tables = torch.cat([sections[key].flatten() for key in TABLES])
-    if tables.numel() and int(tables.abs().max()) > torch.iinfo(torch.int32).max:
+    tables = torch.cat([sections[key] for key in TABLES])
+    shape_table = torch.tensor(shapes, dtype=torch.int64).view(-1, len(SHAPE_FIELDS))
+    if any(
+        int(t.abs().max()) > torch.iinfo(torch.int32).max for t in (tables, shape_table) if t.numel()
+    ):
         raise StateError(
             "a coupled tensor has a slice of 2**31 elements or more: too large for the plan"
         )
     device = parameters[names[0]].device if names else torch.device("cpu")
-    counts = (len(names), num_slices, families.num_groups, len(families.families), len(chunk_table))
-    return Plan(names, tables.to(device=device, dtype=torch.int32), (*counts, *offsets))
+    counts = (len(names), num_slices, families.num_groups, len(families.families))
+    return Plan(
+        names,
+        tables.to(device=device, dtype=torch.int32),
+        shape_table.to(torch.int32),
+        (*counts, *offsets),
+    )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if parts else torch.zeros(0, dtype=torch.int64)
+
+
+def _csr(owner: Tensor, owners: int) -> tuple[Tensor, Tensor]:
+    """Starts [owners + 1], and each owner's positions in `owner`, ascending; -1 stands for no owner."""
+    entries = torch.nonzero(owner >= 0).flatten()
+    per_owner = torch.bincount(owner[entries], minlength=owners)
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(per_owner, 0)])
+    return starts, entries[torch.sort(owner[entries], stable=True).indices]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ocsfast.cost import CostModel
-from ocsfast.plan import TENSOR_FIELDS, Plan
+from ocsfast.plan import Plan
 
 
 def group_saliency(
@@ -128,8 +128,9 @@ def _slices(
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
     """Each weight with the slices of its rows and of its columns: int64, -1 where there is none."""
     row_slice, col_slice = plan.table("row_slice").long(), plan.table("col_slice").long()
-    fields = plan.table("tensor").view(-1, TENSOR_FIELDS).tolist()
-    for weight, (rows, cols, _, _, row_base, col_base) in zip(weights, fields, strict=True):
+    for weight, (rows, cols, _, _, row_base, col_base) in zip(
+        weights, plan.shapes.tolist(), strict=True
+    ):
         yield (
             weight,
             None if row_base < 0 else row_slice[row_base : row_base + rows],

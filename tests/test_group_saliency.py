@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from builders import Case, case, families, mixed_case
@@ -104,8 +106,7 @@ def test_same_bits(device: str, channels_last: bool) -> None:
 
 def test_opcheck(device: str) -> None:
     made = mixed_case(device=device)
-    tables = ops._op_tables(made.plan)
-    arguments = (made.weights, tables.tables, tables.shapes, tables.layout, False)
+    arguments = (made.weights, made.plan.tables, made.plan.shapes, made.plan.layout, False)
     torch.library.opcheck(torch.ops.ocsfast.group_saliency.default, arguments)
 
 
@@ -148,7 +149,7 @@ def test_wrong_lists_and_layouts_are_refused() -> None:
         ops.group_saliency(made.plan, made.weights[1:])
     with pytest.raises((RuntimeError, NotImplementedError), match="group_saliency"):
         ops.group_saliency(made.plan, [made.weights[0].to_sparse(), *made.weights[1:]])
-    tables, shapes, layout = ops._op_tables(made.plan)
+    tables, shapes, layout = made.plan.tables, made.plan.shapes, made.plan.layout
     op = torch.ops.ocsfast.group_saliency
     with pytest.raises(RuntimeError, match="tables is Long, expected Int"):
         op(made.weights, tables.long(), shapes, layout, False)
@@ -163,21 +164,20 @@ def test_wrong_lists_and_layouts_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "table", ["row_slice", "col_slice", "slice_group", "group_slice", "group_start"]
+    "table", ["row_slice", "col_slice", "slice_group", "slice_entry", "group_slice", "group_start"]
 )
 def test_tables_that_point_outside_are_refused(table: str) -> None:
     made = mixed_case()
-    tables, _, layout = ops._op_tables(made.plan)
-    spoilt = tables.clone()
-    type(made.plan)(made.plan.names, spoilt, layout).table(table)[1] = 1_000_000
+    spoilt = replace(made.plan, tables=made.plan.tables.clone())
+    spoilt.table(table)[1] = 1_000_000
     with pytest.raises(RuntimeError, match=f"tables: {table}"):
-        torch.ops.ocsfast.group_saliency(made.weights, spoilt, made.plan.table("tensor"), layout, False)
+        ops.group_saliency(spoilt, made.weights)
 
 
 def test_bases_outside_the_tables_are_refused() -> None:
     made = mixed_case()
-    tables, shapes, layout = ops._op_tables(made.plan)
+    tables, shapes, layout = made.plan.tables, made.plan.shapes, made.plan.layout
     spoilt = shapes.clone()
-    spoilt[4] = 10_000
+    spoilt[0, 4] = 10_000
     with pytest.raises(RuntimeError, match="row base of tensor 0 is 10000"):
         torch.ops.ocsfast.group_saliency(made.weights, tables, spoilt, layout, False)

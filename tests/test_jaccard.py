@@ -57,9 +57,10 @@ def test_same_bits(device: str) -> None:
 
 def test_opcheck(device: str) -> None:
     made = mixed_case(device=device)
-    tables = ops._op_tables(made.plan)
     mask = draw_mask(made.plan, 0.5)
-    torch.library.opcheck(torch.ops.ocsfast.jaccard.default, (mask, ~mask, tables.tables, tables.layout))
+    torch.library.opcheck(
+        torch.ops.ocsfast.jaccard.default, (mask, ~mask, made.plan.tables, made.plan.layout)
+    )
 
 
 def test_wrong_masks_are_refused() -> None:

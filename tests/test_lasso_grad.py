@@ -101,7 +101,7 @@ def test_same_bits(device: str, channels_last: bool) -> None:
 
 def test_opcheck(device: str) -> None:
     made = mixed_case(device=device)
-    tables, shapes, layout = ops._op_tables(made.plan)
+    tables, shapes, layout = made.plan.tables, made.plan.shapes, made.plan.layout
     mask = draw_mask(made.plan, 0.4)
     arguments = (random_grads(made), made.weights, tables, shapes, layout, mask, STRENGTH.to(device))
     torch.library.opcheck(torch.ops.ocsfast.lasso_grad_.default, arguments)

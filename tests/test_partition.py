@@ -140,11 +140,10 @@ def test_same_bits(device: str) -> None:
 
 def test_opcheck(device: str) -> None:
     plan, cost = chain([5, 6], device)
-    tables = ops._op_tables(plan)
     arguments = (
         torch.rand(11, device=device),
-        tables.tables,
-        tables.layout,
+        plan.tables,
+        plan.layout,
         cost.tables,
         cost.layout,
         torch.tensor([3, 3], device=device),

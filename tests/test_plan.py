@@ -2,30 +2,32 @@
 
 import pytest
 import torch
-from builders import case, families, mixed_case
+from builders import families, mixed_case
 
 from ocsfast.errors import StateError
-from ocsfast.plan import COUNTS, TABLES, TENSOR_FIELDS, build_plan, is_channels_last
+from ocsfast.plan import COUNTS, TABLES, build_plan, is_channels_last
 
 
 def test_tables_of_a_small_plan():
     found = families([2, 1], {"a.weight": {0: [0, 0, 1, -1], 1: [2, 2]}, "a.bias": {0: [0, 0, 1, -1]}})
     plan = build_plan(found, {"a.weight": torch.zeros(4, 2, 3), "a.bias": torch.zeros(4)})
     assert plan.names == ("a.weight",)  # biases do not count
-    assert [plan.count(c) for c in COUNTS] == [1, 3, 3, 2, 1]
+    assert [plan.count(c) for c in COUNTS] == [1, 3, 3, 2]
     expected = {
-        "tensor": [4, 2, 3, 0, 0, 0],
         "row_slice": [0, 0, 1, -1],
         "col_slice": [2, 2],
         "slice_size": [12, 6, 24],
         "slice_group": [0, 1, 2],
+        "slice_tensor": [0, 0, 0],
+        "slice_start": [0, 2, 3, 5],
+        "slice_entry": [0, 1, 2, 4, 5],
         "group_start": [0, 1, 2, 3],
         "group_slice": [0, 1, 2],
         "family_start": [0, 2, 3],
         "family_layers": [1, 1],
-        "chunk": [0, 0, 4],
     }
     assert {name: plan.table(name).tolist() for name in TABLES} == expected
+    assert plan.shapes.tolist() == [[4, 2, 3, 0, 0, 0]]
     with_bias = build_plan(
         found, {"a.weight": torch.zeros(4, 2, 3), "a.bias": torch.zeros(4)}, include_bias=True
     )
@@ -47,15 +49,12 @@ def test_every_slice_is_in_the_tables():
         assert all(groups[s] == g for s in plan.table("group_slice")[starts[g] : starts[g + 1]].tolist())
 
 
-def test_chunks_cover_every_row_once():
-    weights = {"a": torch.zeros(300, 700), "b": torch.zeros(1, 100_000), "c": torch.zeros(5)}
-    labels = {name: {0: list(range(w.shape[0]))} for name, w in weights.items()}
-    made = case(families([300], labels), weights)
-    rows = [0, 0, 0]
-    for t, first, stop in made.plan.table("chunk").view(-1, 3).tolist():
-        assert rows[t] == first < stop
-        rows[t] = stop
-    assert rows == made.plan.table("tensor").view(-1, TENSOR_FIELDS)[:, 0].tolist()
+def test_every_row_and_column_of_a_slice_is_listed():
+    plan = mixed_case().plan
+    slice_of = torch.cat([plan.table("row_slice"), plan.table("col_slice")]).tolist()
+    starts, entries = plan.table("slice_start").tolist(), plan.table("slice_entry").tolist()
+    for s in range(plan.count("slices")):
+        assert entries[starts[s] : starts[s + 1]] == [i for i, of in enumerate(slice_of) if of == s]
 
 
 def test_channels_last():
@@ -81,4 +80,4 @@ def test_refused(labels, tensor, said):
 
 def test_nothing_coupled():
     plan = build_plan(families([], {}), {})
-    assert [plan.count(c) for c in COUNTS] == [0, 0, 0, 0, 0]
+    assert [plan.count(c) for c in COUNTS] == [0, 0, 0, 0]

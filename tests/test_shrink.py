@@ -81,7 +81,7 @@ def test_same_bits(device: str) -> None:
 
 def test_opcheck(device: str) -> None:
     made = mixed_case(device=device)
-    tables, shapes, layout = ops._op_tables(made.plan)
+    tables, shapes, layout = made.plan.tables, made.plan.shapes, made.plan.layout
     arguments = (made.weights, tables, shapes, layout, draw_mask(made.plan, 0.4), FACTOR.to(device))
     torch.library.opcheck(torch.ops.ocsfast.shrink_.default, arguments)
 
