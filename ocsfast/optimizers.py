@@ -137,7 +137,7 @@ def learning_rate(group: Mapping[str, Any]) -> Scalar:
     """A parameter group's learning rate, as a float where that costs no synchronisation."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.device.type != "cpu":
-        return lr.detach()
+        return lr
     return float(lr)
 
 
@@ -177,3 +177,25 @@ def register_counter() -> StepCounter:
     counter = StepCounter()
     register_optimizer_step_post_hook(counter)
     return counter
+
+
+def weak_hook(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that does not keep the pruner alive: it goes when its model goes."""
+    reference = weakref.WeakMethod(method)
+
+    def hook(*args: Any) -> Any:
+        alive = reference()
+        return None if alive is None else alive(*args)
+
+    return hook
+
+
+def followed_by(closure: Callable[[], Any], more: Callable[[], None]) -> Callable[[], Any]:
+    """A closure that also adds the penalty to the gradients it leaves."""
+
+    def wrapped() -> Any:
+        loss = closure()
+        more()
+        return loss
+
+    return wrapped

@@ -6,10 +6,11 @@ import logging
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -20,7 +21,7 @@ from ocsfast.cut import cut_model
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families
 from ocsfast.history import Progress, StepReport
-from ocsfast.optimizers import Scalar, check_owner, check_supported
+from ocsfast.optimizers import Scalar, check_owner, check_supported, followed_by, weak_hook
 from ocsfast.selection import (
     Choice,
     choose,
@@ -89,8 +90,8 @@ class Pruner:
             self._aim, choose(self._aim, self._bound, config), families, config, self.ratio
         )
         self._hooks = [
-            optimizer.register_step_pre_hook(_weakly(self._before_step)),
-            optimizer.register_step_post_hook(_weakly(self._after_step)),
+            optimizer.register_step_pre_hook(weak_hook(self._before_step)),
+            optimizer.register_step_post_hook(weak_hook(self._after_step)),
         ]
         dense = self._aim.dense
         self._resting = StepReport(
@@ -224,6 +225,7 @@ class Pruner:
 
     # The optimizer's hooks: no host synchronisation here.
 
+    @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if self.stage != "sparsify" or self._bound is None or self.mask is None:
             return None
@@ -244,8 +246,9 @@ class Pruner:
             lasso()
             return None
         rest = {key: value for key, value in kwargs.items() if key != "closure"}
-        return (args[0], _then(closure, lasso), *args[2:]), rest
+        return (args[0], followed_by(closure, lasso), *args[2:]), rest
 
+    @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         now = self._progress
         now.steps += 1
@@ -416,25 +419,3 @@ class Pruner:
         if not self._bound.is_current():
             self._rebind()
         return self._bound
-
-
-def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that does not keep the pruner alive: it goes when its model goes."""
-    reference = weakref.WeakMethod(method)
-
-    def hook(*args: Any) -> Any:
-        alive = reference()
-        return None if alive is None else alive(*args)
-
-    return hook
-
-
-def _then(closure: Callable[[], Any], more: Callable[[], None]) -> Callable[[], Any]:
-    """A closure that also adds the penalty to the gradients it leaves."""
-
-    def wrapped() -> Any:
-        loss = closure()
-        more()
-        return loss
-
-    return wrapped

@@ -457,3 +457,14 @@ def test_jaccard_is_that_of_the_masks():
     plan = pruner._bound.plan
     assert report.stability == float(ops.jaccard(plan, masks[1], masks[3]))
     assert report.changed == int((masks[2] != masks[3]).sum())
+
+
+def test_learning_rate_as_a_tensor():
+    def once(tensor):
+        model = net()
+        lr = torch.tensor(0.05) if tensor else 0.05
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr, capturable=False, foreach=False)
+        pruner = attach(model, optimizer, total_steps=20 * EPOCH, sparsify_from=2)
+        return epochs(model, optimizer, pruner, 5)[-1]
+
+    assert once(True).nats == pytest.approx(once(False).nats)
