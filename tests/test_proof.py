@@ -9,7 +9,7 @@ from torch import nn
 
 from ocsfast.errors import StateError
 from ocsfast.grouping import by_labels
-from ocsfast.grouping.proof import Trial
+from ocsfast.grouping.proof import Setting, Trial
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -74,7 +74,7 @@ def test_every_mutation_is_caught(make, side):
     x = torch.randn(2, 3, side, side)
     families, trace, _ = by_labels(model, (x,), {}, {})
     with torch.no_grad():
-        trial = Trial(model, families, (x,), {}, trace)
+        trial = Trial(model, families, Setting((x,), {}, trace))
         everything = range(len(families.families))
         assert trial.difference(everything) is None
         for f in everything:  # and one family at a time

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from ocsfast.errors import ConfigError, GroupingError
+from ocsfast.grouping import layers, rules  # noqa: F401  (they register what operators say)
 from ocsfast.grouping.assemble import assemble
 from ocsfast.grouping.depgraph import by_depgraph
 from ocsfast.grouping.families import Axis, Families, Family, Frozen, names_match
-from ocsfast.grouping.proof import proved
+from ocsfast.grouping.proof import Setting, proved
 from ocsfast.grouping.propagate import Findings, Walk
 from ocsfast.grouping.trace import Trace, trace, with_batch
 
@@ -71,7 +72,7 @@ def group(
     if not verify:
         return families
     args, kwargs, _ = with_batch(args, kwargs)
-    return proved(model, families, args, kwargs, traced, training=both_modes)
+    return proved(model, families, Setting(args, kwargs, traced, both_modes))
 
 
 def by_labels(

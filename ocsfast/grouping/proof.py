@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,22 +32,19 @@ TOLERANCE = 1e-8  # relative to the largest output; rounding in float64 stays be
 SEED = 0
 
 
-def proved(
-    model: nn.Module,
-    families: Families,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    graph: Trace | None,
-    *,
-    training: bool = False,
-) -> Families:
-    """The families that stood the trial; those that did not are left dense, and named.
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What a model is tried on."""
 
-    Args:
-        args, kwargs: the input that the graph was traced with.
-        graph: the exported graph to hold the cut module against; None: the module itself.
-        training: whether some labels come from a trace in training mode; the cut copy must then run
-            in that mode too.
+    args: tuple[Any, ...]  # the input that the graph was traced with
+    kwargs: dict[str, Any]
+    graph: Trace | None  # the exported graph to hold the cut module against; None: the module itself
+    # Whether some labels come from a trace in training mode: the cut copy must run in that mode too.
+    training: bool = False
+
+
+def proved(model: nn.Module, families: Families, setting: Setting) -> Families:
+    """The families that stood the trial; those that did not are left dense, and named.
 
     Raises:
         GroupingError: the model cannot be copied, or families fail together that stand alone.
@@ -55,7 +53,7 @@ def proved(
         return families
     with undisturbed(model, training=False), torch.no_grad():
         torch.manual_seed(SEED)
-        trial = Trial(model, families, args, kwargs, graph, training)
+        trial = Trial(model, families, setting)
         failed = _failing(trial, range(len(families.families)))
         if not failed:
             return families
@@ -63,7 +61,7 @@ def proved(
         logger.warning("%s: cutting is not the same as zeroing, so it stays dense", names)
         left = families.without({f: f"cutting it fails: {why}" for f, why in failed.items()})
         if left.families:
-            again = Trial(model, left, args, kwargs, graph, training)
+            again = Trial(model, left, setting)
             why = again.difference(range(len(left.families)))
             if why:
                 raise GroupingError(
@@ -86,15 +84,7 @@ def _failing(trial: Trial, members: Sequence[int]) -> dict[int, str]:
 class Trial:
     """A float64 copy of a model with random weights, on which cuts are tried."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        families: Families,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        graph: Trace | None,
-        training: bool = False,
-    ) -> None:
+    def __init__(self, model: nn.Module, families: Families, setting: Setting) -> None:
         try:
             self.model = copy.deepcopy(model).double().eval()
         except Exception as error:
@@ -102,11 +92,10 @@ class Trial:
                 f"the model cannot be copied for the proof ({type(error).__name__}: {error}); "
                 "pass verify=False to go without it"
             ) from error
-        self.graph = graph
+        self.setting = setting
         self.families = families
-        self.training = training
         randomize(self.model)
-        self.inputs = pytree.tree_map(_random_input, (args, kwargs))
+        self.inputs = pytree.tree_map(_random_input, (setting.args, setting.kwargs))
 
     def difference(self, members: Sequence[int]) -> str | None:
         """Cut some groups of these families, one at least in each: None if it equals zeroing them."""
@@ -141,17 +130,18 @@ class Trial:
         for axis in self.families.axes:
             tensor = state[axis.tensor]
             tensor.index_fill_(axis.axis, _gone(axis.groups, pruned).to(tensor.device), 0.0)
-        if self.graph is None:
+        graph = self.setting.graph
+        if graph is None:
             return _tensors(zeroed(*self.inputs[0], **self.inputs[1]))
-        reference = _Reference(self.graph.graph, self.families, pruned)
-        return _tensors(self.graph.run(reference, state, self.inputs))
+        reference = _Reference(graph.graph, self.families, pruned)
+        return _tensors(graph.run(reference, state, self.inputs))
 
     def _cut(self, pruned: Tensor) -> list[Tensor]:
         subject = copy.deepcopy(self.model)
         cut_model(subject, self.families, pruned)
         args, kwargs = self.inputs
         out = _tensors(subject(*args, **kwargs))
-        if self.training:
+        if self.setting.training:
             subject.train()(*args, **kwargs)  # its shapes have to fit; dropout forbids comparing
         return out
 

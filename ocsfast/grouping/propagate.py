@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,8 +56,6 @@ class Walk:
         self._canonical = _canonical_names(model)
 
     def run(self) -> None:
-        from ocsfast.grouping.rules import RULES
-
         position = 0
         for node in self.trace.graph.graph.nodes:
             if node.op == "placeholder":
@@ -169,6 +167,30 @@ class Walk:
         if self.count:
             where = module_of(node)
             self.found.products.append(RawProduct(coefficient, tuple(vectors), tuple(sizes), where))
+
+
+Node = torch.fx.Node
+Rule = Callable[[Walk, Node, dict[str, Any]], Value]
+RULES: dict[str, Rule] = {}  # by the operator's name
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register what operators of these names say about labels.
+
+    A rule gets the walk (for labels and costs), the node and its arguments by name, and returns the
+    labels of the result. An operator without one freezes what flows in: dense, never wrong.
+    """
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def freeze(walk: Walk, vectors: Sequence[Vector | None], why: str) -> None:
+    for vector in vectors:
+        walk.labels.freeze(vector, why)
 
 
 # Operators whose rule also states a cost, so that they run even where no label is live.
