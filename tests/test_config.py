@@ -79,7 +79,7 @@ def test_paper_presets():
     )
     assert (cifar.sparsify_from, imagenet.sparsify_from) == (30, None)
     assert cifar.strength == imagenet.strength == "paper"
-    assert cifar.growth == "recursive"
+    assert cifar.growth == imagenet.growth == "linear"
     assert cifar.max_residual is None
     assert Config.paper("cifar", deadline=90).deadline == 90
     with pytest.raises(ConfigError, match="'cifar' or 'imagenet'"):

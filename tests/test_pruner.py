@@ -175,7 +175,9 @@ def test_one_step_of_the_paper_to_the_letter():
         0.5,
         optimizer=optimizer,
         example_inputs=batch(0, torch.float64)[0],
-        config=Config.paper("cifar", sparsify_from=2, lambda0=0.01, delta=0.02, deadline=None),
+        config=Config.paper(
+            "cifar", growth="recursive", sparsify_from=2, lambda0=0.01, delta=0.02, deadline=None
+        ),
     )
     for check in range(1, 5):
         train(model, optimizer, EPOCH, first=check * EPOCH)

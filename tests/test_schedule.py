@@ -19,7 +19,7 @@ from ocsfast.schedule import (
 
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_eq7_to_the_letter(every):
-    config = Config.paper("imagenet", delta_every=every)
+    config = Config.paper("imagenet", growth="recursive", delta_every=every)
     expected = config.lambda0  # lambda at t_sl, where the floor is 0
     for elapsed in range(40):
         expected += config.delta * (elapsed // every)
