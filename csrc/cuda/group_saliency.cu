@@ -4,7 +4,7 @@ namespace ocsfast::cuda {
 namespace {
 
 template <class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     saliency_kernel(const __grid_constant__ Work work, A* scores, bool squared) {
   const auto grid = cooperative_groups::this_grid();
   slice_squares<A>(work, grid);

@@ -7,32 +7,44 @@ template <class T, class A>
 __device__ void lasso_task(const Work& work, const Task& task) {
   const Matrix& m = work.matrix[task.tensor];
   if (!m.grad) return;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const bool any_col = any_col_pruned(work, m);
   const A* slice_factor = static_cast<const A*>(work.slice_sq);
-  for (int32_t row = task.first_row + warp; row < task.last_row; row += kWarps) {
-    const bool pruned = row_pruned(work, m, row);
-    if (!pruned && !any_col) continue;
-    const A row_factor = pruned ? slice_factor[work.plan.row_slice[m.row_base + row]] : A(0);
-    for (int32_t band = 0; band < m.bands; ++band) {
-      const int64_t first = (static_cast<int64_t>(row) * m.bands + band) * m.width;
-      const T* w = static_cast<const T*>(m.weight) + first;
-      T* grad = static_cast<T*>(m.grad) + first;
-      for (int32_t j = lane; j < m.width; j += kWarp) {
-        A factor = row_factor;
-        if (any_col) {
-          const int32_t slice = work.plan.col_slice[m.col_base + j / m.run];
-          if (slice_pruned(work, slice)) factor += slice_factor[slice];
+  const bool any_col = any_col_pruned(work, m);
+  const auto factor_of = [&](int32_t slice) {
+    return slice_pruned(work, slice) ? slice_factor[slice] : A(0);
+  };
+  for_each_batch(
+      m, task,
+      [&](int32_t row) {
+        return m.row_base >= 0 ? factor_of(work.plan.row_slice[m.row_base + row]) : A(0);
+      },
+      [&](uint32_t j) {
+        return any_col ? factor_of(work.plan.col_slice[m.col_base + j / m.run]) : A(0);
+      },
+      [&](A row, const A(&col)[kBatch], int64_t first, int count) {
+        if (row == A(0) && !any_col) return;
+        const T* w = static_cast<const T*>(m.weight) + first;
+        T* grad = static_cast<T*>(m.grad) + first;
+        T value[kBatch], slope[kBatch];
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) {
+          if (k < count && row + col[k] != A(0)) {
+            value[k] = w[k * kWarp];
+            slope[k] = grad[k * kWarp];
+          }
         }
-        if (factor != A(0))
-          grad[j] = from_number<T>(to_number<A>(grad[j]) + to_number<A>(w[j]) * factor);
-      }
-    }
-  }
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) {
+          if (k < count && row + col[k] != A(0)) {
+            grad[k * kWarp] =
+                from_number<T>(to_number<A>(slope[k]) + to_number<A>(value[k]) * (row + col[k]));
+          }
+        }
+      });
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads) lasso_kernel(const __grid_constant__ Work work) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    lasso_kernel(const __grid_constant__ Work work) {
   const auto grid = cooperative_groups::this_grid();
   slice_squares<A>(work, grid);
   grid.sync();

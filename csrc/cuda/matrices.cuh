@@ -18,6 +18,13 @@ constexpr int kWarps = kThreads / kWarp;
 // Columns a lane holds at once: eight loads of a row in flight hide most of the memory's latency.
 constexpr int kColumnsPerLane = 8;
 constexpr int kTile = kWarp * kColumnsPerLane;
+// Blocks of a processor that its registers must suffice for: 64 a thread hold all that without spilling,
+// and 32 warps with eight loads each are what the memory can take.
+constexpr int kBlocksPerProcessor = 4;
+static_assert(kTile == kThreads);  // a thread adds up one column of a tile over the warps
+// Squares a lane adds up in one column before the sum goes on in double: 128 additions lose less than
+// rounding the result to float does.
+constexpr int kBandsPerFold = 128;
 
 // Tensors a launch takes. Gradients move, so pointers go by value; an argument may have 32764 bytes.
 constexpr int kMaxTensors = 448;
@@ -113,7 +120,7 @@ __device__ inline Task find_task(const Work& work, int32_t task) {
   const Matrix& m = work.matrix[low];
   const int32_t number = task - m.first_task;
   const int32_t first = number * m.rows_per_task;
-  return {low, number, first, min(first + m.rows_per_task, m.rows)};
+  return {low, number, first, first + min(m.rows_per_task, m.rows - first)};
 }
 
 __device__ inline bool slice_pruned(const Work& work, int32_t slice) {
@@ -135,6 +142,44 @@ __device__ inline bool any_col_pruned(const Work& work, const Matrix& m) {
   return __syncthreads_or(any);
 }
 
+// Elements of a row a lane reads before it writes the first of them: their reads wait for the memory
+// together.
+constexpr int kBatch = 4;
+
+// Calls change(of_row(row), {of_column(j), ...}, position, count) for all elements of a task: for the
+// `count` ones at position, position + kWarp, ... in the tensor, in columns j, j + kWarp, ... of a row.
+template <class OfRow, class OfColumn, class Change>
+__device__ void for_each_batch(const Matrix& m, const Task& task, const OfRow& of_row,
+                               const OfColumn& of_column, const Change& change) {
+  using Column = decltype(of_column(0u));
+  const int64_t row_elements = static_cast<int64_t>(m.bands) * m.width;
+  if (row_elements < kWarp) {  // short rows: a lane an element, or most would idle
+    const uint32_t per_row = static_cast<uint32_t>(row_elements);
+    const uint32_t elements = (task.last_row - task.first_row) * per_row;
+    for (uint32_t i = threadIdx.x; i < elements; i += kThreads) {
+      const int32_t row = task.first_row + static_cast<int32_t>(i / per_row);
+      const Column column[kBatch] = {of_column(i % per_row % m.width)};
+      change(of_row(row), column, task.first_row * row_elements + i, 1);
+    }
+    return;
+  }
+  const uint32_t width = m.width, lane = threadIdx.x % kWarp;
+  for (uint32_t j = lane; j < width; j += kBatch * kWarp) {
+    const int count = min(static_cast<int>((width - j + kWarp - 1) / kWarp), kBatch);
+    Column column[kBatch] = {};
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      if (k < count) column[k] = of_column(j + k * kWarp);
+    }
+    for (int32_t row = task.first_row + threadIdx.x / kWarp; row < task.last_row; row += kWarps) {
+      const auto from_row = of_row(row);
+      for (int32_t band = 0; band < m.bands; ++band) {
+        change(from_row, column, (static_cast<int64_t>(row) * m.bands + band) * m.width + j, count);
+      }
+    }
+  }
+}
+
 template <class A>
 __device__ A warp_sum(A value) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_down_sync(~0u, value, offset);
@@ -143,13 +188,13 @@ __device__ A warp_sum(A value) {
 
 // Phase 1: the sums of squares of a task's rows and columns. A warp takes whole rows, a lane columns.
 template <class T, class A>
-__device__ void square_task(const Work& work, const Task& task, A (&shared)[kWarps][kTile]) {
+__device__ void square_task(const Work& work, const Task& task, double (&shared)[kWarps][kTile]) {
   const Matrix& m = work.matrix[task.tensor];
   if (work.with_grad_only && !m.grad) return;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const bool with_cols = any_col_pruned(work, m);
   const T* weight = static_cast<const T*>(m.weight);
-  A* row_sq = static_cast<A*>(work.row_sq) + m.row_base;
+  A* row_sq = static_cast<A*>(work.row_sq) + max(m.row_base, 0);
   A* partial =
       static_cast<A*>(work.partial) + m.first_partial + static_cast<int64_t>(task.number) * m.cols;
 
@@ -161,20 +206,38 @@ __device__ void square_task(const Work& work, const Task& task, A (&shared)[kWar
     }
     return;
   }
-  for (int32_t tile = 0; tile < m.width; tile += kTile) {
-    const int32_t tile_end = min(tile + kTile, m.width);
+  for (int64_t tile = 0; tile < m.width; tile += kTile) {
+    const int32_t tile_width = min(static_cast<int32_t>(m.width - tile), kTile);
     A col[kColumnsPerLane] = {};
+    const auto fold = [&](bool first) {
+#pragma unroll
+      for (int k = 0; k < kColumnsPerLane; ++k) {
+        double& sum = shared[warp][lane + k * kWarp];
+        sum = first ? static_cast<double>(col[k]) : sum + static_cast<double>(col[k]);
+        col[k] = 0;
+      }
+    };
+    int32_t bands = 0;  // in col
+    bool folded = false;
+    if (with_cols) __syncthreads();  // shared and partial: the last tile's readers are done
     for (int32_t row = task.first_row + warp; row < task.last_row; row += kWarps) {
       if (!with_cols && !row_pruned(work, m, row)) continue;
       A sum = 0;
       for (int32_t band = 0; band < m.bands; ++band) {
         const T* w = weight + (static_cast<int64_t>(row) * m.bands + band) * m.width + tile;
+        A over_columns = 0;
 #pragma unroll
         for (int k = 0; k < kColumnsPerLane; ++k) {
           const int32_t j = lane + k * kWarp;
-          const A v = tile + j < tile_end ? to_number<A>(w[j]) : A(0);
-          sum += v * v;
+          const A v = j < tile_width ? to_number<A>(w[j]) : A(0);
+          over_columns += v * v;
           col[k] += v * v;
+        }
+        sum += over_columns;
+        if (++bands == kBandsPerFold && with_cols) {
+          fold(!folded);
+          folded = true;
+          bands = 0;
         }
       }
       sum = warp_sum(sum);
@@ -182,26 +245,26 @@ __device__ void square_task(const Work& work, const Task& task, A (&shared)[kWar
       if (lane == 0 && m.row_base >= 0) row_sq[row] = tile == 0 ? sum : row_sq[row] + sum;
     }
     if (!with_cols) continue;
-    __syncthreads();  // shared and partial: the last tile's readers are done
-#pragma unroll
-    for (int k = 0; k < kColumnsPerLane; ++k) shared[warp][lane + k * kWarp] = col[k];
+    fold(!folded);
     __syncthreads();
-    A over_warps = 0;
+    double over_warps = 0;
     for (int k = 0; k < kWarps; ++k) over_warps += shared[k][threadIdx.x];
     shared[0][threadIdx.x] = over_warps;  // read and written by this thread alone until the next barrier
     __syncthreads();
-    const int32_t first_col = tile / m.run, last_col = (tile_end - 1) / m.run;
-    const int32_t c = first_col + threadIdx.x;
-    if (c <= last_col) {
-      A sum = 0;
-      for (int32_t j = max(c * m.run, tile); j < min((c + 1) * m.run, tile_end); ++j)
+    const int64_t tile_end = tile + tile_width;
+    const int64_t c = static_cast<int32_t>(tile) / m.run + threadIdx.x, first = c * m.run;
+    if (first < tile_end) {
+      double sum =
+          first < tile ? static_cast<double>(partial[c]) : 0.0;  // it reaches over several tiles
+      for (int64_t j = max(first, tile); j < min(first + m.run, tile_end); ++j)
         sum += shared[0][j - tile];
-      partial[c] = c * m.run < tile ? partial[c] + sum : sum;  // a column may reach over several tiles
+      partial[c] = static_cast<A>(sum);
     }
   }
 }
 
-// Phase 2: a warp gathers a slice from its rows' sums and its columns' partial sums, in a fixed order.
+// Phase 2: a warp gathers a slice from its rows' sums and its columns' partial sums, in a fixed order
+// and in double: a slice may have many.
 template <class A>
 __device__ A gather_slice(const Work& work, const Matrix& m, int32_t slice) {
   const Plan& plan = work.plan;
@@ -209,25 +272,29 @@ __device__ A gather_slice(const Work& work, const Matrix& m, int32_t slice) {
   const int32_t begin = plan.slice_start[slice], end = plan.slice_start[slice + 1];
   const A* row_sq = static_cast<const A*>(work.row_sq);
   const A* partial = static_cast<const A*>(work.partial) + m.first_partial;
-  A sum = 0;
-  if (m.tasks == 0) return sum;
-  if (begin < end && plan.slice_entry[begin] < plan.num_rows) {
+  if (m.tasks == 0 || begin == end) return A(0);
+  double sum = 0;
+  if (plan.slice_entry[begin] < plan.num_rows) {
     for (int32_t k = begin + lane; k < end; k += kWarp) sum += row_sq[plan.slice_entry[k]];
   } else {
-    const int64_t terms = static_cast<int64_t>(end - begin) * m.tasks;
-    for (int64_t i = lane; i < terms; i += kWarp) {
-      const int32_t c = plan.slice_entry[begin + i / m.tasks] - plan.num_rows - m.col_base;
-      sum += partial[(i % m.tasks) * m.cols + c];
+    // Lanes go through all tasks of one column, then on to the next, as through one long list.
+    int32_t k = begin, number = lane;
+    while (true) {
+      for (; k < end && number >= m.tasks; ++k) number -= m.tasks;
+      if (k == end) break;
+      const int32_t c = plan.slice_entry[k] - plan.num_rows - m.col_base;
+      sum += partial[static_cast<int64_t>(number) * m.cols + c];
+      number += kWarp;
     }
   }
-  return warp_sum(sum);
+  return static_cast<A>(warp_sum(sum));
 }
 
 // Sums of squares of all slices of the launch's tensors that count, to work.slice_sq. A whole grid calls
 // it; what it wrote may be read after the grid's next barrier.
 template <class A>
 __device__ void slice_squares(const Work& work, cooperative_groups::grid_group grid) {
-  __shared__ A shared[kWarps][kTile];
+  __shared__ double shared[kWarps][kTile];
   for (int32_t task = work.first_task + blockIdx.x; task < work.first_task + work.tasks;
        task += gridDim.x) {
     const Task found = find_task(work, task);

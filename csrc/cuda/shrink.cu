@@ -7,23 +7,32 @@ template <class T>
 __device__ void shrink_task(const Work& work, const Task& task) {
   using A = typename Accumulator<T>::type;
   const Matrix& m = work.matrix[task.tensor];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const bool any_col = any_col_pruned(work, m);
   const A once = static_cast<A>(*work.scalar), twice = once * once;
-  for (int32_t row = task.first_row + warp; row < task.last_row; row += kWarps) {
-    const bool pruned = row_pruned(work, m, row);
-    if (!pruned && !any_col) continue;
-    for (int32_t band = 0; band < m.bands; ++band) {
-      T* w = static_cast<T*>(m.weight) + (static_cast<int64_t>(row) * m.bands + band) * m.width;
-      for (int32_t j = lane; j < m.width; j += kWarp) {
-        const bool col = any_col && slice_pruned(work, work.plan.col_slice[m.col_base + j / m.run]);
-        if (pruned || col) w[j] = from_number<T>(to_number<A>(w[j]) * (pruned && col ? twice : once));
-      }
-    }
-  }
+  const bool any_col = any_col_pruned(work, m);
+  const auto col_pruned = [&](uint32_t j) {
+    return any_col && slice_pruned(work, work.plan.col_slice[m.col_base + j / m.run]);
+  };
+  for_each_batch(
+      m, task, [&](int32_t row) { return row_pruned(work, m, row); }, col_pruned,
+      [&](bool row, const bool (&col)[kBatch], int64_t first, int count) {
+        if (!row && !any_col) return;
+        T* w = static_cast<T*>(m.weight) + first;
+        T value[kBatch];
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) {
+          if (k < count && (row || col[k])) value[k] = w[k * kWarp];
+        }
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) {
+          if (k < count && (row || col[k])) {
+            w[k * kWarp] = from_number<T>(to_number<A>(value[k]) * (row && col[k] ? twice : once));
+          }
+        }
+      });
 }
 
-__global__ void __launch_bounds__(kThreads) shrink_kernel(const __grid_constant__ Work work) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    shrink_kernel(const __grid_constant__ Work work) {
   for (int32_t task = work.first_task + blockIdx.x; task < work.first_task + work.tasks;
        task += gridDim.x) {
     const Task found = find_task(work, task);
