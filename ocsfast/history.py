@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ocsfast.errors import StateError
-from ocsfast.grouping.families import Families
+from ocsfast.grouping.families import Families, Frozen
 from ocsfast.optimizers import Scalar
 
 STATE_VERSION = 1
@@ -40,6 +40,7 @@ class StepReport:
     forced: bool = False  # cut by the deadline or by `Pruner.cut()`, not because it was stable
     seconds: float = 0.0  # this check's wall-clock time
     kept: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)  # family, kept, of how many
+    dense: tuple[Frozen, ...] = field(default=(), repr=False)  # what is never pruned, and why
 
     def kept_share(self) -> dict[str, float]:
         """The share of groups that stay, 0 to 1, by family (named after its first layer)."""
@@ -88,6 +89,7 @@ def pack(
     reports = [asdict(report) for report in progress.history]
     for report in reports:
         report["kept"] = [list(entry) for entry in report["kept"]]
+        del report["dense"]  # `unpack` has it from the families
     return {
         "version": STATE_VERSION,
         "ratio": ratio,
@@ -119,7 +121,7 @@ def unpack(state: Mapping[str, Any], ratio: float, families: Families, device: t
         raise StateError(f"the state is of ratio={state['ratio']}, the run's is {ratio}")
     if state["families"] != [[f.name, f.size] for f in families.families]:
         raise StateError("the state is of another model: its families differ")
-    progress = _progress(state["progress"])
+    progress = _progress(state["progress"], families.frozen)
     masks, mask, scores = list(state["masks"]), state["mask"], state["scores"]
     size = (families.num_groups,)
     for tensor in (*masks, mask, scores):
@@ -137,7 +139,7 @@ def unpack(state: Mapping[str, Any], ratio: float, families: Families, device: t
     )
 
 
-def _progress(state: Mapping[str, Any]) -> Progress:
+def _progress(state: Mapping[str, Any], dense: tuple[Frozen, ...]) -> Progress:
     try:
         if set(state) != {f.name for f in fields(Progress)} or state["stage"] not in STAGES:
             raise ValueError(f"fields {sorted(state)}, stage {state.get('stage')!r}")
@@ -146,7 +148,9 @@ def _progress(state: Mapping[str, Any]) -> Progress:
         if not all(isinstance(n, int) for n in counts + [n for n in optional if n is not None]):
             raise ValueError("a count is not an integer")
         reports = [
-            StepReport(**{**report, "kept": tuple((str(f), k, n) for f, k, n in report["kept"])})
+            StepReport(
+                **{**report, "kept": tuple((str(f), k, n) for f, k, n in report["kept"]), "dense": dense}
+            )
             for report in state["history"]
         ]
         indices = [float(x) for x in state["indices"]]

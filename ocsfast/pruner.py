@@ -100,7 +100,11 @@ class Pruner:
             cost_dense=dense,
             cost_at_cut=dense,
             kept=tuple((f.name, f.size, f.size) for f in families.families),
+            dense=families.frozen,
         )
+
+        for frozen in families.frozen:
+            logger.info("%s stays dense: %s", frozen.where, frozen.reason)
 
     # What a user reads and calls.
 
@@ -313,6 +317,7 @@ class Pruner:
             forced=cut and not ready,
             seconds=time.perf_counter() - begun,
             kept=kept_by_family(self.families, choice.mask),
+            dense=self.families.frozen,
         )
         now.history.append(report)
         self._resting = replace(report, cut=False, seconds=0.0)

@@ -329,3 +329,32 @@ def test_accumulated_gradients_and_scaler():
         ocsfast.step(model, 0.5)
     assert (pruner.steps, len(pruner.history)) == (6, 3)
     assert pruner.history[-1].nats > 0
+
+
+def test_an_operator_without_a_rule_stays_dense_and_is_named_in_the_report():
+    class Rolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 16)
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x):
+            x = self.first(x).relu().roll(1, dims=1)
+            return self.head(self.second(x).relu())
+
+    torch.manual_seed(0)
+    model = Rolled()
+    optimizer = sgd(model)
+    x, y = torch.randn(32, 6), torch.randint(3, (32,))
+    for _ in range(20):
+        for _ in range(EPOCH):
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        report = ocsfast.step(model, 0.3, total_steps=20 * EPOCH)
+    assert report.stage == "pruned"
+    assert (model.first.out_features, model.second.in_features) == (16, 16)
+    assert model.second.out_features == model.head.in_features < 16
+    reasons = {frozen.where: frozen.reason for frozen in report.dense}
+    assert "no rule for aten.roll" in reasons["first"]
+    assert reasons["head"] == "model output"
