@@ -117,8 +117,8 @@ class Config:
 
         Lambda grows by `delta` every `delta_every` checks, as the paper's prose says and the code that
         gave its figures does; `growth="recursive"` is Eq. 7 as printed, which sums those increments up
-        and ends some twenty times higher. Checks must come once an epoch. `deadline` is the authors' script's `sl_end_epoch`; no residual
-        is asked for. Any field may be overridden.
+        and ends some twenty times higher. Checks must come once an epoch. `deadline` is the authors'
+        script's `sl_end_epoch`; no residual is asked for. Any field may be overridden.
 
         Raises:
             ConfigError: another name, or an unknown field.
