@@ -6,6 +6,9 @@ STAMP := .venv/.ready
 SOURCES := $(wildcard csrc/* csrc/*/*)
 TO_FORMAT := $(filter %.h %.cuh %.cpp %.cu,$(SOURCES))
 
+# Threads that wait asleep: spinning ones slow each other down tenfold where another program runs too.
+export OMP_WAIT_POLICY := PASSIVE
+
 .PHONY: setup demo test lint clean
 
 setup: $(STAMP)
