@@ -118,22 +118,6 @@ void check_csr(const char* op, const char* table, const T* starts, int64_t n, in
   if (!ascends) fail(op, "tables: ", table, " does not ascend from 0 to ", end);
 }
 
-void check_entries(const char* op, const Plan& plan) {
-  check_range(op, "row_slice", plan.row_slice, plan.num_rows, -1, plan.slices);
-  check_range(op, "col_slice", plan.col_slice, plan.num_cols, -1, plan.slices);
-  check_range(op, "slice_size", plan.slice_size, plan.slices, 0, kMaxExtent);
-  check_range(op, "slice_group", plan.slice_group, plan.slices, 0, plan.groups);
-  check_range(op, "group_slice", plan.group_slice, plan.slices, 0, plan.slices);
-  check_range(op, "family_layers", plan.family_layers, plan.families, 0, kMaxExtent);
-  check_range(op, "slice_tensor", plan.slice_tensor, plan.slices, 0, plan.tensors);
-  const int64_t entries = plan.group_start - plan.slice_entry;
-  check_csr(op, "slice_start", plan.slice_start, plan.slices, entries);
-  check_range(op, "slice_entry", plan.slice_entry, entries, 0,
-              static_cast<int64_t>(plan.num_rows) + plan.num_cols);
-  check_csr(op, "group_start", plan.group_start, plan.groups, plan.slices);
-  check_csr(op, "family_start", plan.family_start, plan.families, plan.groups);
-}
-
 void check_counts(const char* op, const char* what, const std::vector<int64_t>& layout, int counts) {
   for (int k = 0; k < counts; ++k) {
     if (layout[k] < 0 || layout[k] > kMaxExtent) fail(op, what, '[', k, "] is ", layout[k]);
@@ -189,8 +173,22 @@ Plan check_plan(const char* op, const Tensor& tables, const std::vector<int64_t>
   plan.group_slice = table(8);
   plan.family_start = table(9);
   plan.family_layers = table(10);
-  if (tables.is_cpu()) check_entries(op, plan);
   return plan;
+}
+
+void check_slices(const char* op, const Plan& plan) {
+  check_range(op, "row_slice", plan.row_slice, plan.num_rows, -1, plan.slices);
+  check_range(op, "col_slice", plan.col_slice, plan.num_cols, -1, plan.slices);
+  check_range(op, "slice_group", plan.slice_group, plan.slices, 0, plan.groups);
+}
+
+void check_groups(const char* op, const Plan& plan) {
+  check_csr(op, "group_start", plan.group_start, plan.groups, plan.slices);
+  check_range(op, "group_slice", plan.group_slice, plan.slices, 0, plan.slices);
+}
+
+void check_families(const char* op, const Plan& plan) {
+  check_csr(op, "family_start", plan.family_start, plan.families, plan.groups);
 }
 
 CostModel check_cost(const char* op, const Tensor& tables, const std::vector<int64_t>& layout,
@@ -303,7 +301,8 @@ std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& wei
     m.width = m.cols * m.run;
     m.row_base = fields[4];
     m.col_base = fields[5];
-    m.rows_per_task = rows_per_task(rows, cols, inner);
+    m.rows_per_task = rows_per_task(
+        rows, cols, inner, tables.is_cpu() ? kRunsPerColumnCpu * m.run : kElementsPerColumnCuda);
     m.first_task = static_cast<int32_t>(tasks);
     m.tasks =
         weight.numel() == 0 ? 0 : static_cast<int32_t>((rows + m.rows_per_task - 1) / m.rows_per_task);

@@ -36,11 +36,16 @@ struct Expected {
 };
 void check_array(const char* op, const Tensor& tensor, const Expected& expected, const Tensor& tables);
 
-// A plan whose counts and offsets agree with one another and with the size of `tables`. On the CPU
-// the entries are checked too; on CUDA, where that would cost a synchronisation, they are trusted.
+// A plan whose counts and offsets agree with one another and with the size of `tables`.
 Plan check_plan(const char* op, const Tensor& tables, const std::vector<int64_t>& layout);
 
-// The same for the tables of the cost model.
+// The entries of its tables point inside. On the CPU an op checks those that it reads, and no others: it
+// does so at every call. On CUDA, where that would cost a synchronisation, they are trusted.
+void check_slices(const char* op, const Plan& plan);    // row_slice, col_slice, slice_group
+void check_groups(const char* op, const Plan& plan);    // group_start, group_slice
+void check_families(const char* op, const Plan& plan);  // family_start
+
+// The same for the tables of the cost model; on the CPU their entries are checked too.
 CostModel check_cost(const char* op, const Tensor& tables, const std::vector<int64_t>& layout,
                      const Tensor& plan_tables, int64_t families);
 

@@ -24,13 +24,15 @@ struct Matrix {
 
 // Elements a task has about: its start-up is lost in its work, and 2 MB of weights feed many threads.
 constexpr int64_t kTaskElements = 65536;
-// A task writes one sum a column; at least this many elements go into each, so that these sums,
-// written and read again, stay a few per cent of the traffic however long the rows are.
-constexpr int64_t kElementsPerColumn = 32;
+// A task writes one sum a column. At least this many of a row's `run`s go into each on the CPU, and this
+// many elements on CUDA, which needs more tasks: so these sums, written and read again, stay a few per
+// cent of the work however long the rows are.
+constexpr int64_t kRunsPerColumnCpu = 64;
+constexpr int64_t kElementsPerColumnCuda = 32;
 
-inline int32_t rows_per_task(int64_t rows, int64_t cols, int64_t inner) {
+inline int32_t rows_per_task(int64_t rows, int64_t cols, int64_t inner, int64_t elements_per_column) {
   const int64_t by_size = kTaskElements / std::max<int64_t>(1, cols * inner);
-  const int64_t by_columns = (kElementsPerColumn + inner - 1) / std::max<int64_t>(1, inner);
+  const int64_t by_columns = (elements_per_column + inner - 1) / std::max<int64_t>(1, inner);
   return static_cast<int32_t>(
       std::clamp<int64_t>(std::max(by_size, by_columns), 1, std::max<int64_t>(1, rows)));
 }

@@ -164,7 +164,7 @@ def test_wrong_lists_and_layouts_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "table", ["row_slice", "col_slice", "slice_group", "slice_entry", "group_slice", "group_start"]
+    "table", ["row_slice", "col_slice", "slice_group", "group_slice", "group_start"]
 )
 def test_tables_that_point_outside_are_refused(table: str) -> None:
     made = mixed_case()

@@ -2,8 +2,7 @@
 
 #include <cmath>
 
-#include "matrices.h"
-#include "parallel.h"
+#include "slice_squares.h"
 
 namespace ocsfast::cpu {
 namespace {
@@ -34,11 +33,17 @@ std::tuple<Tensor, Tensor> group_saliency(const std::vector<Tensor>& weights, co
                                           bool squared) {
   constexpr const char* kOp = "group_saliency";
   const Plan plan = check_plan(kOp, tables, layout);
+  check_slices(kOp, plan);
+  check_groups(kOp, plan);
   const std::vector<Matrix> matrices = check_weights(kOp, weights, nullptr, tables, shapes, plan);
   const ScalarType dtype = any_double(matrices) ? ScalarType::Double : ScalarType::Float;
   Tensor scores = torch::stable::new_empty(tables, {plan.groups}, dtype);
   Tensor slice_out = torch::stable::new_empty(tables, {plan.slices}, dtype);
-  const std::vector<double> slice_sq = slice_squares(plan, matrices, list_tasks(matrices), nullptr);
+  const std::vector<Task> tasks = list_tasks(matrices);
+  SliceSquares squares(plan, matrices, nullptr);
+  for_each_task<Scratch>(tasks.size(),
+                         [&](int64_t i, Scratch& scratch) { squares.run(tasks[i], scratch); });
+  const std::vector<double>& slice_sq = squares.result();
   if (dtype == ScalarType::Double) {
     write(plan, slice_sq, squared, scores.mutable_data_ptr<double>(),
           slice_out.mutable_data_ptr<double>());

@@ -1,6 +1,14 @@
 #include "matrices.h"
 
+#include <cstring>
+
 namespace ocsfast::cpu {
+namespace {
+
+// Gaps of up to two cache lines of floats are not worth leaving out: the prefetcher loads them anyway.
+constexpr int64_t kLeastGap = 32;
+
+}  // namespace
 
 std::vector<Task> list_tasks(const std::vector<Matrix>& matrices) {
   std::vector<Task> tasks;
@@ -24,8 +32,7 @@ Pruned find_pruned(const Plan& plan, const std::vector<Matrix>& matrices, const 
     return flag;
   };
   const auto any = [](const std::vector<uint8_t>& flag, int32_t base, int32_t n) {
-    return base >= 0 &&
-           std::any_of(&flag[0] + base, &flag[0] + base + n, [](uint8_t f) { return f != 0; });
+    return base >= 0 && n > 0 && std::memchr(flag.data() + base, 1, n);
   };
   Pruned pruned{flags(plan.row_slice, plan.num_rows), flags(plan.col_slice, plan.num_cols), {}, {}};
   for (const Matrix& m : matrices) {
@@ -33,6 +40,16 @@ Pruned find_pruned(const Plan& plan, const std::vector<Matrix>& matrices, const 
     pruned.any_col.push_back(any(pruned.col, m.col_base, m.cols));
   }
   return pruned;
+}
+
+std::vector<Span> pruned_spans(const Matrix& m, const Pruned& pruned) {
+  std::vector<Span> spans;
+  for (int64_t c = 0; m.col_base >= 0 && c < m.cols; ++c) {
+    if (!pruned.col[m.col_base + c]) continue;
+    if (spans.empty() || c * m.run - spans.back().last > kLeastGap) spans.push_back({c * m.run, 0});
+    spans.back().last = (c + 1) * m.run;
+  }
+  return spans;
 }
 
 }  // namespace ocsfast::cpu

@@ -1,28 +1,14 @@
 // What the CPU kernels share: elements as numbers, tasks as rows, masks as flags.
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "../checks.h"
+#include "rows.h"
 
 namespace ocsfast::cpu {
-
-// The type a weight of type T is computed in.
-template <class T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-template <class T>
-using accumulator_t = typename Accumulator<T>::type;
 
 // Calls f(T{}) with the element type of a matrix.
 template <class F>
@@ -53,10 +39,15 @@ struct Pruned {
   bool touches(int32_t tensor) const { return any_row[tensor] || any_col[tensor]; }
 };
 
-Pruned find_pruned(const Plan& plan, const std::vector<Matrix>& matrices, const bool* mask);
+// Elements first .. last - 1 of a band.
+struct Span {
+  int64_t first, last;
+};
 
-// Sums of squares of all slices: [plan.slices]. With `pruned`, only slices of pruned groups are right.
-std::vector<double> slice_squares(const Plan& plan, const std::vector<Matrix>& matrices,
-                                  const std::vector<Task>& tasks, const Pruned* pruned);
+// Spans that hold every pruned column of a matrix and no more of the others than shares their cache
+// lines.
+std::vector<Span> pruned_spans(const Matrix& m, const Pruned& pruned);
+
+Pruned find_pruned(const Plan& plan, const std::vector<Matrix>& matrices, const bool* mask);
 
 }  // namespace ocsfast::cpu

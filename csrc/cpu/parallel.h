@@ -23,15 +23,15 @@ class Scratch {
   std::vector<char> bytes_;
 };
 
-// Calls task(i, scratch) for every i < n. Threads take the next task when they are done with one: which
-// thread runs a task must not matter to its result.
-template <class Task>
+// Calls task(i, state) for every i < n, with a State for each thread. Threads take the next task when
+// they are done with one: which thread runs a task must not matter to its result.
+template <class State, class Task>
 void for_each_task(int64_t n, const Task& task) {
   std::atomic<int64_t> next{0};
   const int64_t threads = std::min<int64_t>(n, torch::stable::get_num_threads());
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    Scratch scratch;
-    for (int64_t i = next.fetch_add(1); i < n; i = next.fetch_add(1)) task(i, scratch);
+    State state;
+    for (int64_t i = next.fetch_add(1); i < n; i = next.fetch_add(1)) task(i, state);
   });
 }
 

@@ -1,7 +1,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <array>
 #include <cmath>
+#include <numeric>
+#include <vector>
 
 #include "../checks.h"
 #include "../order.h"
@@ -23,6 +26,36 @@ int64_t cost_of(const CostModel& cost, const std::vector<int64_t>& kept, std::ve
   return sum;
 }
 
+// Groups in ascending order of score, then of index.
+template <class Score>
+std::vector<int32_t> ascending(const Score* scores, int32_t groups) {
+  using Image = decltype(order_image(Score{}));
+  // Radix sort, from the lowest digit: with half a million groups ten times faster than std::sort. With
+  // few of them its counters would cost more than they save.
+  constexpr int kDigitBits = 11;
+  constexpr int32_t kDigits = 1 << kDigitBits;
+  constexpr int32_t kFew = 1024;
+  using Entry = std::pair<Image, int32_t>;
+  std::vector<Entry> entries(groups), sorted;
+  for (int32_t g = 0; g < groups; ++g) entries[g] = {order_image(scores[g]), g};
+  if (groups <= kFew) {
+    std::sort(entries.begin(), entries.end());
+  } else {
+    sorted.resize(groups);
+    for (unsigned shift = 0; shift < 8 * sizeof(Image); shift += kDigitBits) {
+      std::array<int32_t, kDigits> start{};
+      const auto digit = [&](const Entry& e) { return (e.first >> shift) & (kDigits - 1); };
+      for (const Entry& e : entries) ++start[digit(e)];
+      std::exclusive_scan(start.begin(), start.end(), start.begin(), 0);
+      for (const Entry& e : entries) sorted[start[digit(e)]++] = e;
+      entries.swap(sorted);
+    }
+  }
+  std::vector<int32_t> order(groups);
+  for (int32_t p = 0; p < groups; ++p) order[p] = entries[p].second;
+  return order;
+}
+
 template <class Score>
 class Partition {
  public:
@@ -33,10 +66,8 @@ class Partition {
         limits_(limits),
         round_to_(round_to),
         kept_(plan.families),
-        axis_(cost.axes) {
-    order_.reserve(plan.groups);
-    for (int32_t g = 0; g < plan.groups; ++g) order_.push_back({order_image(scores[g]), g});
-    std::sort(order_.begin(), order_.end());
+        axis_(cost.axes),
+        order_(ascending(scores, plan.groups)) {
     std::vector<int32_t> family(plan.groups);
     for (int32_t f = 0; f < plan.families; ++f) {
       std::fill(family.begin() + plan.family_start[f], family.begin() + plan.family_start[f + 1], f);
@@ -44,7 +75,7 @@ class Partition {
     // A family's groups in ascending order, by their positions in the order of all groups.
     position_.resize(plan.groups);
     std::vector<int32_t> next(plan.family_start, plan.family_start + plan.families);
-    for (int32_t p = 0; p < plan.groups; ++p) position_[next[family[order_[p].second]]++] = p;
+    for (int32_t p = 0; p < plan.groups; ++p) position_[next[family[order_[p]]]++] = p;
   }
 
   // Groups of family f that go where the `threshold` lowest groups of all may.
@@ -79,7 +110,7 @@ class Partition {
   void write(int32_t threshold, bool* mask) const {
     for (int32_t f = 0; f < plan_.families; ++f) {
       const int64_t n = pruned(f, threshold);
-      for (int64_t k = 0; k < n; ++k) mask[order_[position_[plan_.family_start[f] + k]].second] = true;
+      for (int64_t k = 0; k < n; ++k) mask[order_[position_[plan_.family_start[f] + k]]] = true;
     }
   }
 
@@ -89,7 +120,7 @@ class Partition {
   const int64_t* limits_;
   int64_t round_to_;
   std::vector<int64_t> kept_, axis_;
-  std::vector<std::pair<decltype(order_image(Score{})), int32_t>> order_;
+  std::vector<int32_t> order_;
   std::vector<int32_t> position_;
 };
 
@@ -118,6 +149,7 @@ std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& scores, const Tensor&
                                              const Tensor& budget) {
   constexpr const char* kOp = "partition";
   const Plan plan = check_plan(kOp, tables, layout);
+  check_families(kOp, plan);
   const CostModel cost = check_cost(kOp, cost_tables, cost_layout, tables, plan.families);
   check_partition(kOp, scores, limits, round_to, budget, tables, plan);
   Tensor mask = torch::stable::new_empty(tables, {plan.groups}, ScalarType::Bool);
