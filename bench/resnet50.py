@@ -22,14 +22,16 @@ from ocsfast.grouping import group
 from ocsfast.plan import build_plan
 
 
-def median_ms(run: Callable[[], object], runs: int) -> float:
-    run()
-    seconds = []
-    for _ in range(runs):
-        begun = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - begun)
-    return 1e3 * statistics.median(seconds)
+def medians_ms(rows: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
+    """Medians of rows that take turns, so that what else the machine does weighs on all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for run in range(runs + 1):
+        for name, call in rows.items():
+            begun = time.perf_counter()
+            call()
+            if run > 0:
+                seconds[name].append(time.perf_counter() - begun)
+    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
 
 
 def main() -> None:
@@ -70,17 +72,20 @@ def main() -> None:
 
     flat = torch.cat([w.detach().flatten() for w in weights])
     other = flat.clone()
-    rows = [
-        ("group_saliency", lambda: ops.group_saliency(plan, weights)),
-        ("  flat read of the same bytes", lambda: torch.sum(flat)),
-        ("partition", lambda: ops.partition(plan, macs, scores, limits, budget)),
-        ("a whole check", check),
-        ("shrink_, half the FLOPs marked", lambda: ops.shrink_(plan, weights, mask, 1 - tiny)),
-        ("  flat read-modify-write of all", lambda: flat.mul_(1.0)),
-        ("lasso_grad_, the same mask", lambda: ops.lasso_grad_(plan, grads, weights, mask, tiny)),
-        ("  flat add of all", lambda: other.add_(flat, alpha=1e-12)),
-    ]
-    measured = {name: median_ms(run, args.runs) for name, run in rows}
+    every = torch.ones_like(mask)
+    rows = {
+        "group_saliency": lambda: ops.group_saliency(plan, weights),
+        "  flat read of the same bytes": lambda: torch.sum(flat),
+        "partition": lambda: ops.partition(plan, macs, scores, limits, budget),
+        "a whole check": check,
+        "shrink_, all marked": lambda: ops.shrink_(plan, weights, every, 1 - tiny),
+        "shrink_, half the FLOPs marked": lambda: ops.shrink_(plan, weights, mask, 1 - tiny),
+        "  flat read-modify-write of all": lambda: flat.mul_(1.0),
+        "lasso_grad_, all marked": lambda: ops.lasso_grad_(plan, grads, weights, every, tiny),
+        "lasso_grad_, half the FLOPs": lambda: ops.lasso_grad_(plan, grads, weights, mask, tiny),
+        "  flat add of all": lambda: other.add_(flat, alpha=1e-12),
+    }
+    measured = medians_ms(rows, args.runs)
 
     importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
     pruner = torch_pruning.pruner.GroupNormPruner(
@@ -89,8 +94,11 @@ def main() -> None:
     groups = list(pruner.DG.get_all_groups(ignored_layers=[model.fc]))
     pruner.update_regularizer()
     few = max(3, args.runs // 5)
-    measured["Torch-Pruning: importance"] = median_ms(lambda: [importance(g) for g in groups], few)
-    measured["Torch-Pruning: regularize"] = median_ms(lambda: pruner.regularize(model), few)
+    peers = {
+        "Torch-Pruning: importance": lambda: [importance(g) for g in groups],
+        "Torch-Pruning: regularize": lambda: pruner.regularize(model),
+    }
+    measured |= medians_ms(peers, few)
 
     megabytes = flat.numel() * flat.element_size() / 1e6
     print(f"{len(weights)} tensors, {megabytes:.0f} MB, {plan.count('groups')} groups")
