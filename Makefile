@@ -6,9 +6,6 @@ STAMP := .venv/.ready
 SOURCES := $(wildcard csrc/* csrc/*/*)
 TO_FORMAT := $(filter %.h %.cuh %.cpp %.cu,$(SOURCES))
 
-# Threads that wait asleep: spinning ones slow each other down tenfold where another program runs too.
-export OMP_WAIT_POLICY := PASSIVE
-
 # A thread that waits gives its core away: where something else runs as well, spinning made an epoch
 # of the demo five to ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
