@@ -89,5 +89,6 @@ def save_filters(widths: Sequence[FamilyWidth], path: Path) -> None:
     axes.bar(places, pruned, bottom=kept, color=_PRUNED, label="pruned")
     axes.set_xticks(places, [width.name for width in widths], rotation=90, fontsize=7)
     axes.set_ylabel("filters")
-    axes.legend()
+    axes.margins(y=0.1)
+    axes.legend(loc="upper left", ncols=2)
     figure.savefig(path, dpi=130)
