@@ -10,7 +10,7 @@ TO_FORMAT := $(filter %.h %.cuh %.cpp %.cu,$(SOURCES))
 # of the demo five to ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test sanitize bench bench-gpu lint clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,28 @@ demo: setup
 test: setup lint
 	$(BIN)/pytest
 	$(BIN)/python -m ocsfast.train --quick --out runs/quick
+	$(MAKE) sanitize
+
+# The ops under AddressSanitizer and UBSan, with random arguments, right and spoilt. The interpreter is not
+# built with them, so their libraries have to be loaded before it; what Python keeps to its end is no leak.
+SANITIZED := build/sanitized/lib
+FUZZ_SECONDS ?= 45
+sanitize: setup
+	CXX="g++ -fsanitize=address,undefined -fno-sanitize-recover=undefined" CXXFLAGS="-O1 -g1" OCSFAST_CUDA=0 \
+		$(BIN)/python setup.py -q build --build-base build/sanitized --build-lib $(SANITIZED)
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) \
+		$(BIN)/python tests/fuzz_ops.py --seconds $(FUZZ_SECONDS)
+
+# Every op and step beside its roof and its peers: an hour on two cores. BENCH="--models ResNet50" for less.
+BENCH_RUN := $(BIN)/pytest bench -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-quiet
+bench: setup
+	$(BENCH_RUN) --benchmark-json=bench/results/cpu.json $(BENCH)
+	$(BIN)/python bench/table.py bench/results/cpu.json
+	$(BIN)/python bench/end_to_end.py
+
+bench-gpu:
+	bash bench/gpu.sh
 
 lint: setup
 	$(BIN)/ruff check .

@@ -34,7 +34,15 @@ CSRC = ROOT / "csrc"
 # Kernel arguments of up to 32 KB.
 OLDEST_CUDA = (12, 1)
 # No contraction: a fused multiply-add where the machine has one would make sums differ by machine.
-HOST_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp-simd", "-ffp-contract=off", "-fvisibility=hidden"]
+HOST_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fopenmp-simd",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]
 
 
@@ -132,7 +140,9 @@ class Build(build_ext):
             f'-DOCSFAST_CUDA_ARCHS="{";".join(cuda.archs) if cuda else ""}"',
             f'-DOCSFAST_TORCH_TARGET="{TORCH_TARGET[0]}.{TORCH_TARGET[1]}"',
         ]
-        commands = dict.fromkeys((CSRC / "checks.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))), host)
+        commands = dict.fromkeys(
+            (CSRC / "bound.cpp", CSRC / "checks.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))), host
+        )
         commands[CSRC / "ocsfast.cpp"] = [*host, *module]
         if cuda:
             device = [str(cuda.nvcc), "-c", "-std=c++17", "-O3", "-ccbin", cxx[0], *includes, target]

@@ -68,20 +68,11 @@ bool is_dense(const Tensor& tensor, bool channels_last) {
   return true;
 }
 
-DType check_dtype(const char* op, const char* name, size_t index, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat;
-    case ScalarType::Double:
-      return DType::kDouble;
-    case ScalarType::Half:
-      return DType::kHalf;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    default:
-      fail(op, name, '[', index, "] is ", DTypeOf{tensor},
-           ", but only float32, float64, float16 and bfloat16 tensors can be pruned");
-  }
+DType check_dtype(const char* op, size_t index, const Tensor& weight) {
+  const std::optional<DType> dtype = dtype_of(weight.scalar_type());
+  if (dtype) return *dtype;
+  fail(op, "weights[", index, "] is ", DTypeOf{weight},
+       ", but only float32, float64, float16 and bfloat16 tensors can be pruned");
 }
 
 // The tables' starts ascend and leave each table the room its count needs.
@@ -176,15 +167,31 @@ Plan check_plan(const char* op, const Tensor& tables, const std::vector<int64_t>
   return plan;
 }
 
-void check_slices(const char* op, const Plan& plan) {
+void check_entries(const char* op, const Plan& plan, const std::vector<Matrix>& matrices) {
+  const int64_t entries = static_cast<int64_t>(plan.num_rows) + plan.num_cols;
   check_range(op, "row_slice", plan.row_slice, plan.num_rows, -1, plan.slices);
   check_range(op, "col_slice", plan.col_slice, plan.num_cols, -1, plan.slices);
   check_range(op, "slice_group", plan.slice_group, plan.slices, 0, plan.groups);
-}
-
-void check_groups(const char* op, const Plan& plan) {
+  check_range(op, "slice_tensor", plan.slice_tensor, plan.slices, 0, plan.tensors);
+  check_csr(op, "slice_start", plan.slice_start, plan.slices, plan.group_start - plan.slice_entry);
+  check_range(op, "slice_entry", plan.slice_entry, plan.group_start - plan.slice_entry, 0, entries);
   check_csr(op, "group_start", plan.group_start, plan.groups, plan.slices);
   check_range(op, "group_slice", plan.group_slice, plan.slices, 0, plan.slices);
+  check_families(op, plan);
+  for (int32_t s = 0; s < plan.slices; ++s) {
+    const Matrix& m = matrices[plan.slice_tensor[s]];
+    for (int32_t k = plan.slice_start[s]; k < plan.slice_start[s + 1]; ++k) {
+      const int32_t entry = plan.slice_entry[k], col = entry - plan.num_rows;
+      const bool is_row = entry < plan.num_rows;
+      const int32_t base = is_row ? m.row_base : m.col_base, extent = is_row ? m.rows : m.cols;
+      const int32_t position = is_row ? entry : col;
+      const bool mine = (is_row ? plan.row_slice[entry] : plan.col_slice[col]) == s;
+      if (!mine || base < 0 || position < base || position - base >= extent) {
+        fail(op, "tables: slice_entry[", k, "] is ", entry, ", which is no ", is_row ? "row" : "column",
+             " of slice ", s, " in tensor ", plan.slice_tensor[s]);
+      }
+    }
+  }
 }
 
 void check_families(const char* op, const Plan& plan) {
@@ -232,13 +239,39 @@ void check_partition(const char* op, const Tensor& scores, const Tensor& limits,
   if (round_to < 1 || round_to > kMaxExtent) fail(op, "round_to is ", round_to, ", expected 1 or more");
 }
 
+std::optional<DType> dtype_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return DType::kFloat;
+    case ScalarType::Double:
+      return DType::kDouble;
+    case ScalarType::Half:
+      return DType::kHalf;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    default:
+      return {};
+  }
+}
+
+void check_beside(const char* op, const char* name, size_t index, const Tensor& tensor,
+                  const Tensor& weight) {
+  bool same = tensor.dim() == weight.dim() && tensor.scalar_type() == weight.scalar_type() &&
+              same_place(tensor, weight);
+  for (int64_t d = 0; same && d < weight.dim(); ++d) {
+    same = tensor.size(d) == weight.size(d) &&
+           (tensor.size(d) == 1 || tensor.stride(d) == weight.stride(d));
+  }
+  if (same) return;
+  fail(op, name, '[', index, "] is a ", DTypeOf{tensor}, " tensor of shape ", Shape{tensor},
+       " and strides ", Strides{tensor}, " on ", Place{tensor}, ", its weight a ", DTypeOf{weight},
+       " tensor of shape ", Shape{weight}, " and strides ", Strides{weight}, " on ", Place{weight});
+}
+
 std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& weights,
-                                  const std::vector<Tensor>* grads, const Tensor& tables,
-                                  const Tensor& shapes, const Plan& plan) {
+                                  const Tensor& tables, const Tensor& shapes, const Plan& plan) {
   const auto tensors = static_cast<size_t>(plan.tensors);
   if (weights.size() != tensors) fail(op, weights.size(), " weights, the plan has ", tensors);
-  if (grads && grads->size() != tensors)
-    fail(op, grads->size(), " grads, the plan has ", tensors, " weights");
   if (!shapes.is_cpu()) fail(op, "shapes is on ", Place{shapes}, ", expected the CPU");
   check_array(op, shapes, {"shapes", ScalarType::Int, plan.tensors * kShapeFields, 2}, shapes);
   const auto* table = static_cast<const int32_t*>(shapes.const_data_ptr());
@@ -254,9 +287,10 @@ std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& wei
     if (!same_place(weight, tables)) {
       fail(op, "weights[", t, "] is on ", Place{weight}, ", the plan on ", Place{tables});
     }
-    m.dtype = check_dtype(op, "weights", t, weight);
+    m.dtype = check_dtype(op, t, weight);
     const int64_t dims = weight.dim();
-    const bool fits = dims > 0 && weight.size(0) == rows && (dims > 1 ? weight.size(1) : 1) == cols &&
+    const bool fits = (dims > 1 ? weight.size(0) : 1) == rows &&
+                      (dims > 0 ? weight.size(dims > 1 ? 1 : 0) : 1) == cols &&
                       weight.numel() == rows * cols * inner;
     if (!fits) {
       fail(op, "weights[", t, "] has shape ", Shape{weight}, ", the plan was built for ", rows,
@@ -279,56 +313,33 @@ std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& wei
            " at most are supported");
     }
     m.weight = weight.mutable_data_ptr();
-    if (grads) {
-      const Tensor& grad = (*grads)[t];
-      if (grad.numel() != 0 || weight.numel() == 0) {
-        bool same =
-            grad.dim() == dims && grad.scalar_type() == weight.scalar_type() && same_place(grad, weight);
-        for (int64_t d = 0; same && d < dims; ++d) same = grad.size(d) == weight.size(d);
-        if (!same || !is_dense(grad, channels_last)) {
-          fail(op, "grads[", t, "] is a ", DTypeOf{grad}, " tensor of shape ", Shape{grad},
-               " and strides ", Strides{grad}, " on ", Place{grad}, ", its weight a ", DTypeOf{weight},
-               " tensor of shape ", Shape{weight}, " and strides ", Strides{weight}, " on ",
-               Place{weight});
-        }
-        m.grad = grad.mutable_data_ptr();
-      }
-    }
-    m.rows = static_cast<int32_t>(rows);
-    m.cols = static_cast<int32_t>(cols);
-    m.bands = static_cast<int32_t>(channels_last ? inner : 1);
-    m.run = static_cast<int32_t>(channels_last ? 1 : inner);
-    m.width = m.cols * m.run;
+    m.elements = weight.numel();
     m.row_base = fields[4];
     m.col_base = fields[5];
-    m.rows_per_task = rows_per_task(
-        rows, cols, inner, tables.is_cpu() ? kRunsPerColumnCpu * m.run : kElementsPerColumnCuda);
+    if (has_slices(m)) {
+      m.rows = static_cast<int32_t>(rows);
+      m.cols = static_cast<int32_t>(cols);
+      m.bands = static_cast<int32_t>(channels_last ? inner : 1);
+      m.run = static_cast<int32_t>(channels_last ? 1 : inner);
+      m.width = m.cols * m.run;
+      m.rows_per_task = rows_per_task(
+          rows, cols, inner, tables.is_cpu() ? kRunsPerColumnCpu * m.run : kElementsPerColumnCuda);
+    } else {
+      m.rows = static_cast<int32_t>((m.elements + kTaskElements - 1) / kTaskElements);
+      m.cols = m.width = kTaskElements;
+      m.bands = m.run = m.rows_per_task = 1;
+    }
     m.first_task = static_cast<int32_t>(tasks);
-    m.tasks =
-        weight.numel() == 0 ? 0 : static_cast<int32_t>((rows + m.rows_per_task - 1) / m.rows_per_task);
+    m.tasks = m.elements == 0
+                  ? 0
+                  : static_cast<int32_t>((static_cast<int64_t>(m.rows) + m.rows_per_task - 1) /
+                                         m.rows_per_task);
     m.first_partial = partials;
     tasks += m.tasks;
     if (m.col_base >= 0) partials += static_cast<int64_t>(m.tasks) * cols;
+    if (tasks > kMaxExtent) fail(op, "the weights have ", tasks, " tasks, too many");
   }
-  if (tasks > kMaxExtent) fail(op, "the weights have ", tasks, " tasks, too many");
   return matrices;
-}
-
-bool any_double(const std::vector<Matrix>& matrices) {
-  for (const Matrix& m : matrices) {
-    if (m.dtype == DType::kDouble) return true;
-  }
-  return false;
-}
-
-int64_t count_tasks(const std::vector<Matrix>& matrices) {
-  return matrices.empty() ? 0 : matrices.back().first_task + matrices.back().tasks;
-}
-
-int64_t count_partials(const std::vector<Matrix>& matrices) {
-  if (matrices.empty()) return 0;
-  const Matrix& last = matrices.back();
-  return last.first_partial + (last.col_base >= 0 ? static_cast<int64_t>(last.tasks) * last.cols : 0);
 }
 
 }  // namespace ocsfast

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -39,11 +40,13 @@ void check_array(const char* op, const Tensor& tensor, const Expected& expected,
 // A plan whose counts and offsets agree with one another and with the size of `tables`.
 Plan check_plan(const char* op, const Tensor& tables, const std::vector<int64_t>& layout);
 
-// The entries of its tables point inside. On the CPU an op checks those that it reads, and no others: it
-// does so at every call. On CUDA, where that would cost a synchronisation, they are trusted.
-void check_slices(const char* op, const Plan& plan);    // row_slice, col_slice, slice_group
-void check_groups(const char* op, const Plan& plan);    // group_start, group_slice
-void check_families(const char* op, const Plan& plan);  // family_start
+// Every entry of its tables, which lie on the CPU, points inside, and the tables of slices and of groups
+// agree. Done once, when a plan is bound.
+void check_entries(const char* op, const Plan& plan, const std::vector<Matrix>& matrices);
+
+// family_start alone, for the ops that are given tables: on the CPU at every call. On CUDA, where that
+// would cost a synchronisation, it is trusted.
+void check_families(const char* op, const Plan& plan);
 
 // The same for the tables of the cost model; on the CPU their entries are checked too.
 CostModel check_cost(const char* op, const Tensor& tables, const std::vector<int64_t>& layout,
@@ -54,14 +57,15 @@ void check_partition(const char* op, const Tensor& scores, const Tensor& limits,
                      const Tensor& budget, const Tensor& tables, const Plan& plan);
 
 // The weights as matrices: shapes, strides, dtype and device are those of the plan. `shapes` is the
-// plan's, on the CPU wherever the plan itself lies. `grads` may be null; an empty
-// gradient beside a weight that is not empty stands for none.
+// plan's, on the CPU wherever the plan itself lies.
 std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& weights,
-                                  const std::vector<Tensor>* grads, const Tensor& tables,
-                                  const Tensor& shapes, const Plan& plan);
+                                  const Tensor& tables, const Tensor& shapes, const Plan& plan);
 
-bool any_double(const std::vector<Matrix>& matrices);
-int64_t count_tasks(const std::vector<Matrix>& matrices);
-int64_t count_partials(const std::vector<Matrix>& matrices);
+// A tensor with an element beside each of the weight's: a gradient, or an optimizer's state.
+void check_beside(const char* op, const char* name, size_t index, const Tensor& tensor,
+                  const Tensor& weight);
+
+// Nothing where no kernel computes in the dtype.
+std::optional<DType> dtype_of(ScalarType dtype);
 
 }  // namespace ocsfast

@@ -2,31 +2,44 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
-// Throughout: `tables`, `shapes` and `layout` are a plan's (csrc/plan.h), `mask` the groups to prune.
+#include "bound.h"
+
+// Throughout: `tables`, `shapes` and `layout` are a plan's (csrc/plan.h), `mask` the groups to prune,
+// and `bound` the ticket of a plan that is bound to its weights, which stands for them: an op that
+// changes weights, or what is remembered of them, changes it.
 STABLE_TORCH_LIBRARY(ocsfast, m) {
-  // Eq. 2 of all groups, and the sum of squares of each slice, in one read of the weights.
+  // Checks a plan and the weights it is for, once.
+  m.def("bind(Tensor[] weights, Tensor tables, Tensor shapes, int[] layout) -> Tensor");
+  // Scores all groups in one read of the weights, and gives what each slice was scored by. `others`: a
+  // tensor beside each weight, for criteria that need one. `known`: the sums of squares are at hand.
   m.def(
-      "group_saliency(Tensor[] weights, Tensor tables, Tensor shapes, int[] layout, bool squared)"
-      " -> (Tensor scores, Tensor slice_sq)");
+      "group_saliency(Tensor(a!) bound, Tensor(b!) scores, Tensor(c!) slices, Tensor[] others,"
+      " str criterion, bool known) -> ()");
   // The groups to prune so that the cost is at most `budget`.
   m.def(
       "partition(Tensor scores, Tensor tables, int[] layout, Tensor cost_tables, int[] cost_layout,"
       " Tensor limits, int round_to, Tensor budget) -> (Tensor mask, Tensor cost, Tensor status)");
-  // Eq. 9: w *= factor ** (pruned slices that contain the element).
-  m.def(
-      "shrink_(Tensor(a!)[] weights, Tensor tables, Tensor shapes, int[] layout, Tensor mask, Tensor "
-      "factor)"
-      " -> ()");
+  // Eq. 9: w *= factor ** (pruned slices that contain the element). Leaves the pruned slices' sums of
+  // squares behind.
+  m.def("shrink_(Tensor(a!) bound, Tensor mask, Tensor factor) -> ()");
   // Eq. 8: grad += strength * w / |slice|, for each pruned slice that contains the element.
   m.def(
-      "lasso_grad_(Tensor(a!)[] grads, Tensor[] weights, Tensor tables, Tensor shapes, int[] layout,"
-      " Tensor mask, Tensor strength) -> ()");
+      "lasso_grad_(Tensor(a!) bound, Tensor(b!)[] grads, Tensor mask, Tensor strength, bool known) -> "
+      "()");
+  // A step of SGD with Eq. 8 before and Eq. 9 after it in one pass, where a mask is given. Leaves all
+  // slices' sums of squares behind.
+  m.def(
+      "sgd_step_(Tensor(a!) bound, Tensor[] grads, Tensor(b!)[] momenta, int[] first, Tensor lr,"
+      " float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, Tensor? mask,"
+      " Tensor strength, Tensor factor, bool known) -> ()");
   // Eq. 3: how alike the kept sets of two partitions are.
   m.def("jaccard(Tensor mask_a, Tensor mask_b, Tensor tables, int[] layout) -> Tensor");
 }
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled ops of ocsfast, registered as torch.ops.ocsfast.*";
+  // No op: Python's garbage collector calls it wherever it likes, also while a graph is being traced.
+  m.def("release", &ocsfast::release, "Forget what is bound under a ticket's number.");
   m.def(
       "build_info",
       [] {

@@ -4,11 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__
-#define OCSFAST_HOST_DEVICE __host__ __device__
-#else
-#define OCSFAST_HOST_DEVICE
-#endif
+#include "plan.h"
 
 namespace ocsfast {
 

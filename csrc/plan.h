@@ -4,6 +4,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define OCSFAST_HOST_DEVICE __host__ __device__
+#else
+#define OCSFAST_HOST_DEVICE
+#endif
+
 namespace ocsfast {
 
 // Plan.layout: kPlanCounts counts, then the start of each table in Plan.tables.

@@ -1,5 +1,6 @@
 """ocsfast: train, prune and finish a network in one training run."""
 
+from ocsfast import optim
 from ocsfast.api import attach, detach, step
 from ocsfast.checkpoint import load, save
 from ocsfast.config import Config
@@ -21,6 +22,7 @@ __all__ = [
     "cut_model",
     "detach",
     "load",
+    "optim",
     "save",
     "step",
 ]

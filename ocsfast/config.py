@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
+from ocsfast import criteria
+from ocsfast.cost import TARGETS
+from ocsfast.criteria import Criterion
 from ocsfast.errors import ConfigError
 from ocsfast.grouping.families import Families, Product
 
-Target = Literal["flops", "params"] | Callable[[Families], Sequence[Product]]
+Target = str | Mapping[str, float] | Callable[[Families], Sequence[Product]]
 
 _CHOICES = {
     "strength": ("auto", "paper"),
     "shape": ("linear", "cubic"),
     "growth": ("linear", "recursive"),
     "penalty": ("both", "lasso", "shrink", "none"),
-    "criterion": ("l2", "l2_squared"),
     "grouping": ("labels", "torch-pruning"),
 }
 
@@ -35,11 +37,11 @@ class Config:
     """
 
     # What shrinks.
-    target: Target = "flops"  # "flops", "params", or families -> the cost's summands
+    target: Target = "flops"  # "params", "bytes", shares of these, or families -> the cost's summands
     max_family_ratio: float = 0.75  # most of one family that may go; one group always stays
     round_to: int = 1  # kept counts are multiples of this
     keep: tuple[str | nn.Module, ...] = ()  # modules, or name patterns, that stay dense
-    criterion: str = "l2"  # Eq. 2; "l2_squared": the authors' code (no root)
+    criterion: Criterion = "l2"  # Eq. 2, another of `criteria.NAMES`, or a function
     include_bias: bool = False  # whether biases count in saliency and penalty
 
     # Stability, Eq. 3-6.
@@ -83,10 +85,11 @@ class Config:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} is not known: use one of {', '.join(choices)}"
                 )
-        if not callable(self.target) and self.target not in ("flops", "params"):
+        _check_target(self.target)
+        if not callable(self.criterion) and self.criterion not in criteria.NAMES:
             raise ConfigError(
-                f"target={self.target!r} is not known: use 'flops', 'params' or a callable "
-                "that turns Families into a sequence of Product"
+                f"criterion={self.criterion!r} is not known: use one of {', '.join(criteria.NAMES)}, or "
+                "a function of a weight, its gradient and its optimizer state"
             )
         for name in ("round_to", "lag", "window", "delta_every"):
             _check_integer(name, getattr(self, name), 1)
@@ -187,6 +190,21 @@ def budget_of(dense_cost: int, ratio: float) -> int:
     A binary 0.7 is a little less than 7/10; the decimal that the user wrote is what counts (Eq. 1).
     """
     return math.floor((1 - Fraction(repr(ratio))) * dense_cost)
+
+
+def _check_target(target: object) -> None:
+    if callable(target) or (isinstance(target, str) and target in TARGETS):
+        return
+    if isinstance(target, Mapping) and target:
+        for name, share in target.items():
+            if name not in TARGETS:
+                raise ConfigError(f"target={target!r}: {name!r} is not one of {', '.join(TARGETS)}")
+            _check_number(f"target[{name!r}]", share, "above 0", lambda x: x > 0)
+        return
+    raise ConfigError(
+        f"target={target!r} is not known: use one of {', '.join(TARGETS)}, their weights as in "
+        "{'flops': 2, 'params': 1}, or a callable that turns Families into a sequence of Product"
+    )
 
 
 def _check_integer(name: str, value: object, least: int, wanted: str = "an integer") -> None:

@@ -8,7 +8,7 @@ on the cut model, halved.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,6 +55,39 @@ class CostModel:
 
     def to(self, device: torch.device) -> CostModel:
         return CostModel(self.tables.to(device), self.layout, self.unit)
+
+
+# What `Config.target` may name.
+TARGETS = ("flops", "params", "bytes")
+# A weighted sum's integers: fine enough for a parameter of a model with 10**12 of them.
+_WEIGHTED_TOTAL = 2**50
+
+
+def target_products(
+    target: str | Mapping[str, float], families: Families, parameters: Mapping[str, Tensor]
+) -> tuple[tuple[Product, ...], str]:
+    """The summands of a target's cost, and its unit.
+
+    "flops": MACs; "params": parameters; "bytes": their bytes, each in its dtype. A mapping of these to
+    weights: the weighted mean of their shares of the dense model, in units of 2**-50.
+    """
+    if target == "flops":
+        return families.macs, "MACs"
+    if target == "params":
+        return parameter_products(families, parameters), "parameters"
+    if isinstance(target, str):
+        products = parameter_products(families, parameters)
+        return tuple(
+            replace(p, coefficient=p.coefficient * parameters[p.where].element_size()) for p in products
+        ), "bytes"
+    sizes = [family.size for family in families.families]
+    summands: list[Product] = []
+    for name, weight in target.items():
+        products, unit = target_products(name, families, parameters)
+        dense = build_cost_model(families, products, unit)(sizes)
+        scale = round(_WEIGHTED_TOTAL * weight / sum(target.values()) / max(1, dense))
+        summands += [replace(p, coefficient=p.coefficient * scale) for p in products]
+    return tuple(summands), "weighted units"
 
 
 def parameter_products(families: Families, parameters: Mapping[str, Tensor]) -> tuple[Product, ...]:

@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families, kept_indices
-from ocsfast.optimizers import sliced_state
 from ocsfast.plan import is_channels_last
 
 # Integers (or tuples, whose last entry counts) by which modules know their sizes. The cut sets these
@@ -197,3 +196,15 @@ def size_of(value: object) -> int | None:
 def with_size(value: int | tuple[int, ...], size: int) -> int | tuple[int, ...]:
     """The attribute's new value for another size."""
     return (*value[:-1], size) if isinstance(value, tuple) else size
+
+
+def sliced_state(
+    optimizer: Optimizer, parameter: nn.Parameter, crop: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """The state tensors of `parameter`'s shape, cropped; nothing is changed yet."""
+    state = optimizer.state.get(parameter, {})
+    return {
+        key: crop(value)
+        for key, value in state.items()
+        if isinstance(value, Tensor) and value.shape == parameter.shape
+    }

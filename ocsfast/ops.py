@@ -7,7 +7,10 @@ value fails loudly, as after any in-place op of torch.
 
 from __future__ import annotations
 
+import operator
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -25,32 +28,99 @@ except ImportError as error:
     ) from error
 
 build_info = _C.build_info
+_VERSION = operator.attrgetter("_version")
+
+# The overloads themselves: looking them up costs as much as a call.
+_GROUP_SALIENCY = torch.ops.ocsfast.group_saliency.default
+_SHRINK = torch.ops.ocsfast.shrink_.default
+_LASSO_GRAD = torch.ops.ocsfast.lasso_grad_.default
+_SGD_STEP = torch.ops.ocsfast.sgd_step_.default
 
 
-def group_saliency(
-    plan: Plan, weights: Sequence[Tensor], *, squared: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Score every group by Eq. 2: the mean over its slices of |w|_2 / sqrt(elements of w).
+class Bound:
+    """A plan bound to the weights it walks: checked once, with what kernels remember between calls.
 
-    All weights are read once. NaN and infinite weights reach the scores of their groups.
+    A call then costs microseconds on the host however many weights there are. The weights are held, and
+    may change in value but not in place, shape, strides, dtype or device: an op that finds them changed
+    raises. Ops leave the slices' sums of squares behind, and use those of the op before them as long as
+    the weights are as that op left them, which their versions tell: changes through `.data`, that torch
+    does not see, are not seen here either, but by `forget()`.
 
-    Args:
+    Attributes:
         plan: the tables, on the device of the weights.
         weights: `plan.names` in order, of the shapes and strides the plan was built for; float32,
             bfloat16, float16 and float64 may be mixed.
-        squared: score by sum(w**2) / sqrt(elements), as the authors' released code does.
-
-    Returns:
-        scores [groups] and the slices' sums of squares [slices]: float32, or float64 where any weight
-        is. The same to the bit at every call and with any number of threads.
 
     Raises:
-        RuntimeError: a weight is not what the plan was built for.
+        RuntimeError: a weight is not what the plan was built for, or the plan contradicts itself.
     """
-    scores, slice_sq = torch.ops.ocsfast.group_saliency(
-        _detached(weights), plan.tables, plan.shapes, plan.layout, squared
-    )
-    return scores, slice_sq
+
+    def __init__(self, plan: Plan, weights: Sequence[Tensor]) -> None:
+        self.plan = plan
+        self.weights = tuple(weights)
+        with torch.no_grad():  # or the op would be given aliases, and not see a weight change its memory
+            self.ticket = torch.ops.ocsfast.bind(self.weights, plan.tables, plan.shapes, plan.layout)
+        weakref.finalize(self, _C.release, int(self.ticket))
+        self._known: tuple[int, Tensor | None] | None = None
+        self._strides = [weight.stride() for weight in self.weights]
+        self._none = plan.tables.new_empty(0)
+
+    def forget(self) -> None:
+        """Take the sums of squares anew when next they are needed."""
+        self._known = None
+
+    def knows(self, mask: Tensor | None = None) -> bool:
+        """Whether the sums of squares are at hand: of all slices, or of those of `mask`'s groups."""
+        if self._known is None or self._known[0] != self._version():
+            return False
+        of = self._known[1]
+        return of is None or of is mask
+
+    def _version(self) -> int:
+        return sum(map(_VERSION, self.weights))
+
+    def _changed(self) -> None:
+        torch.autograd.graph.increment_version(self.weights)
+
+    def _learn(self, mask: Tensor | None = None) -> None:
+        self._known = (self._version(), mask)
+
+
+def group_saliency(
+    bound: Bound, criterion: str = "l2", others: Sequence[Tensor | None] = ()
+) -> tuple[Tensor, Tensor]:
+    """Score every group: by default Eq. 2, the mean over its slices of |w|_2 / sqrt(elements of w).
+
+    All weights are read once, or not at all where their squares are all it takes and an op has left them
+    behind. NaN and infinite weights reach the scores of their groups.
+
+    Args:
+        bound: plan and weights.
+        criterion: what the mean over the slices is taken of. With n elements w in a slice, and x those
+            in their place of `others`:
+            "l2": |w|_2 / sqrt(n), Eq. 2; "l2_squared": sum w**2 / sqrt(n), as the authors' released code
+            does; "l1": sum |w| / n; "linf": max |w|;
+            "taylor", "taylor_state": |sum w x|, first-order Taylor, x a gradient or its moving average;
+            "obd": sum w**2 x**2 / 2, x a gradient; "obd_state": sum w**2 x / 2, x its average square.
+        others: for the last four, a tensor beside each weight, of its shape, strides, dtype and device;
+            slices of a weight with None count as 0.
+
+    Returns:
+        scores [groups] and for each slice the sum (or maximum) it was scored by, [slices]: float32, or
+        float64 where any weight is. The same to the bit at every call and with any number of threads.
+
+    Raises:
+        RuntimeError: an argument does not fit the plan.
+    """
+    wide = any(weight.dtype == torch.float64 for weight in bound.weights)
+    tables, dtype = bound.plan.tables, torch.float64 if wide else torch.float32
+    scores = tables.new_empty(bound.plan.count("groups"), dtype=dtype)
+    slices = tables.new_empty(bound.plan.count("slices"), dtype=dtype)
+    beside = _beside(bound, others) if others else []
+    _GROUP_SALIENCY(bound.ticket, scores, slices, beside, criterion, bound.knows())
+    if criterion in ("l2", "l2_squared"):
+        bound._learn()
+    return scores, slices
 
 
 def partition(
@@ -99,41 +169,32 @@ def partition(
     return mask, cost, status
 
 
-def shrink_(plan: Plan, weights: Sequence[Tensor], mask: Tensor, factor: Tensor) -> None:
+def shrink_(bound: Bound, mask: Tensor, factor: Tensor) -> None:
     """Eq. 9, in place: multiply each element by factor ** (number of pruned slices that contain it).
 
     Args:
-        plan: the tables.
-        weights: as for `group_saliency`; may require grad.
+        bound: plan and weights, which may require grad.
         mask: [groups] bool, the groups to prune.
         factor: 0-dim float32 on the weights' device, 1 - strength * learning rate.
 
     Raises:
         RuntimeError: an argument does not fit the plan. Nothing has been changed then.
     """
-    with torch.no_grad():
-        torch.ops.ocsfast.shrink_(
-            _detached(weights), plan.tables, plan.shapes, plan.layout, mask, factor
-        )
-    _changed(weights)
+    _SHRINK(bound.ticket, mask, factor)
+    bound._changed()
+    bound._learn(mask)
 
 
-def lasso_grad_(
-    plan: Plan,
-    grads: Sequence[Tensor | None],
-    weights: Sequence[Tensor],
-    mask: Tensor,
-    strength: Tensor,
-) -> None:
+def lasso_grad_(bound: Bound, grads: Sequence[Tensor | None], mask: Tensor, strength: Tensor) -> None:
     """Eq. 8 by its gradient: grad += strength * w / |slice|_2, for each pruned slice that contains w.
 
-    The norms are those of the weights as they are now; a slice of norm 0 adds nothing.
+    The norms are those of the weights as they are now; a slice of norm 0 adds nothing. Where `shrink_`
+    or another op has left them behind, the weights are read once; else twice.
 
     Args:
-        plan: the tables.
+        bound: plan and weights.
         grads: one for each weight, of its shape, dtype and device, or None: that weight is left out.
             A gradient with other strides than its weight costs two copies of it.
-        weights: as for `group_saliency`.
         mask: [groups] bool, the groups to prune.
         strength: 0-dim float32 on the weights' device.
 
@@ -141,20 +202,89 @@ def lasso_grad_(
         ValueError: there are more or fewer gradients than weights.
         RuntimeError: an argument does not fit the plan. Nothing has been changed then.
     """
-    if len(grads) != len(weights):
-        raise ValueError(f"ocsfast.lasso_grad_: {len(grads)} gradients for {len(weights)} weights")
+    known = bound.knows(mask)
     with torch.no_grad():
-        matched = [
-            w.new_empty(0) if g is None else _as_strided_like(g.detach(), w)
-            for g, w in zip(grads, weights, strict=True)
-        ]
-        torch.ops.ocsfast.lasso_grad_(
-            matched, _detached(weights), plan.tables, plan.shapes, plan.layout, mask, strength
+        matched = _beside(bound, grads)
+        _LASSO_GRAD(bound.ticket, matched, mask, strength, known)
+        for grad, copy in zip(grads, matched, strict=True):
+            if grad is not None and copy is not grad:
+                grad.copy_(copy)
+    if not known:
+        bound._learn()
+    torch.autograd.graph.increment_version([grad for grad in grads if grad is not None])
+
+
+@dataclass(frozen=True, eq=False)
+class Penalty:
+    """Eq. 8 and Eq. 9 for a step of `sgd_step_`."""
+
+    mask: Tensor  # [groups] bool, the groups to prune
+    strength: Tensor  # 0-dim float32: as for `lasso_grad_`
+    factor: Tensor  # 0-dim float32: as for `shrink_`
+
+
+def sgd_step_(
+    bound: Bound,
+    grads: Sequence[Tensor | None],
+    momenta: Sequence[Tensor | None],
+    lr: Tensor,
+    *,
+    first: Sequence[int] = (),
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    penalty: Penalty | None = None,
+) -> None:
+    """A step of SGD as `torch.optim.SGD` takes it, in one pass over weights, gradients and momenta.
+
+    With a penalty the same pass adds Eq. 8 to the gradient (not to `grads` themselves), shrinks the new
+    weights by Eq. 9, and takes the slices' sums of squares for whatever comes next. Weights without a
+    gradient take no step, but are shrunk.
+
+    Args:
+        bound: plan and weights.
+        grads: as for `lasso_grad_`.
+        momenta: one for each weight with a gradient, of its shape, dtype, strides and device; None for
+            all where momentum is 0. Changed in place.
+        lr: 0-dim float64 on the weights' device.
+        first: positions of the weights whose momentum begins here: with the gradient, undampened.
+        momentum, dampening, weight_decay, nesterov, maximize: as for `torch.optim.SGD`.
+
+    Raises:
+        ValueError: there are more or fewer gradients than weights.
+        RuntimeError: an argument does not fit the plan. Nothing has been changed then.
+    """
+    mask = penalty.mask if penalty else None
+    unused = lr.new_ones((), dtype=torch.float32) if penalty is None else None
+    with torch.no_grad():
+        _SGD_STEP(
+            bound.ticket,
+            _beside(bound, grads),
+            _beside(bound, momenta),
+            first,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize,
+            mask,
+            penalty.strength if penalty else unused,
+            penalty.factor if penalty else unused,
+            mask is not None and bound.knows(mask),
         )
-        for g, m in zip(grads, matched, strict=True):
-            if g is not None and m.data_ptr() != g.data_ptr():
-                g.copy_(m)
-    _changed([g for g in grads if g is not None])
+    if penalty is not None:
+        bound._changed()
+    else:
+        stepped = [w for w, grad in zip(bound.weights, grads, strict=True) if grad is not None]
+        torch.autograd.graph.increment_version(stepped)
+    torch.autograd.graph.increment_version([m for m in momenta if m is not None])
+    if penalty is not None:
+        bound._learn()
+    else:
+        bound.forget()
 
 
 def jaccard(plan: Plan, mask_a: Tensor, mask_b: Tensor) -> Tensor:
@@ -175,37 +305,34 @@ def jaccard(plan: Plan, mask_a: Tensor, mask_b: Tensor) -> Tensor:
     return cast(Tensor, torch.ops.ocsfast.jaccard(mask_a, mask_b, plan.tables, plan.layout))
 
 
-def _detached(tensors: Sequence[Tensor]) -> list[Tensor]:
-    # The ops have no autograd kernel: a weight that requires grad would only draw a warning.
-    return [tensor.detach() for tensor in tensors]
+def _beside(bound: Bound, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """`tensors` with the strides of their weights, copied where need be, and an empty one for None."""
+    if len(tensors) != len(bound.weights):
+        raise ValueError(f"{len(tensors)} tensors for {len(bound.weights)} weights")
+    return [
+        bound._none if t is None else t if t.stride() == stride else _with_stride(t, stride)
+        for t, stride in zip(tensors, bound._strides, strict=True)
+    ]
 
 
-def _changed(tensors: Sequence[Tensor]) -> None:
-    torch.autograd.graph.increment_version(tensors)
-
-
-def _as_strided_like(grad: Tensor, weight: Tensor) -> Tensor:
-    """`grad`, or a copy of it with the strides of `weight`; the op refuses what does not fit."""
-    if grad.stride() == weight.stride() or grad.shape != weight.shape or grad.dtype != weight.dtype:
-        return grad
-    return torch.empty_strided(
-        weight.shape, weight.stride(), dtype=grad.dtype, device=grad.device
-    ).copy_(grad)
+def _with_stride(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
+    if tensor.dim() != len(stride):
+        return tensor  # the op says what is wrong
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(
+        tensor
+    )
 
 
 def _layout_count(layout: Sequence[int], name: str) -> int:
     return layout[COUNTS.index(name)]
 
 
-def _fake_group_saliency(
-    weights: list[Tensor], tables: Tensor, shapes: Tensor, layout: Sequence[int], squared: bool
-) -> tuple[Tensor, Tensor]:
-    wide = any(weight.dtype == torch.float64 for weight in weights)
-    dtype = torch.float64 if wide else torch.float32
-    return (
-        tables.new_empty(_layout_count(layout, "groups"), dtype=dtype),
-        tables.new_empty(_layout_count(layout, "slices"), dtype=dtype),
-    )
+def _fake_bind(weights: list[Tensor], tables: Tensor, shapes: Tensor, layout: Sequence[int]) -> Tensor:
+    return shapes.new_empty((), dtype=torch.int64)
+
+
+def _fake_nothing(*arguments: object) -> None:
+    return None
 
 
 def _fake_partition(
@@ -225,38 +352,17 @@ def _fake_partition(
     )
 
 
-def _fake_shrink(
-    weights: list[Tensor],
-    tables: Tensor,
-    shapes: Tensor,
-    layout: Sequence[int],
-    mask: Tensor,
-    factor: Tensor,
-) -> None:
-    return None
-
-
-def _fake_lasso_grad(
-    grads: list[Tensor],
-    weights: list[Tensor],
-    tables: Tensor,
-    shapes: Tensor,
-    layout: Sequence[int],
-    mask: Tensor,
-    strength: Tensor,
-) -> None:
-    return None
-
-
 def _fake_jaccard(mask_a: Tensor, mask_b: Tensor, tables: Tensor, layout: Sequence[int]) -> Tensor:
     return tables.new_empty((), dtype=torch.float64)
 
 
 for _name, _fake in (
-    ("group_saliency", _fake_group_saliency),
+    ("bind", _fake_bind),
+    ("group_saliency", _fake_nothing),
     ("partition", _fake_partition),
-    ("shrink_", _fake_shrink),
-    ("lasso_grad_", _fake_lasso_grad),
+    ("shrink_", _fake_nothing),
+    ("lasso_grad_", _fake_nothing),
+    ("sgd_step_", _fake_nothing),
     ("jaccard", _fake_jaccard),
 ):
     torch.library.register_fake(f"ocsfast::{_name}", _fake)

@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ocsfast.errors import StateError
+from ocsfast.optim import SGD
 
 # Their state is tensors of the parameter's shape, and scalars; known before the first step.
-SUPPORTED = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.NAdam, optim.Adagrad)
+SUPPORTED = (SGD, optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.NAdam, optim.Adagrad)
 
 
 class StepCounter:
@@ -97,7 +98,7 @@ def check_supported(optimizer: Optimizer, stepped: bool) -> None:
         StateError: naming the optimizer and what in its state cannot be sliced.
     """
     name = type(optimizer).__name__
-    known = ", ".join(kind.__name__ for kind in SUPPORTED)
+    known = ", ".join(kind.__name__ for kind in SUPPORTED[1:])
     if type(optimizer) in SUPPORTED:
         return
     if not stepped and not optimizer.state:
@@ -116,18 +117,6 @@ def check_supported(optimizer: Optimizer, stepped: bool) -> None:
                 f"optimizer {name} cannot be cut: its state {key!r} ({what}) of a parameter of shape "
                 f"{tuple(parameter.shape)} is neither a scalar nor of that shape. Use one of {known}"
             )
-
-
-def sliced_state(
-    optimizer: Optimizer, parameter: nn.Parameter, crop: Callable[[Tensor], Tensor]
-) -> dict[str, Tensor]:
-    """The state tensors of `parameter`'s shape, cropped; nothing is changed yet."""
-    state = optimizer.state.get(parameter, {})
-    return {
-        key: crop(value)
-        for key, value in state.items()
-        if isinstance(value, Tensor) and value.shape == parameter.shape
-    }
 
 
 Scalar = float | Tensor  # a Tensor lies on an accelerator: reading it would wait for the device

@@ -5,7 +5,7 @@ Nothing here waits for the device: strengths and factors are 0-dim device tensor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from ocsfast import ops
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families
+from ocsfast.ops import Bound, Penalty
+from ocsfast.optim import SGD, walkable
 from ocsfast.optimizers import (
     Scalar,
     gradient_scale,
@@ -24,15 +26,14 @@ from ocsfast.optimizers import (
     owned,
     same_scalar,
 )
-from ocsfast.plan import Plan, build_plan
+from ocsfast.plan import build_plan
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
     """Coupled weights whose learning rate is that of one parameter group."""
 
-    plan: Plan
-    weights: tuple[nn.Parameter, ...]
+    bound: Bound
     group: int  # number of the optimizer's parameter group
     share: float  # of all coupled weights' elements
     strength: Tensor  # 0-dim float32, scratch: what multiplies Eq. 8's direction
@@ -40,7 +41,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Bound:
+class Coupled:
     """The plan with the weights it walks, as they lie in memory now."""
 
     whole: Part
@@ -48,16 +49,18 @@ class Bound:
     pointers: tuple[int, ...]
 
     @property
-    def plan(self) -> Plan:
-        return self.whole.plan
+    def bound(self) -> Bound:
+        return self.whole.bound
 
-    @property
-    def weights(self) -> tuple[nn.Parameter, ...]:
-        return self.whole.weights
+    def forget(self) -> None:
+        """The weights have changed: some of torch's own optimizers do not raise their version."""
+        for part in (self.whole, *self.parts):
+            part.bound.forget()
 
     def is_current(self) -> bool:
         """Whether no weight has been given other memory, as `.to()` and `.half()` do."""
-        return all(w.data_ptr() == p for w, p in zip(self.weights, self.pointers, strict=True))
+        weights = self.bound.weights
+        return all(w.data_ptr() == p for w, p in zip(weights, self.pointers, strict=True))
 
 
 def bind(
@@ -65,43 +68,59 @@ def bind(
     parameters: Mapping[str, nn.Parameter],
     optimizer: Optimizer,
     include_bias: bool,
-) -> Bound:
+) -> Coupled:
     """Build the plan, and one more for each parameter group where several hold coupled weights.
+
+    For `ocsfast.optim.SGD` a group's plan takes in its other parameters too, so that one pass steps all.
 
     Raises:
         StateError: a coupled weight cannot be walked, or none is left to walk.
     """
     number = {id(p): k for k, group in enumerate(optimizer.param_groups) for p in group["params"]}
-    whole_plan = build_plan(families, parameters, include_bias=include_bias)
-    if not whole_plan.names:
+    coupled = build_plan(families, parameters, include_bias=include_bias)
+    if not coupled.names:
         raise StateError("no coupled weight is left: nothing can be scored")
-    total = sum(parameters[name].numel() for name in whole_plan.names)
+    total = sum(parameters[name].numel() for name in coupled.names)
+    group_of = {name: number[id(parameters[name])] for name in coupled.names}
+    groups = sorted(set(group_of.values()))
 
-    def part(plan: Plan, group: int) -> Part:
-        weights = tuple(parameters[name] for name in plan.names)
+    def part(names: Container[str], group: int, alone: bool) -> Part:
+        others: list[str] = []
+        if alone and isinstance(optimizer, SGD):
+            first = parameters[coupled.names[0]]
+            mine = {id(p): name for name, p in parameters.items() if number.get(id(p)) == group}
+            others = [name for name in mine.values() if walkable(parameters[name], first)]
+        axes = tuple(axis for axis in families.axes if axis.tensor in names)
+        plan = build_plan(
+            replace(families, axes=axes), parameters, include_bias=include_bias, others=others
+        )
         scratch = torch.zeros(2, dtype=torch.float32, device=plan.tables.device)
-        share = sum(w.numel() for w in weights) / total
-        return Part(plan, weights, group, share, scratch[0], scratch[1])
+        return Part(
+            Bound(plan, [parameters[name] for name in plan.names]),
+            group,
+            sum(parameters[name].numel() for name in coupled.names if name in names) / total,
+            scratch[0],
+            scratch[1],
+        )
 
-    groups = sorted({number[id(parameters[name])] for name in whole_plan.names})
+    whole = part(coupled.names, groups[0], len(groups) == 1)
     parts = []
     for group in groups if len(groups) > 1 else ():
-        mine = {name for name in whole_plan.names if number[id(parameters[name])] == group}
-        axes = tuple(axis for axis in families.axes if axis.tensor in mine)
-        plan = build_plan(replace(families, axes=axes), parameters, include_bias=include_bias)
-        parts.append(part(plan, group))
-    whole = part(whole_plan, groups[0])
-    pointers = tuple(w.data_ptr() for w in whole.weights)
-    return Bound(whole, tuple(parts) or (whole,), pointers)
+        parts.append(part({name for name in coupled.names if group_of[name] == group}, group, True))
+    pointers = tuple(w.data_ptr() for w in whole.bound.weights)
+    return Coupled(whole, tuple(parts) or (whole,), pointers)
 
 
-def check_identity(bound: Bound, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
+def check_identity(
+    coupled: Coupled, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
+) -> None:
     """Refuse weights that are no longer those that were attached.
 
     Raises:
         StateError: a parameter was replaced by another object, or left the optimizer.
     """
     mine = {id(p) for p in owned(optimizer)}
+    bound = coupled.bound
     for name, weight in zip(bound.plan.names, bound.weights, strict=True):
         if parameters.get(name) is not weight:
             raise StateError(
@@ -112,12 +131,14 @@ def check_identity(bound: Bound, parameters: Mapping[str, nn.Parameter], optimiz
             raise StateError(f"{name} is no longer owned by the {type(optimizer).__name__} optimizer")
 
 
-def parts_now(bound: Bound, optimizer: Optimizer) -> tuple[Part, ...]:
+def parts_now(coupled: Coupled, optimizer: Optimizer) -> tuple[Part, ...]:
     """One part where all parameter groups agree on learning rate and momentum, else one a group."""
-    rates = [learning_rate(optimizer.param_groups[p.group]) for p in bound.parts]
-    gains = [momentum_gain(optimizer.param_groups[p.group]) for p in bound.parts]
+    groups = [optimizer.param_groups[p.group] for p in coupled.parts]
+    rates, gains = [learning_rate(g) for g in groups], [momentum_gain(g) for g in groups]
     alike = all(same_scalar(r, rates[0]) for r in rates) and len(set(gains)) == 1
-    return (bound.whole,) if alike else bound.parts
+    if alike and not isinstance(optimizer, SGD) and len({g.get("maximize", False) for g in groups}) == 1:
+        return (coupled.whole,)
+    return coupled.parts
 
 
 def mean_rate(parts: Sequence[Part], optimizer: Optimizer) -> Scalar:
@@ -137,38 +158,50 @@ def lambda_for(rate: Scalar, shrinkage: float) -> Scalar:
     return shrinkage / rate if rate > 0 else 0.0
 
 
-def add_lasso(
-    parts: Sequence[Part], optimizer: Optimizer, mask: Tensor, lam: Scalar, scale: float | None
+def prepare(
+    parts: Sequence[Part], optimizer: Optimizer, lam: Scalar, scale: float | None, penalty: str
 ) -> None:
-    """Eq. 8: grad += lambda * w / |w| over the pruned slices, before the optimizer reads it.
+    """Fill in what the coming step is to do to each part: Eq. 8's strength and Eq. 9's factor.
 
     Args:
-        scale: a typical slice norm. Given, the term is scaled by it and by 1 - momentum, so that it
-            takes from such a slice the same share a step as Eq. 9 does. None: Eq. 8 as written.
+        scale: a typical slice norm. Given, Eq. 8 is scaled by it and by 1 - momentum, so that it takes
+            from such a slice the same share a step as Eq. 9 does. None: Eq. 8 as written.
+        penalty: `Config.penalty`.
     """
+    for part in parts:
+        group = optimizer.param_groups[part.group]
+        gain = 1.0 if scale is None else scale * momentum_gain(group)
+        _fill(part.strength, lam * gain if penalty in ("both", "lasso") else 0.0)
+        # 1 - lambda * lr by each parameter group's own lr, never below 0.
+        _fill(part.factor, lam * learning_rate(group) if penalty in ("both", "shrink") else 0.0)
+        part.factor.clamp_(0.0, 1.0).neg_().add_(1.0)
+
+
+def hand_over(parts: Sequence[Part], optimizer: SGD, mask: Tensor) -> None:
+    """Let the optimizer do both in its own pass."""
+    optimizer.penalize({p.group: (p.bound, Penalty(mask, p.strength, p.factor)) for p in parts})
+
+
+def add_lasso(parts: Sequence[Part], optimizer: Optimizer, mask: Tensor) -> None:
+    """Eq. 8: grad += lambda * w / |w| over the pruned slices, before the optimizer reads it."""
     unscale = gradient_scale(optimizer)
     for part in parts:
-        gain = 1.0
-        if scale is not None:
-            gain = scale * momentum_gain(optimizer.param_groups[part.group])
-        _fill(part.strength, lam * gain)
+        strength = part.strength
         if unscale is not None:
-            part.strength.mul_(unscale.to(part.strength.device))
-        grads = [w.grad if _dense(w.grad) else None for w in part.weights]
-        ops.lasso_grad_(part.plan, grads, part.weights, mask, part.strength)
+            strength = strength * unscale.to(strength)
+        if optimizer.param_groups[part.group].get("maximize", False):
+            strength = -strength  # the optimizer climbs, the weights are to shrink
+        grads = [w.grad if _dense(w.grad) else None for w in part.bound.weights]
+        ops.lasso_grad_(part.bound, grads, mask, strength)
 
 
-def shrink(parts: Sequence[Part], optimizer: Optimizer, mask: Tensor, lam: Scalar) -> None:
-    """Eq. 9: pruned slices times 1 - lambda * lr, by each parameter group's own lr, never below 0."""
+def shrink(parts: Sequence[Part], optimizer: Optimizer, mask: Tensor) -> None:
+    """Eq. 9: pruned slices times the factor, unless the optimizer skipped its step."""
     skipped = overflowed(optimizer)
     for part in parts:
-        rate = learning_rate(optimizer.param_groups[part.group])
-        _fill(part.factor, lam * rate)
-        part.factor.clamp_(0.0, 1.0)
         if skipped is not None:
-            part.factor.mul_((skipped == 0).to(part.factor.device))
-        part.factor.neg_().add_(1.0)
-        ops.shrink_(part.plan, part.weights, mask, part.factor)
+            part.factor.copy_(part.factor.where((skipped == 0).to(part.factor.device), 1.0))
+        ops.shrink_(part.bound, mask, part.factor)
 
 
 def _fill(scratch: Tensor, value: Scalar) -> None:

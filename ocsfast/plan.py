@@ -1,7 +1,7 @@
 """The plan: the families as flat integer tables, which every kernel walks.
 
 Every tensor that counts is a matrix: rows = dim 0, columns = dim 1, inner = the rest (a vector
-has one column). Each row and each column has a slice number or -1; a slice has a group and a
+is one row). Each row and each column has a slice number or -1; a slice has a group and a
 size; a group has its slices (CSR) and, groups being numbered family by family, a family.
 
 All tables lie one behind the other in one int32 tensor, `Plan.tables`, on the device of the
@@ -11,7 +11,7 @@ kernel, `Plan.shapes`, stays on the CPU. `csrc/plan.h` reads the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,11 +52,24 @@ def is_channels_last(tensor: Tensor) -> bool:
     return dense and not tensor.is_contiguous()
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a kernel can walk it: contiguous or channels_last."""
+    return tensor.is_contiguous() or is_channels_last(tensor)
+
+
 def counts_as_weight(tensor: Tensor, name: str, include_bias: bool) -> bool:
     """Whether a labelled tensor's slices count in saliency and penalty: weights and norm scales do."""
     if not tensor.is_floating_point():
         return False
     return include_bias or name.rpartition(".")[2] != "bias"
+
+
+def _matrix(tensor: Tensor) -> tuple[int, int, int]:
+    """Rows, columns and elements of both; a vector is one row."""
+    if tensor.dim() < 2:
+        return 1, tensor.numel(), 1
+    rows, cols = tensor.shape[:2]
+    return rows, cols, tensor.shape[2:].numel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +93,11 @@ class Plan:
 
 
 def build_plan(
-    families: Families, parameters: Mapping[str, Tensor], *, include_bias: bool = False
+    families: Families,
+    parameters: Mapping[str, Tensor],
+    *,
+    include_bias: bool = False,
+    others: Iterable[str] = (),
 ) -> Plan:
     """Build the tables for the parameters that are coupled. Buffers hold no slices and are left out.
 
@@ -89,6 +106,7 @@ def build_plan(
         parameters: `dict(model.named_parameters())`; dense (contiguous or channels_last), on one
             device, of any floating dtype.
         include_bias: whether biases count in saliency and penalty.
+        others: parameters to take in as well, after those: without slices, for an optimizer's sake.
 
     Raises:
         StateError: a tensor is not dense, lies on another device, or has another size than its labels.
@@ -108,7 +126,7 @@ def build_plan(
                 f"its labels are for {axis.groups.numel()}"
             )
         labels.setdefault(axis.tensor, {})[axis.axis] = axis.groups
-    names = tuple(name for name in labels)
+    names = (*labels, *(name for name in others if name not in labels))
 
     shapes: list[list[int]] = []
     row_slice: list[Tensor] = []
@@ -120,7 +138,7 @@ def build_plan(
     for t, name in enumerate(names):
         tensor = parameters[name]
         channels_last = is_channels_last(tensor)
-        if not (channels_last or tensor.is_contiguous()):
+        if not is_dense(tensor):
             raise StateError(
                 f"{name} has strides {tensor.stride()} for shape {tuple(tensor.shape)}: "
                 "weights must be contiguous or channels_last. Call .contiguous() on it first"
@@ -130,12 +148,10 @@ def build_plan(
                 f"{name} is on {tensor.device}, {names[0]} on {parameters[names[0]].device}: "
                 "the pruned parameters must lie on one device"
             )
-        rows = tensor.shape[0]
-        cols = tensor.shape[1] if tensor.dim() > 1 else 1
-        inner = tensor.numel() // max(1, rows * cols)
+        rows, cols, inner = _matrix(tensor)
         bases = [-1, -1]
         for dim, per_index in ((0, cols * inner), (1, rows * inner)):
-            groups = labels[name].get(dim)
+            groups = labels.get(name, {}).get(dim - int(tensor.dim() < 2))
             if groups is None or bool((groups < 0).all()):
                 continue
             distinct, position, count = torch.unique(groups, return_inverse=True, return_counts=True)

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ocsfast import history, ops, penalty, schedule, stability
+from ocsfast import history, penalty, schedule, stability
 from ocsfast.config import Config, checked_ratio
 from ocsfast.cut import cut_model
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families
 from ocsfast.history import Progress, StepReport
+from ocsfast.optim import SGD
 from ocsfast.optimizers import Scalar, check_owner, check_supported, followed_by, weak_hook
 from ocsfast.selection import (
     Choice,
     choose,
-    kept_by_family,
     make_aim,
     mean_pruned_norm,
     quantity,
@@ -85,10 +85,10 @@ class Pruner:
         )
         check_supported(optimizer, stepped=steps > 0)
         self._aim = make_aim(families, dict(model.named_parameters()), config, self.ratio)
-        self._bound: penalty.Bound | None = self._bind(parameters)
-        require_reachable(
-            self._aim, choose(self._aim, self._bound, config), families, config, self.ratio
-        )
+        self._coupled: penalty.Coupled | None = self._bind(parameters)
+        # By Eq. 2: what a criterion may need besides the weights is not there before the first step.
+        choice = choose(self._aim, self._coupled.bound, "l2", config, optimizer)
+        require_reachable(self._aim, choice, families, config, self.ratio)
         self._hooks = [
             optimizer.register_step_pre_hook(weak_hook(self._before_step)),
             optimizer.register_step_post_hook(weak_hook(self._after_step)),
@@ -190,7 +190,7 @@ class Pruner:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._bound = None
+        self._coupled = None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs besides the model's and the optimizer's own state.
@@ -214,7 +214,7 @@ class Pruner:
         self._require_attached()
         if self.stage == "pruned":
             raise StateError("the model is cut already: attach to a dense instance to load a state")
-        device = self._current().plan.tables.device
+        device = self._current().bound.plan.tables.device
         loaded = history.unpack(state, self.ratio, self.families, device)
         progress = loaded.progress
         if progress.stage == "pruned":
@@ -231,18 +231,21 @@ class Pruner:
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        if self.stage != "sparsify" or self._bound is None or self.mask is None:
+        if self.stage != "sparsify" or self._coupled is None or self.mask is None:
             return None
-        if not self._bound.is_current():
+        if not self._coupled.is_current():
             self._rebind()
-        parts = penalty.parts_now(self._bound, optimizer)
+        kind, mask, parts = self.config.penalty, self.mask, penalty.parts_now(self._coupled, optimizer)
         self._lam = self._lambda_now(penalty.mean_rate(parts, optimizer))
-        if self.config.penalty not in ("both", "lasso"):
+        penalty.prepare(parts, optimizer, self._lam, self._progress.scale, kind)
+        if isinstance(optimizer, SGD) and kind != "none":
+            penalty.hand_over(parts, optimizer, mask)
             return None
-        mask, lam, scale = self.mask, self._lam, self._progress.scale
+        if kind not in ("both", "lasso"):
+            return None
 
         def lasso() -> None:
-            penalty.add_lasso(parts, optimizer, mask, lam, scale)
+            penalty.add_lasso(parts, optimizer, mask)
 
         # `args` is (optimizer, *arguments of step)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -256,12 +259,14 @@ class Pruner:
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         now = self._progress
         now.steps += 1
-        if now.stage != "sparsify" or self._bound is None or self.mask is None:
+        if now.stage != "sparsify" or self._coupled is None or self.mask is None:
             return
-        parts = penalty.parts_now(self._bound, optimizer)
+        parts = penalty.parts_now(self._coupled, optimizer)
+        if not isinstance(optimizer, SGD):
+            self._coupled.forget()
         now.nats = now.nats + self._lam * penalty.mean_rate(parts, optimizer)
-        if self.config.penalty in ("both", "shrink"):
-            penalty.shrink(parts, optimizer, self.mask, self._lam)
+        if self.config.penalty in ("both", "shrink") and not isinstance(optimizer, SGD):
+            penalty.shrink(parts, optimizer, self.mask)
 
     def _lambda_now(self, rate: Scalar) -> Scalar:
         """Eq. 7, or the automatic ramp, for the coming optimizer step."""
@@ -277,14 +282,12 @@ class Pruner:
 
     def _evaluate(self, forced: bool) -> StepReport:
         begun = time.perf_counter()
-        bound = self._current()
-        choice = choose(self._aim, bound, self.config)
-        now = self._progress
-        index = None
-        if len(self._masks) == self.config.lag:
-            index = float(ops.jaccard(bound.plan, self._masks[0], choice.mask))
-            now.indices.append(index)
-        changed = int((self._masks[-1] != choice.mask).sum()) if self._masks else 0
+        coupled, config, now = self._current(), self.config, self._progress
+        choice = choose(
+            self._aim, coupled.bound, config.criterion, config, self.optimizer, list(self._masks)
+        )
+        if choice.stability is not None:
+            now.indices.append(choice.stability)
         now.check += 1
         now.at_check = now.steps
         self._masks.append(choice.mask)
@@ -298,25 +301,28 @@ class Pruner:
                 self._warn(choice)
             self._cut(choice)
         elif now.stage == "observe" and self._should_start(stage):
-            self._begin(choice, bound, stage)
+            self._begin(choice, coupled, stage)
 
-        rate = penalty.mean_rate(penalty.parts_now(bound, self.optimizer), self.optimizer)
+        rate = penalty.mean_rate(penalty.parts_now(coupled, self.optimizer), self.optimizer)
         report = StepReport(
             stage=now.stage,
             check=now.check,
-            stability=index,
+            stability=choice.stability,
             mean_stability=stability.mean_stability(now.indices, self.config.window),
             lam=float(self._lambda_now(rate)) if now.stage == "sparsify" else 0.0,
             nats=float(now.nats),
             residual=choice.residual,
-            changed=changed,
+            changed=choice.changed,
             cost=choice.cost if cut else self._aim.dense,
             cost_at_cut=choice.cost,
             cost_dense=self._aim.dense,
             cut=cut,
             forced=cut and not ready,
             seconds=time.perf_counter() - begun,
-            kept=kept_by_family(self.families, choice.mask),
+            kept=tuple(
+                (f.name, kept, f.size)
+                for f, kept in zip(self.families.families, choice.kept, strict=True)
+            ),
             dense=self.families.frozen,
         )
         now.history.append(report)
@@ -345,13 +351,13 @@ class Pruner:
             return self._progress.check >= self.config.deadline
         return stage.deadline is not None and self._progress.steps >= stage.deadline
 
-    def _begin(self, choice: Choice, bound: penalty.Bound, stage: schedule.Stage) -> None:
+    def _begin(self, choice: Choice, coupled: penalty.Coupled, stage: schedule.Stage) -> None:
         now = self._progress
         now.stage, now.t_sl, now.start = "sparsify", now.check, now.steps
         # Planned once: a length that moved with every estimate would make the sum of lambda * lr drift.
         now.planned = self._plan_stage().steps
         if self.config.strength == "auto":
-            now.scale = mean_pruned_norm(bound, choice)
+            now.scale = mean_pruned_norm(coupled.bound, choice.mask)
         logger.info("sparsity learning begins at check %d", now.check)
 
     def _cut(self, choice: Choice) -> None:
@@ -406,21 +412,21 @@ class Pruner:
             raise StateError("the model this pruner was attached to no longer exists")
         return model
 
-    def _bind(self, parameters: Mapping[str, nn.Parameter]) -> penalty.Bound:
+    def _bind(self, parameters: Mapping[str, nn.Parameter]) -> penalty.Coupled:
         return penalty.bind(self.families, parameters, self.optimizer, self.config.include_bias)
 
     def _rebind(self) -> None:
         """Weights were moved or converted: build the plan for where and what they are now."""
-        self._bound = self._bind(dict(self._alive().named_parameters(remove_duplicate=False)))
-        device = self._bound.plan.tables.device
+        self._coupled = self._bind(dict(self._alive().named_parameters(remove_duplicate=False)))
+        device = self._coupled.bound.plan.tables.device
         self._masks = deque((m.to(device) for m in self._masks), maxlen=self.config.lag)
         self.mask = None if self.mask is None else self.mask.to(device)
 
-    def _current(self) -> penalty.Bound:
+    def _current(self) -> penalty.Coupled:
         """The plan, after making sure that it still describes the model."""
-        assert self._bound is not None  # there are hooks
+        assert self._coupled is not None  # there are hooks
         parameters = dict(self._alive().named_parameters(remove_duplicate=False))
-        penalty.check_identity(self._bound, parameters, self.optimizer)
-        if not self._bound.is_current():
+        penalty.check_identity(self._coupled, parameters, self.optimizer)
+        if not self._coupled.is_current():
             self._rebind()
-        return self._bound
+        return self._coupled

@@ -5,26 +5,58 @@ Written to be read: tests and benchmarks hold the kernels against them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ocsfast.cost import CostModel
+from ocsfast.ops import Bound, Penalty
 from ocsfast.plan import Plan
+
+# What a criterion takes from each element w, x being the one in its place of another tensor.
+_ELEMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l2": lambda w, x: w.square(),
+    "l2_squared": lambda w, x: w.square(),
+    "l1": lambda w, x: w.abs(),
+    "linf": lambda w, x: w.abs(),
+    "taylor": lambda w, x: w * x,
+    "taylor_state": lambda w, x: w * x,
+    "obd": lambda w, x: (w * x).square(),
+    "obd_state": lambda w, x: w.square() * x,
+}
 
 
 def group_saliency(
-    plan: Plan, weights: Sequence[Tensor], *, squared: bool = False
+    bound: Bound, criterion: str = "l2", others: Sequence[Tensor | None] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 2; see `ocsfast.ops.group_saliency`."""
-    wide = any(weight.dtype == torch.float64 for weight in weights)
+    """Eq. 2 and other criteria; see `ocsfast.ops.group_saliency`."""
+    wide = any(weight.dtype == torch.float64 for weight in bound.weights)
     dtype = torch.float64 if wide else torch.float32
-    slice_sq = _slice_squares(plan, weights, dtype)
-    norm = slice_sq if squared else slice_sq.sqrt()
-    term = norm / plan.table("slice_size").clamp(min=1).to(dtype).sqrt()
-    sums = term.new_zeros(plan.count("groups")).index_add_(0, plan.table("slice_group"), term)
-    return sums / plan.table("group_start").diff().clamp(min=1), slice_sq
+    elements = []
+    for weight, other in zip(bound.weights, others or bound.weights, strict=True):
+        w = weight.detach().to(dtype)
+        x = torch.zeros_like(w) if other is None else other.detach().to(dtype)
+        elements.append(_ELEMENTS[criterion](w, x) if other is not None else x)
+    sums = slice_sums(bound.plan, elements, dtype, "amax" if criterion == "linf" else "sum")
+    size = bound.plan.table("slice_size").clamp(min=1).to(dtype)
+    scores = {
+        "l2": lambda: (sums / size).sqrt(),
+        "l2_squared": lambda: sums / size.sqrt(),
+        "l1": lambda: sums / size,
+        "linf": lambda: sums,
+        "taylor": lambda: sums.abs(),
+        "taylor_state": lambda: sums.abs(),
+        "obd": lambda: sums / 2,
+        "obd_state": lambda: sums / 2,
+    }
+    return group_means(bound.plan, scores[criterion]()), sums
+
+
+def group_means(plan: Plan, values: Tensor) -> Tensor:
+    """[groups] from [slices]: the mean over each group's slices, 0 where it has none."""
+    sums = values.new_zeros(plan.count("groups")).index_add_(0, plan.table("slice_group"), values)
+    return sums / plan.table("group_start").diff().clamp(min=1)
 
 
 def partition(
@@ -66,10 +98,11 @@ def partition(
     return result(mask, cost_model(kept), 1)
 
 
-def shrink_(plan: Plan, weights: Sequence[Tensor], mask: Tensor, factor: Tensor) -> None:
+def shrink_(bound: Bound, mask: Tensor, factor: Tensor) -> None:
     """Eq. 9; see `ocsfast.ops.shrink_`."""
+    plan = bound.plan
     with torch.no_grad():
-        for weight, rows, cols in _slices(plan, weights):
+        for weight, rows, cols in _slices(plan, bound.weights):
             dtype = _accumulator(weight.dtype)
             once = factor.to(dtype)
             factors = torch.stack([torch.ones_like(once), once, once * once])
@@ -80,16 +113,11 @@ def shrink_(plan: Plan, weights: Sequence[Tensor], mask: Tensor, factor: Tensor)
             weight.copy_((weight.to(dtype) * factors[times]).to(weight.dtype))
 
 
-def lasso_grad_(
-    plan: Plan,
-    grads: Sequence[Tensor | None],
-    weights: Sequence[Tensor],
-    mask: Tensor,
-    strength: Tensor,
-) -> None:
+def lasso_grad_(bound: Bound, grads: Sequence[Tensor | None], mask: Tensor, strength: Tensor) -> None:
     """Eq. 8; see `ocsfast.ops.lasso_grad_`."""
+    plan, weights = bound.plan, bound.weights
     with torch.no_grad():
-        norm = _slice_squares(plan, weights, torch.float64).sqrt()
+        norm = slice_sums(plan, [w.double().square() for w in weights], torch.float64).sqrt()
         counts = mask[plan.table("slice_group").long()] & (norm != 0)
         # A last entry that label -1 reads.
         factor = torch.cat([torch.where(counts, strength.double() / norm, 0.0), norm.new_zeros(1)])
@@ -104,6 +132,40 @@ def lasso_grad_(
             grad.copy_(
                 torch.where(total != 0, grad.to(dtype) + weight.to(dtype) * total, grad.to(dtype))
             )
+
+
+def sgd_step_(
+    bound: Bound,
+    grads: Sequence[Tensor | None],
+    momenta: Sequence[Tensor | None],
+    lr: Tensor,
+    *,
+    first: Sequence[int] = (),
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    penalty: Penalty | None = None,
+) -> None:
+    """SGD with Eq. 8 before and Eq. 9 after it; see `ocsfast.ops.sgd_step_`."""
+    with torch.no_grad():
+        used = [None if grad is None else (-grad if maximize else grad.clone()) for grad in grads]
+        if penalty is not None:
+            lasso_grad_(bound, used, penalty.mask, penalty.strength)
+        for t, (weight, grad, buffer) in enumerate(zip(bound.weights, used, momenta, strict=True)):
+            if grad is None:
+                continue
+            grad = grad.add(weight, alpha=weight_decay)
+            if buffer is not None:
+                if t in first:
+                    buffer.copy_(grad)
+                else:
+                    buffer.mul_(momentum).add_(grad, alpha=1 - dampening)
+                grad = grad.add(buffer, alpha=momentum) if nesterov else buffer
+            weight.sub_((lr.to(grad) if grad.dtype == torch.float64 else lr.float()) * grad)
+        if penalty is not None:
+            shrink_(bound, penalty.mask, penalty.factor)
 
 
 def jaccard(plan: Plan, mask_a: Tensor, mask_b: Tensor) -> Tensor:
@@ -131,23 +193,26 @@ def _slices(
     for weight, (rows, cols, _, _, row_base, col_base) in zip(
         weights, plan.shapes.tolist(), strict=True
     ):
-        yield (
-            weight,
-            None if row_base < 0 else row_slice[row_base : row_base + rows],
-            None if col_base < 0 else col_slice[col_base : col_base + cols],
-        )
+        of_rows = None if row_base < 0 else row_slice[row_base : row_base + rows]
+        of_cols = None if col_base < 0 else col_slice[col_base : col_base + cols]
+        # A vector is one row, but has no axis for it.
+        yield (weight, of_cols, None) if weight.dim() < 2 else (weight, of_rows, of_cols)
 
 
-def _slice_squares(plan: Plan, weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Sum of squares of each slice: [slices]."""
+def slice_sums(
+    plan: Plan, elements: Sequence[Tensor], dtype: torch.dtype, reduce: str = "sum"
+) -> Tensor:
+    """Sum (or "amax") of a tensor of elements beside each weight, over each slice: [slices]."""
     total = torch.zeros(plan.count("slices") + 1, dtype=dtype, device=plan.tables.device)
-    for weight, rows, cols in _slices(plan, weights):
-        square = weight.detach().to(dtype).square()
+    for element, rows, cols in _slices(plan, elements):
         for labels, axis in ((rows, 0), (cols, 1)):
-            if labels is not None:
-                others = [d for d in range(weight.dim()) if d != axis]
-                sums = square.sum(others) if others else square
-                total.index_add_(0, labels.where(labels >= 0, total.numel() - 1), sums)
+            if labels is not None and element.numel():
+                others = [d for d in range(element.dim()) if d != axis]
+                joined = (
+                    getattr(torch, reduce)(element.to(dtype), others) if others else element.to(dtype)
+                )
+                index = labels.where(labels >= 0, total.numel() - 1)
+                total.scatter_reduce_(0, index, joined, reduce)
     return total[:-1]
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ocsfast import ops
 from ocsfast.config import Config, budget_of
-from ocsfast.cost import CostModel, build_cost_model, parameter_products
+from ocsfast.cost import CostModel, build_cost_model, target_products
+from ocsfast.criteria import Criterion, saliency
 from ocsfast.errors import ConfigError, StateError
 from ocsfast.grouping.families import Families
-from ocsfast.penalty import Bound
+from ocsfast.ops import Bound
 
 NAN = 2  # bit of a partition's status; bit 1, unreachable, shows in the cost
 
@@ -32,11 +35,13 @@ class Aim:
 class Choice:
     """One partition: what a check measures before it decides anything."""
 
-    scores: Tensor  # [groups] Eq. 2
-    slice_sq: Tensor  # [slices] sums of squares
+    scores: Tensor  # [groups] by the criterion
     mask: Tensor  # [groups] bool, true where a group goes
     cost: int
-    residual: float  # mean score of the pruned groups / of the kept ones
+    residual: float  # mean Eq. 2 of the pruned groups / of the kept ones
+    stability: float | None  # Eq. 3, against the mask of `lag` checks ago
+    changed: int  # groups on another side than at the check before
+    kept: tuple[int, ...]  # groups that stay, a family
 
 
 def make_aim(
@@ -45,10 +50,8 @@ def make_aim(
     """The cost model of `config.target`, and what `ratio` of it means (Eq. 1)."""
     if callable(config.target):
         products, unit = tuple(config.target(families)), "cost units"
-    elif config.target == "flops":
-        products, unit = families.macs, "MACs"
     else:
-        products, unit = parameter_products(families, parameters), "parameters"
+        products, unit = target_products(config.target, families, parameters)
     model = build_cost_model(families, products, unit)
     dense = model([family.size for family in families.families])
     limits = tuple(
@@ -58,15 +61,26 @@ def make_aim(
     return Aim(model, dense, budget_of(dense, ratio), limits)
 
 
-def choose(aim: Aim, bound: Bound, config: Config) -> Choice:
-    """Eq. 2 and the partition, on the weights as they are.
+def choose(
+    aim: Aim,
+    bound: Bound,
+    criterion: Criterion,
+    config: Config,
+    optimizer: Optimizer,
+    before: Sequence[Tensor] = (),
+) -> Choice:
+    """Scores, the partition and how it compares with those before: launched at once, read at once.
+
+    Args:
+        before: the masks of earlier checks, the oldest first, `config.lag` of them at most.
 
     Raises:
-        StateError: a weight is NaN or infinite; the first such is named.
+        StateError: a weight is NaN or infinite (the first such is named), or the criterion lacks
+            something.
     """
     plan, device = bound.plan, bound.plan.tables.device
-    squared = config.criterion == "l2_squared"
-    scores, slice_sq = ops.group_saliency(plan, bound.weights, squared=squared)
+    bound.forget()  # a check is rare, and what it decides is final: it reads the weights themselves
+    scores, sizes = saliency(bound, criterion, optimizer)
     mask, cost, status = ops.partition(
         plan,
         aim.cost_model.to(device),
@@ -75,14 +89,34 @@ def choose(aim: Aim, bound: Bound, config: Config) -> Choice:
         torch.tensor(aim.budget, dtype=torch.int64, device=device),
         config.round_to,
     )
-    if int(status) & NAN or not bool(torch.isfinite(slice_sq).all()):
+    gone = mask.sum()
+    sum_gone = sizes.where(mask, sizes.new_zeros(())).sum(dtype=torch.float64)
+    sum_all = sizes.sum(dtype=torch.float64)
+    full = len(before) == config.lag
+    index = ops.jaccard(plan, before[0], mask) if full else sum_all.new_zeros(())
+    changed = (before[-1] != mask).sum() if before else gone.new_zeros(())
+    below = torch.cat([gone.new_zeros(1), (~mask).cumsum(0)])
+    kept = below[plan.table("family_start").long()].diff()
+    # Costs stay below 2**53: exact as doubles. This is the one place that waits for the device.
+    facts = [cost, status, gone, sum_gone, sum_all, index, changed]
+    read = torch.cat([torch.stack([fact.double() for fact in facts]), kept.double()]).tolist()
+    cost_read, status_read, gone_read, of_gone, of_all, index_read, changed_read, *kept_read = read
+    if int(status_read) & NAN or not math.isfinite(of_all):
         for name, weight in zip(plan.names, bound.weights, strict=True):
             if not bool(torch.isfinite(weight).all()):
                 raise StateError(f"{name} holds NaN or infinite values: the training has diverged")
         raise StateError("the squares of the weights overflow: the training has diverged")
-    kept, gone = float(scores[~mask].mean()), scores[mask]
-    residual = float(gone.mean()) / kept if gone.numel() and kept > 0 else 0.0
-    return Choice(scores, slice_sq, mask, int(cost), residual)
+    mean_kept = (of_all - of_gone) / max(1.0, mask.numel() - gone_read)
+    mean_gone = of_gone / max(1.0, gone_read)
+    return Choice(
+        scores,
+        mask,
+        int(cost_read),
+        mean_gone / mean_kept if mean_kept > 0 else 0.0,
+        index_read if full else None,
+        int(changed_read),
+        tuple(map(int, kept_read)),
+    )
 
 
 def require_reachable(
@@ -106,18 +140,10 @@ def require_reachable(
     )
 
 
-def kept_by_family(families: Families, mask: Tensor) -> tuple[tuple[str, int, int], ...]:
-    """(family, groups kept, groups before), family by family."""
-    gone = mask.cpu()
-    return tuple(
-        (f.name, f.size - int(gone[f.first : f.first + f.size].sum()), f.size) for f in families.families
-    )
-
-
-def mean_pruned_norm(bound: Bound, choice: Choice) -> float:
-    """Mean L2 norm of the slices of the groups that go."""
-    goes = choice.mask[bound.plan.table("slice_group").long()]
-    norms = choice.slice_sq[goes].sqrt()
+def mean_pruned_norm(bound: Bound, mask: Tensor) -> float:
+    """Mean L2 norm of the slices of the groups that go; the squares are at hand after a check."""
+    _, slice_sq = ops.group_saliency(bound)
+    norms = slice_sq[mask[bound.plan.table("slice_group").long()]].sqrt()
     return float(norms.mean()) if norms.numel() else 0.0
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ocsfast.grouping.families import Axis, Families, Family, Product
+from ocsfast.ops import Bound
 from ocsfast.plan import Plan, build_plan
 
 
@@ -43,6 +44,10 @@ class Case:
     @property
     def weights(self) -> list[Tensor]:
         return [self.parameters[name] for name in self.plan.names]
+
+    def bound(self, weights: Sequence[Tensor] | None = None) -> Bound:
+        """The plan bound to its weights, or to others like them."""
+        return Bound(self.plan, self.weights if weights is None else weights)
 
     def slices(self) -> list[tuple[int, int, int, Tensor]]:
         """(group, position in the plan's names, axis, indices along it), one a slice."""

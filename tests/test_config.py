@@ -37,7 +37,10 @@ def test_budget_takes_the_ratio_as_written():
     ("options", "said"),
     [
         ({"penalty": "ridge"}, "penalty='ridge' is not known: use one of both, lasso, shrink, none"),
-        ({"criterion": "l1"}, "criterion='l1'"),
+        ({"criterion": "l3"}, "criterion='l3'"),
+        ({"target": {"flops": 1, "time": 1}}, "'time' is not one of flops, params, bytes"),
+        ({"target": {"flops": 0}}, "target['flops']=0"),
+        ({"target": {}}, "target={} is not known"),
         ({"target": "latency"}, "target='latency'"),
         ({"lag": 0}, "lag=0"),
         ({"window": 2.5}, "window=2.5"),

@@ -39,8 +39,8 @@ def test_equation_8(device: str, dtype: torch.dtype, channels_last: bool, share:
     mask = draw_mask(made.plan, share)
     grads = random_grads(made)
     ours, torchs = [g.clone() for g in grads], [g.clone() for g in grads]
-    ops.lasso_grad_(made.plan, ours, made.weights, mask, STRENGTH.to(device))
-    reference.lasso_grad_(made.plan, torchs, made.weights, mask, STRENGTH.to(device))
+    ops.lasso_grad_(made.bound(), ours, mask, STRENGTH.to(device))
+    reference.lasso_grad_(made.bound(), torchs, mask, STRENGTH.to(device))
     for a, b, g, e in zip(ours, torchs, grads, equation_8(made, mask.cpu()), strict=True):
         assert_as_good_as_torch(a.cpu(), b.cpu(), g.double().cpu() + e)
 
@@ -50,10 +50,10 @@ def test_missing_gradients_are_left_out(device: str) -> None:
     mask = draw_mask(made.plan, 0.5)
     whole = random_grads(made)
     some: list[Tensor | None] = [g.clone() if t % 2 else None for t, g in enumerate(whole)]
-    ops.lasso_grad_(made.plan, whole, made.weights, mask, STRENGTH.to(device))
-    ops.lasso_grad_(made.plan, some, made.weights, mask, STRENGTH.to(device))
+    ops.lasso_grad_(made.bound(), whole, mask, STRENGTH.to(device))
+    ops.lasso_grad_(made.bound(), some, mask, STRENGTH.to(device))
     assert all(g is None or torch.equal(g, w) for g, w in zip(some, whole, strict=True))
-    ops.lasso_grad_(made.plan, [None] * len(some), made.weights, mask, STRENGTH.to(device))
+    ops.lasso_grad_(made.bound(), [None] * len(some), mask, STRENGTH.to(device))
 
 
 def test_gradients_with_other_strides(device: str) -> None:
@@ -62,8 +62,8 @@ def test_gradients_with_other_strides(device: str) -> None:
     plain = random_grads(made)
     other = [g.clone(memory_format=torch.channels_last) if g.dim() == 4 else g.clone() for g in plain]
     strides = [g.stride() for g in other]
-    ops.lasso_grad_(made.plan, plain, made.weights, mask, STRENGTH.to(device))
-    ops.lasso_grad_(made.plan, other, made.weights, mask, STRENGTH.to(device))
+    ops.lasso_grad_(made.bound(), plain, mask, STRENGTH.to(device))
+    ops.lasso_grad_(made.bound(), other, mask, STRENGTH.to(device))
     assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
     assert [g.stride() for g in other] == strides
 
@@ -73,7 +73,7 @@ def test_gradients_beside_pruned_slices_stay_as_they_are(device: str) -> None:
     made = case(families([2, 2], {"w": {0: [0, 1], 1: [2, 3]}}), {"w": weight})
     grad = torch.tensor([[-0.0, 1.0], [1.0, 1.0]], device=device)
     mask = torch.tensor([False, True, False, False], device=device)
-    ops.lasso_grad_(made.plan, [grad], made.weights, mask, torch.tensor(1.0, device=device))
+    ops.lasso_grad_(made.bound(), [grad], mask, torch.tensor(1.0, device=device))
     torch.testing.assert_close(grad.cpu(), torch.tensor([[-0.0, 1.0], [1.6, 1.8]]))
     assert grad[0, 0].signbit()
 
@@ -82,7 +82,7 @@ def test_version_is_raised(device: str) -> None:
     made = mixed_case(device=device)
     grads = random_grads(made)
     before = [g._version for g in grads]
-    ops.lasso_grad_(made.plan, grads, made.weights, draw_mask(made.plan, 0.5), STRENGTH.to(device))
+    ops.lasso_grad_(made.bound(), grads, draw_mask(made.plan, 0.5), STRENGTH.to(device))
     assert all(g._version > version for g, version in zip(grads, before, strict=True))
 
 
@@ -93,7 +93,7 @@ def test_same_bits(device: str, channels_last: bool) -> None:
 
     def run() -> list[Tensor]:
         copies = [g.clone() for g in grads]
-        ops.lasso_grad_(made.plan, copies, made.weights, mask, STRENGTH.to(device))
+        ops.lasso_grad_(made.bound(), copies, mask, STRENGTH.to(device))
         return copies
 
     assert_same_bits(run)
@@ -101,9 +101,8 @@ def test_same_bits(device: str, channels_last: bool) -> None:
 
 def test_opcheck(device: str) -> None:
     made = mixed_case(device=device)
-    tables, shapes, layout = made.plan.tables, made.plan.shapes, made.plan.layout
-    mask = draw_mask(made.plan, 0.4)
-    arguments = (random_grads(made), made.weights, tables, shapes, layout, mask, STRENGTH.to(device))
+    mask, bound = draw_mask(made.plan, 0.4), made.bound()
+    arguments = (bound.ticket, random_grads(made), mask, STRENGTH.to(device), False)
     torch.library.opcheck(torch.ops.ocsfast.lasso_grad_.default, arguments)
 
 
@@ -118,9 +117,9 @@ def test_wrong_gradients_change_nothing() -> None:
         grads[3] = spoil(grads[3])
         before = [g.clone() for g in grads]
         with pytest.raises(RuntimeError, match=r"ocsfast\.lasso_grad_: " + message):
-            ops.lasso_grad_(made.plan, grads, made.weights, mask, STRENGTH)
+            ops.lasso_grad_(made.bound(), grads, mask, STRENGTH)
         assert all(torch.equal(a, b) for a, b in zip(before, grads, strict=True))
-    with pytest.raises(ValueError, match="lasso_grad_: 0 gradients for 10 weights"):
-        ops.lasso_grad_(made.plan, [], made.weights, mask, STRENGTH)
+    with pytest.raises(ValueError, match="0 tensors for 10 weights"):
+        ops.lasso_grad_(made.bound(), [], mask, STRENGTH)
     with pytest.raises(RuntimeError, match="strength is Long, expected Float"):
-        ops.lasso_grad_(made.plan, random_grads(made), made.weights, mask, torch.tensor(1))
+        ops.lasso_grad_(made.bound(), random_grads(made), mask, torch.tensor(1))

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import ocsfast
-from ocsfast import Config, ConfigError, StateError, ops
+from ocsfast import Config, ConfigError, StateError, criteria, ops
+from ocsfast.cost import build_cost_model, target_products
 from ocsfast.schedule import paper_lambda
 
 EPOCH = 5
@@ -78,6 +79,83 @@ def test_target_params():
     report = pruner.cut()
     assert (report.cost_dense, report.cost) == (dense, sum(p.numel() for p in model.parameters()))
     assert report.cost <= 0.4 * dense
+
+
+def test_target_bytes_counts_each_tensor_in_its_dtype():
+    model = net()
+    model.fc2.double()
+    families = ocsfast.grouping.group(net(), (batch(0)[0],))
+    products, unit = target_products("bytes", families, dict(model.named_parameters()))
+    sizes = [f.size for f in families.families]
+    assert unit == "bytes"
+    assert build_cost_model(families, products, unit)(sizes) == sum(
+        p.numel() * p.element_size() for p in model.parameters()
+    )
+
+
+def test_a_weighted_target_lies_between_its_parts():
+    def shares(target):
+        model, optimizer, pruner = run(target=target)
+        before = [sum(p.numel() for p in model.parameters()), pruner.families]
+        dense_macs = build_cost_model(before[1], before[1].macs, "MACs")
+        train(model, optimizer, 3)
+        report = pruner.cut()
+        left = dense_macs([kept for _, kept, _ in report.kept])
+        params = sum(p.numel() for p in model.parameters())
+        return 1 - left / report_dense(dense_macs, before[1]), 1 - params / before[0], report
+
+    def report_dense(model, families):
+        return model([f.size for f in families.families])
+
+    flops, params, report = shares({"flops": 3, "params": 1})
+    assert 0.75 * flops + 0.25 * params == pytest.approx(1 - report.cost / report.cost_dense, abs=1e-6)
+    assert report.cost <= report.cost_dense // 2
+    assert shares({"flops": 1})[2].kept == shares("flops")[2].kept
+
+
+@pytest.mark.parametrize("criterion", criteria.NAMES)
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_every_criterion_prunes(name, criterion):
+    if (name, criterion) == ("SGD", "obd_state"):
+        pytest.skip("SGD keeps no average of squared gradients")
+    model, optimizer, pruner = run(name, criterion=criterion)
+    reports = epochs(model, optimizer, pruner, 14)  # gradients are there: train() zeroes them before
+    assert reports[-1].stage == "pruned"
+    assert reports[-1].cost <= reports[-1].cost_dense // 2
+
+
+def test_a_criterion_without_what_it_needs_says_what_to_do():
+    model, optimizer, pruner = run(criterion="taylor")
+    train(model, optimizer, EPOCH)
+    optimizer.zero_grad()
+    with pytest.raises(StateError, match=r"call ocsfast\.step before optimizer\.zero_grad"):
+        pruner.step()
+    train(model, optimizer, EPOCH)
+    pruner.step()
+    model, optimizer, pruner = run("SGD plain", criterion="taylor_state")
+    train(model, optimizer, EPOCH)
+    with pytest.raises(StateError, match="needs momentum_buffer or exp_avg in the optimizer's state"):
+        pruner.step()
+
+
+def test_a_criterion_of_your_own():
+    calls = []
+
+    def magnitude(weight, grad, state):
+        calls.append((grad is not None, "momentum_buffer" in state))
+        return weight.abs()
+
+    model, optimizer, pruner = run(criterion=magnitude)
+    other, others, twin = run(criterion="l1")
+    for m, o, p in ((model, optimizer, pruner), (other, others, twin)):
+        train(m, o, EPOCH)
+        p.step()
+    assert set(calls) == {(True, True)}
+    torch.testing.assert_close(pruner.scores, twin.scores)
+    wrong = run(criterion=lambda weight, grad, state: weight.sum())
+    train(*wrong[:2], EPOCH)
+    with pytest.raises(StateError, match=r"gave torch.Size\(\[\]\) for conv1.weight of shape"):
+        wrong[2].step()
 
 
 def test_target_of_your_own():
@@ -456,7 +534,7 @@ def test_jaccard_is_that_of_the_masks():
         train(model, optimizer, EPOCH, first=e * EPOCH)
         report = pruner.step()
         masks.append(pruner.mask.clone())
-    plan = pruner._bound.plan
+    plan = pruner._coupled.bound.plan
     assert report.stability == float(ops.jaccard(plan, masks[1], masks[3]))
     assert report.changed == int((masks[2] != masks[3]).sum())
 

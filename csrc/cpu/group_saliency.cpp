@@ -1,8 +1,6 @@
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
-
-#include "slice_squares.h"
+#include "walk.h"
 
 namespace ocsfast::cpu {
 namespace {
@@ -11,47 +9,42 @@ namespace {
 constexpr int64_t kGroupsPerTask = 2048;
 
 template <class Out>
-void write(const Plan& plan, const std::vector<double>& slice_sq, bool squared, Out* scores,
-           Out* slice_out) {
-  std::copy(slice_sq.begin(), slice_sq.end(), slice_out);
+void write(const Plan& plan, const double* slices, const Criterion& criterion, const Tensor& scores,
+           const Tensor& slice_out) {
+  std::vector<double> value(plan.slices);
+  row_kernels<double>().finish(criterion.finish, slices, plan.slice_size, plan.slices, value.data());
+  std::copy_n(slices, plan.slices, slice_out.mutable_data_ptr<Out>());
+  Out* score = scores.mutable_data_ptr<Out>();
   torch::stable::parallel_for(0, plan.groups, kGroupsPerTask, [&](int64_t first, int64_t last) {
     for (int64_t g = first; g < last; ++g) {
       const int32_t begin = plan.group_start[g], end = plan.group_start[g + 1];
       double sum = 0;
-      for (int32_t k = begin; k < end; ++k) {
-        const int32_t slice = plan.group_slice[k];
-        const double root = std::sqrt(static_cast<double>(std::max(1, plan.slice_size[slice])));
-        sum += (squared ? slice_sq[slice] : std::sqrt(slice_sq[slice])) / root;
-      }
-      scores[g] = static_cast<Out>(sum / std::max(1, end - begin));
+      for (int32_t k = begin; k < end; ++k) sum += value[plan.group_slice[k]];
+      score[g] = static_cast<Out>(sum / std::max(1, end - begin));
     }
   });
 }
 
-std::tuple<Tensor, Tensor> group_saliency(const std::vector<Tensor>& weights, const Tensor& tables,
-                                          const Tensor& shapes, const std::vector<int64_t>& layout,
-                                          bool squared) {
+void group_saliency(const Tensor& ticket, const Tensor& scores, const Tensor& slice_out,
+                    const std::vector<Tensor>& others, const std::string& name, bool known) {
   constexpr const char* kOp = "group_saliency";
-  const Plan plan = check_plan(kOp, tables, layout);
-  check_slices(kOp, plan);
-  check_groups(kOp, plan);
-  const std::vector<Matrix> matrices = check_weights(kOp, weights, nullptr, tables, shapes, plan);
-  const ScalarType dtype = any_double(matrices) ? ScalarType::Double : ScalarType::Float;
-  Tensor scores = torch::stable::new_empty(tables, {plan.groups}, dtype);
-  Tensor slice_out = torch::stable::new_empty(tables, {plan.slices}, dtype);
-  const std::vector<Task> tasks = list_tasks(matrices);
-  SliceSquares squares(plan, matrices, nullptr);
-  for_each_task<Scratch>(tasks.size(),
-                         [&](int64_t i, Scratch& scratch) { squares.run(tasks[i], scratch); });
-  const std::vector<double>& slice_sq = squares.result();
-  if (dtype == ScalarType::Double) {
-    write(plan, slice_sq, squared, scores.mutable_data_ptr<double>(),
-          slice_out.mutable_data_ptr<double>());
-  } else {
-    write(plan, slice_sq, squared, scores.mutable_data_ptr<float>(),
-          slice_out.mutable_data_ptr<float>());
+  const Use bound(kOp, ticket);
+  const Criterion criterion = find_criterion(name);
+  const std::vector<void*> pointers = check_saliency(kOp, *bound, scores, slice_out, others, criterion);
+  std::vector<double> own;
+  const double* slices = bound->slice_sq.const_data_ptr<double>();
+  if (criterion.element != Element::kSquare) {
+    own.resize(bound->plan.slices);
+    sum_up(*bound, criterion, pointers, own.data());
+    slices = own.data();
+  } else if (!known) {
+    slices = sum_squares(*bound);
   }
-  return {scores, slice_out};
+  if (bound->wide) {
+    write<double>(bound->plan, slices, criterion, scores, slice_out);
+  } else {
+    write<float>(bound->plan, slices, criterion, scores, slice_out);
+  }
 }
 
 }  // namespace

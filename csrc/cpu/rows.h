@@ -7,6 +7,9 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <cstdint>
+#include <type_traits>
+
+#include "../criteria.h"
 
 namespace ocsfast::cpu {
 
@@ -22,19 +25,56 @@ struct Accumulator<double> {
 template <class T>
 using accumulator_t = typename Accumulator<T>::type;
 
+// Elements first .. last - 1 of a band.
+struct Span {
+  int64_t first, last;
+};
+
+// What a kernel walks: some bands of a tensor, and what is known of each band and of each element in it.
+// Where a band is pruned, all of it is touched; else `spans` of it are.
+template <class T>
+struct Bands {
+  using A = accumulator_t<T>;
+  T* w;  // [count, width]
+  T* grad;
+  T* momentum;
+  const T* other;  // beside w, for a criterion
+  int64_t count, width;
+  bool dense;             // all of every band is touched
+  const uint8_t* pruned;  // [count]
+  const Span* spans;
+  int64_t num_spans;
+  const uint8_t* pruned_cols;  // [width + 16] whether the element's column is pruned; null: none is
+  A factor;                    // Eq. 9: of whatever is pruned
+  const A* slope;              // [count] Eq. 8: strength / |slice| of the band, or 0
+  const A* slopes;             // [width] the same of the element's column, where any is pruned
+  double* band_sums;           // [count] out
+  A* col_sums;                 // [width] added to, unless null
+};
+
+// momentum = decay * momentum + gain * gradient; w -= lr * momentum, or with `nesterov`
+// lr * (gradient + ahead * momentum), or without a momentum lr * gradient.
+template <class A>
+struct SgdStep {
+  A lr, decay, gain, ahead, weight_decay, sign;  // sign: -1 to maximize
+  bool nesterov, penalized;
+};
+
 template <class T>
 struct RowKernels {
   using A = accumulator_t<T>;
-  // w: [rows, width]. sums[r] = sum of squares of row r; cols[j] += that of column j, unless null.
-  void (*square)(const T* w, int64_t rows, int64_t width, double* sums, A* cols);
-  // w *= factor
-  void (*scale)(T* w, int64_t n, A factor);
-  // w *= factors
-  void (*scale_by)(T* w, int64_t n, const A* factors);
-  // grad += w * factor
-  void (*add)(T* grad, const T* w, int64_t n, A factor);
-  // grad += w * (factor + factors). Where that is 0, grad stays, even beside an infinite weight.
-  void (*add_by)(T* grad, const T* w, int64_t n, A factor, const A* factors);
+  // Sums of what a criterion takes from each element, over bands and over columns.
+  void (*score)(const Bands<T>& b, Element element);
+  // w *= factors; sums of the new squares of what was touched
+  void (*shrink)(const Bands<T>& b);
+  // grad += w * slopes. Where the slope is 0, grad stays, even beside an infinite weight.
+  void (*lasso)(const Bands<T>& b);
+  // A step of SGD, Eq. 8 before and Eq. 9 after it; sums of the new squares where it is penalized.
+  void (*sgd)(const Bands<T>& b, const SgdStep<A>& step);
+  // sums[c] += sum of values[c * run : (c + 1) * run], or the largest of them all
+  void (*fold)(const A* values, int64_t cols, int64_t run, double* sums, bool largest);
+  // values[s] = what a slice of sizes[s] elements scores whose elements add up to sums[s]
+  void (*finish)(Finish how, const double* sums, const int32_t* sizes, int64_t n, double* values);
 };
 
 template <class T>

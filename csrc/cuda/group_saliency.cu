@@ -1,52 +1,132 @@
 #include "launch.cuh"
+#include "score.cuh"
 
 namespace ocsfast::cuda {
 namespace {
 
+struct Output {
+  void* scores;  // [groups] accumulators
+  void* slices;  // [slices]
+  Finish finish;
+};
+
+struct None {};
+
 template <class A>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
-    saliency_kernel(const __grid_constant__ Work work, A* scores, bool squared) {
-  const auto grid = cooperative_groups::this_grid();
-  slice_squares<A>(work, grid);
-  if (!work.last) return;
-  grid.sync();
-  const Plan& plan = work.plan;
-  const A* slice_sq = static_cast<const A*>(work.slice_sq);
-  for (int32_t g = blockIdx.x * kThreads + threadIdx.x; g < plan.groups; g += gridDim.x * kThreads) {
+__device__ A finish(Finish how, A sum, int32_t size) {
+  switch (how) {
+    case Finish::kRootMeanSquare:
+      return finish_slice<Finish::kRootMeanSquare>(sum, size);
+    case Finish::kSquareOverRoot:
+      return finish_slice<Finish::kSquareOverRoot>(sum, size);
+    case Finish::kMean:
+      return finish_slice<Finish::kMean>(sum, size);
+    case Finish::kAbsolute:
+      return finish_slice<Finish::kAbsolute>(sum, size);
+    case Finish::kHalf:
+      return finish_slice<Finish::kHalf>(sum, size);
+    default:
+      return sum;
+  }
+}
+
+template <class A>
+__device__ void score_groups(const Plan& plan, const Output& out, const A* slices) {
+  for (int64_t g = blockIdx.x * kThreads + threadIdx.x; g < plan.groups; g += gridDim.x * kThreads) {
     const int32_t begin = plan.group_start[g], end = plan.group_start[g + 1];
     A sum = 0;
     for (int32_t k = begin; k < end; ++k) {
       const int32_t slice = plan.group_slice[k];
-      const A square = slice_sq[slice];
-      sum += (squared ? square : sqrt(square)) / sqrt(static_cast<A>(max(1, plan.slice_size[slice])));
+      sum += finish(out.finish, slices[slice], plan.slice_size[slice]);
     }
-    scores[g] = sum / static_cast<A>(max(1, end - begin));
+    static_cast<A*>(out.scores)[g] = sum / static_cast<A>(max(1, end - begin));
   }
 }
 
-std::tuple<Tensor, Tensor> group_saliency(const std::vector<Tensor>& weights, const Tensor& tables,
-                                          const Tensor& shapes, const std::vector<int64_t>& layout,
-                                          bool squared) {
+template <class A, Element kElement, class Others>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<A>)
+    saliency_kernel(const __grid_constant__ Work work, const __grid_constant__ Output out,
+                    const __grid_constant__ Others others) {
+  __shared__ Shared<A> shared;
+  const auto grid = cooperative_groups::this_grid();
+  Score<kElement> op{};
+  if constexpr (needs_other(kElement)) op.others = &others;
+  walk<A>(work, op, shared);
+  grid.sync();
+  A* slices = static_cast<A*>(out.slices);
+  A* squares = kElement == Element::kSquare ? static_cast<A*>(work.slice_sq) : nullptr;
+  gather_slices<typename Score<kElement>::Join, A>(
+      work, false, [&](int32_t tensor) { return op.has(work, tensor); }, slices, squares);
+  if (!work.last) return;
+  grid.sync();
+  score_groups<A>(work.plan, out, slices);
+}
+
+// Where the sums of squares are at hand.
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    finish_kernel(const __grid_constant__ Work work, const __grid_constant__ Output out) {
+  const A* squares = static_cast<const A*>(work.slice_sq);
+  for (int64_t s = blockIdx.x * kThreads + threadIdx.x; s < work.plan.slices; s += gridDim.x * kThreads)
+    static_cast<A*>(out.slices)[s] = squares[s];
+  score_groups<A>(work.plan, out, squares);
+}
+
+template <class A, Element kElement>
+void run(const char* op, const Bound& bound, const Output& out, const std::vector<void*>& others,
+         cudaStream_t stream) {
+  Work work = make_work(bound, nullptr);
+  if constexpr (needs_other(kElement)) {
+    Beside beside;
+    for_each_window(work, bound, [&] {
+      copy_pointers(work, others, beside);
+      launch_cooperative(op, saliency_kernel<A, kElement, Beside>, work, stream, work, out, beside);
+    });
+  } else {
+    launch_cooperative(op, saliency_kernel<A, kElement, None>, work, stream, work, out, None{});
+  }
+}
+
+template <class A>
+void launch(const char* op, const Bound& bound, const Criterion& criterion, const Output& out,
+            const std::vector<void*>& others, bool known, cudaStream_t stream) {
+  switch (criterion.element) {
+    case Element::kSquare:
+      if (known) {
+        const int items = std::max({1, bound.plan.slices, bound.plan.groups});
+        const int blocks =
+            std::min((items - 1) / kThreads + 1, resident_blocks(op, finish_kernel<A>, kThreads));
+        finish_kernel<A><<<blocks, kThreads, 0, stream>>>(make_work(bound, nullptr), out);
+        return check_cuda(op, cudaGetLastError());
+      }
+      return run<A, Element::kSquare>(op, bound, out, others, stream);
+    case Element::kAbsolute:
+      return run<A, Element::kAbsolute>(op, bound, out, others, stream);
+    case Element::kLargest:
+      return run<A, Element::kLargest>(op, bound, out, others, stream);
+    case Element::kProduct:
+      return run<A, Element::kProduct>(op, bound, out, others, stream);
+    case Element::kSquaredProduct:
+      return run<A, Element::kSquaredProduct>(op, bound, out, others, stream);
+    case Element::kWeighted:
+      return run<A, Element::kWeighted>(op, bound, out, others, stream);
+  }
+}
+
+void group_saliency(const Tensor& ticket, const Tensor& scores, const Tensor& slices,
+                    const std::vector<Tensor>& others, const std::string& name, bool known) {
   constexpr const char* kOp = "group_saliency";
-  Work work{};
-  work.plan = check_plan(kOp, tables, layout);
-  const std::vector<Matrix> matrices = check_weights(kOp, weights, nullptr, tables, shapes, work.plan);
-  const torch::stable::accelerator::DeviceGuard guard(tables.get_device_index());
-  const cudaStream_t stream = current_stream(kOp, tables);
-  const ScalarType dtype = any_double(matrices) ? ScalarType::Double : ScalarType::Float;
-  Tensor scores = torch::stable::new_empty(tables, {work.plan.groups}, dtype);
-  Sums sums(tables, work.plan, matrices, dtype);
-  sums.bind(work);
-  for_each_window(work, matrices, [&] {
-    if (dtype == ScalarType::Double) {
-      launch_cooperative(kOp, saliency_kernel<double>, stream, work, scores.mutable_data_ptr<double>(),
-                         squared);
-    } else {
-      launch_cooperative(kOp, saliency_kernel<float>, stream, work, scores.mutable_data_ptr<float>(),
-                         squared);
-    }
-  });
-  return {scores, sums.slice_sq};
+  const Use bound(kOp, ticket);
+  const Criterion criterion = find_criterion(name);
+  const std::vector<void*> pointers = check_saliency(kOp, *bound, scores, slices, others, criterion);
+  const torch::stable::accelerator::DeviceGuard guard(bound->tables.get_device_index());
+  const cudaStream_t stream = current_stream(kOp, bound->tables);
+  const Output out{scores.mutable_data_ptr(), slices.mutable_data_ptr(), criterion.finish};
+  if (bound->wide) {
+    launch<double>(kOp, *bound, criterion, out, pointers, known, stream);
+  } else {
+    launch<float>(kOp, *bound, criterion, out, pointers, known, stream);
+  }
 }
 
 }  // namespace

@@ -1,53 +1,62 @@
-// How the host starts a kernel over all tensors of a call.
+// How the host starts a kernel over the weights of a plan.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "matrices.cuh"
+#include "../bound.h"
 #include "stream.h"
+#include "walk.cuh"
 
 namespace ocsfast::cuda {
 
-// Memory for the sums, from torch's allocator: reused from call to call, and capturable in a graph.
-struct Sums {
-  Tensor row_sq, partial, slice_sq;
+// For a launch over all tensors.
+inline Work make_work(const Bound& bound, const bool* mask) {
+  Work work{};
+  work.plan = bound.plan;
+  work.matrices = static_cast<const Matrix*>(bound.device.const_data_ptr());
+  work.row_sums = bound.row_sums.mutable_data_ptr();
+  work.partials = bound.partials.mutable_data_ptr();
+  work.slice_sq = bound.slice_sq.mutable_data_ptr();
+  work.mask = mask;
+  work.tensors = bound.plan.tensors;
+  work.tasks = bound.tasks;
+  work.others_than_float = std::any_of(bound.matrices.begin(), bound.matrices.end(),
+                                       [](const Matrix& m) { return m.dtype != DType::kFloat; });
+  work.last = true;
+  return work;
+}
 
-  Sums(const Tensor& tables, const Plan& plan, const std::vector<Matrix>& matrices, ScalarType dtype)
-      : row_sq(torch::stable::new_empty(tables, {plan.num_rows}, dtype)),
-        partial(torch::stable::new_empty(tables, {count_partials(matrices)}, dtype)),
-        slice_sq(torch::stable::new_empty(tables, {plan.slices}, dtype)) {}
-
-  void bind(Work& work) const {
-    work.row_sq = row_sq.mutable_data_ptr();
-    work.partial = partial.mutable_data_ptr();
-    work.slice_sq = slice_sq.mutable_data_ptr();
-  }
-};
-
-// Calls launch(work) for all matrices, kMaxTensors at a time: once, but for the largest of models.
+// Calls launch() with the work of kMaxTensors tensors at a time: once, but for the largest of models.
 template <class Launch>
-void for_each_window(Work& work, const std::vector<Matrix>& matrices, const Launch& launch) {
+void for_each_window(Work& work, const Bound& bound, const Launch& launch) {
+  const auto& matrices = bound.matrices;
   size_t first = 0;
-  do {  // also for no matrix at all: the outputs have to be written
+  do {  // also for no tensor at all: the outputs have to be written
     const size_t end = std::min(matrices.size(), first + kMaxTensors);
-    std::copy(matrices.begin() + first, matrices.begin() + end, work.matrix);
     work.first_tensor = static_cast<int32_t>(first);
     work.tensors = static_cast<int32_t>(end - first);
     work.first_task = first < end ? matrices[first].first_task : 0;
-    work.tasks =
-        first < end ? matrices[end - 1].first_task + matrices[end - 1].tasks - work.first_task : 0;
+    work.tasks = (end < matrices.size() ? matrices[end].first_task : bound.tasks) - work.first_task;
     work.last = end == matrices.size();
     launch();
     first = end;
   } while (first < matrices.size());
 }
 
+// The pointers of the tensors of a window.
+inline void copy_pointers(const Work& work, const std::vector<void*>& all, Beside& beside) {
+  std::copy_n(all.begin() + work.first_tensor, work.tensors, beside.pointer);
+}
+
+// With as many blocks as there is work for, of those that fit on the device at once.
 template <class... Args>
-void launch_cooperative(const char* op, void (*kernel)(Args...), cudaStream_t stream, Args... args) {
+void launch_cooperative(const char* op, void (*kernel)(Args...), const Work& work, cudaStream_t stream,
+                        std::common_type_t<Args>... args) {
   void* pointers[] = {&args...};
-  const int blocks = resident_blocks(op, kernel, kThreads);
+  const int wanted = std::max({1, work.tasks, work.plan.slices / kThreads});
+  const int blocks = std::min(wanted, resident_blocks(op, kernel, kThreads));
   check_cuda(op, cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), blocks, kThreads,
                                              pointers, 0, stream));
 }

@@ -1,5 +1,6 @@
-// The partition in one launch of one block: bisection over the bits of the score's image, then over the
-// bits of the index. Every pass counts the groups below a threshold, a family a counter.
+// The partition in one launch of one block: bisection over the bits of the score's image, then, where
+// scores are equal, over the bits of the index. Every pass counts the groups below a threshold, a family
+// a counter.
 //
 // One block, because every pass depends on the one before: 26 000 scores stay in L2, and a pass over
 // them costs less than a barrier of the whole grid and the counters' merge.
@@ -14,7 +15,6 @@ namespace ocsfast::cuda {
 namespace {
 
 constexpr int kThreads = 1024;
-constexpr int kIndexBits = 31;
 
 struct Arguments {
   Plan plan;
@@ -64,9 +64,13 @@ class Search {
           const Threshold lower{t.image & ~(uint64_t{1} << bit), INT32_MAX};
           if (cost_at(lower) <= *a_.budget) t.image = lower.image;
         }
-        for (int bit = kIndexBits - 1; bit >= 0; --bit) {
-          const Threshold lower{t.image, t.index & ~(1 << bit)};
-          if (cost_at(lower) <= *a_.budget) t.index = lower.index;
+        // Then the smallest index, where that score is not the only one.
+        if (total_with(t.image) > 1) {
+          t.index = static_cast<int32_t>((int64_t{1} << index_bits()) - 1);
+          for (int bit = index_bits() - 1; bit >= 0; --bit) {
+            const Threshold lower{t.image, t.index & ~(1 << bit)};
+            if (cost_at(lower) <= *a_.budget) t.index = lower.index;
+          }
         }
       }
       const int64_t value = cost_at(t);
@@ -90,6 +94,33 @@ class Search {
       if (f >= 0 && below(g, order_image(scores_[g]), f)) atomicAdd(&a_.count[f], 1);  // integers: exact
     }
     __syncthreads();
+  }
+
+  // Groups with this score.
+  __device__ int64_t total_with(uint64_t image) {
+    int64_t mine = 0;
+    for (int32_t g = threadIdx.x; g < a_.plan.groups; g += kThreads)
+      mine += order_image(scores_[g]) == image;
+    return sum(mine);
+  }
+
+  // Over all threads, and the same in each.
+  __device__ int64_t sum(int64_t mine) {
+    __shared__ unsigned long long total;
+    if (threadIdx.x == 0) total = 0;
+    __syncthreads();
+    atomicAdd(&total, static_cast<unsigned long long>(mine));
+    __syncthreads();
+    const int64_t value = static_cast<int64_t>(total);
+    __syncthreads();
+    return value;
+  }
+
+  // Of the index of a group.
+  __device__ int index_bits() const {
+    int bits = 0;
+    while (int64_t{1} << bits < a_.plan.groups) ++bits;
+    return bits;
   }
 
   __device__ void set_families() {
@@ -149,17 +180,11 @@ class Search {
       }
       a_.axis[x] = kept;
     }
-    __shared__ unsigned long long sum;
-    if (threadIdx.x == 0) sum = 0;
     __syncthreads();
-    for (int32_t k = threadIdx.x; k < c.terms; k += kThreads) {
-      const int64_t term = c.term_coefficient[k] * a_.axis[c.term_rows[k]] * a_.axis[c.term_cols[k]];
-      atomicAdd(&sum, static_cast<unsigned long long>(term));
-    }
-    __syncthreads();
-    const int64_t value = static_cast<int64_t>(sum);
-    __syncthreads();
-    return value;
+    int64_t mine = 0;
+    for (int32_t k = threadIdx.x; k < c.terms; k += kThreads)
+      mine += c.term_coefficient[k] * a_.axis[c.term_rows[k]] * a_.axis[c.term_cols[k]];
+    return sum(mine);
   }
 
   // Marks the gone[f] lowest groups of each family, all families at once: image[f] becomes the image of
@@ -176,7 +201,14 @@ class Search {
       count([&](int32_t, uint64_t image, int32_t f) { return image >> bit == a_.image[f] >> bit; });
       descend(a_.image, uint64_t{1} << bit);
     }
-    for (int bit = kIndexBits - 1; bit >= 0; --bit) {
+    // Of equal scores, the lowest indices; of most families none or all of them go.
+    count([&](int32_t, uint64_t image, int32_t f) { return image == a_.image[f]; });
+    bool some = false;
+    for (int32_t f = threadIdx.x; f < a_.plan.families; f += kThreads) some |= a_.left[f] < a_.count[f];
+    some = __syncthreads_or(some);
+    for (int32_t f = threadIdx.x; !some && f < a_.plan.families; f += kThreads) a_.last[f] = INT32_MAX;
+    __syncthreads();
+    for (int bit = index_bits() - 1; some && bit >= 0; --bit) {
       count([&](int32_t g, uint64_t image, int32_t f) {
         return image == a_.image[f] && g >> bit == a_.last[f] >> bit;
       });

@@ -1,0 +1,70 @@
+"""A check (saliency, partition, similarity), and the partition alone, up to half a million groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import case
+from peers import TorchPruning
+
+from ocsfast import ops
+from ocsfast.cost import build_cost_model
+from ocsfast.grouping.families import Families, Family, Product
+from ocsfast.plan import build_plan
+
+
+@pytest.mark.parametrize("by", ["ocsfast", "deep copies"])
+def bench_check(by: str, name: str, device: str, measure: Any) -> None:
+    """Beside the bisection of the published method, which prunes and counts copies of the model."""
+    if by == "deep copies" and (name not in ("ResNet56", "ResNet50") or device != "cpu"):
+        pytest.skip("no model of that kind, or not on the CPU")
+    made = case(name, device)
+    mask = made.half
+
+    def check() -> None:
+        made.bound.forget()
+        scores, _ = ops.group_saliency(made.bound)
+        chosen, _, _ = ops.partition(made.plan, made.cost_model, scores, made.limits, made.budget)
+        ops.jaccard(made.plan, mask, chosen)
+
+    if by == "ocsfast":
+        measure("check", by, check, moved=4 * made.flat.numel(), roof=lambda: torch.sum(made.flat))
+    else:
+        measure("check", by, TorchPruning(made).bisection, slow=True)
+
+
+def bench_partition(name: str, device: str, measure: Any) -> None:
+    made = case(name, device)
+    scores, _ = ops.group_saliency(made.bound)
+    measure(
+        "partition",
+        "ocsfast",
+        lambda: ops.partition(made.plan, made.cost_model, scores, made.limits, made.budget),
+    )
+
+
+def bench_partition_of_many(name: str, device: str, measure: Any) -> None:
+    """Neurons and heads of a language model of 7 B parameters: half a million groups, 96 families."""
+    if name != "Llama 1.1B":
+        pytest.skip("once is enough")
+    sizes = [11008, 4608] * 32
+    families, axes, first = [], [], 0
+    for k, size in enumerate(sizes):
+        families.append(Family(str(k), first, size, (str(k),)))
+        axes.append(torch.arange(first, first + size))
+        first += size
+    products = tuple(Product(4096, a, None, str(k)) for k, a in enumerate(axes))
+    made = Families(tuple(families), (), (), products, ())
+    plan, cost_model = build_plan(made, {}), build_cost_model(made, products, "parameters")
+    scores = torch.rand(first, generator=torch.Generator().manual_seed(0)).to(device)
+    plan = type(plan)(plan.names, plan.tables.to(device), plan.shapes, plan.layout)
+    limits = (torch.tensor(sizes) * 3 // 4).to(device)
+    budget = torch.tensor(cost_model(torch.tensor(sizes)) // 2, device=device)
+    on_device = cost_model.to(torch.device(device))
+    measure(
+        f"partition of {first} groups",
+        "ocsfast",
+        lambda: ops.partition(plan, on_device, scores, limits, budget),
+    )

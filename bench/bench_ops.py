@@ -1,0 +1,175 @@
+"""Each op on each model, beside its roof and its peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import Case, case
+from peers import Foreach, TorchPruning, compiled
+
+from ocsfast import ops, reference
+
+BYS = ("ocsfast", "eager", "torch.compile", "foreach", "Torch-Pruning")
+# Eager and compiled formulations over 1.1 B parameters would take minutes, and memory that is not there.
+TOO_LARGE = {"Llama 1.1B": ("eager", "torch.compile", "Torch-Pruning")}
+# Compiling one op a hundred tensors takes minutes.
+COMPILED = ("ResNet56",)
+NEAR_ONE, TINY = 1.0 - 1e-7, 1e-12
+
+
+@pytest.fixture
+def made(name: str, device: str) -> Case:
+    return case(name, device)
+
+
+def skip_unless(by: str, name: str, device: str) -> None:
+    if by in TOO_LARGE.get(name, ()) or (by == "torch.compile" and name not in COMPILED):
+        pytest.skip("takes too long")
+    if by == "Torch-Pruning" and device != "cpu":
+        pytest.skip("its model lies on the CPU")
+    if by == "Torch-Pruning" and name == "ViT-B/16":
+        pytest.skip("it would prune other groups: the residual width and, unpatched, no heads")
+
+
+def scalar(value: float, made: Case) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float32, device=made.flat.device)
+
+
+def run_all(
+    by: str, made: Case, ours: Any, plain: Any, foreach: Any, theirs: Any
+) -> Callable[[], object]:
+    if by == "ocsfast":
+        return ours
+    if by == "eager":
+        return plain
+    if by == "torch.compile":  # what it can trace whole: the reference reads tables on the host
+        return compiled(foreach(Foreach(made)))
+    if by == "foreach":
+        return foreach(Foreach(made))
+    return theirs(TorchPruning(made))
+
+
+@pytest.mark.parametrize("by", BYS)
+def bench_group_saliency(by: str, name: str, made: Case, device: str, measure: Any) -> None:
+    skip_unless(by, name, device)
+
+    def ours() -> None:
+        made.bound.forget()
+        ops.group_saliency(made.bound)
+
+    call = run_all(
+        by,
+        made,
+        ours,
+        lambda: reference.group_saliency(made.bound),
+        lambda f: f.group_saliency,
+        lambda t: t.group_saliency,
+    )
+    measure(
+        "group_saliency",
+        by,
+        call,
+        moved=4 * made.flat.numel(),
+        roof=lambda: torch.sum(made.flat),
+        slow=by in ("eager", "Torch-Pruning"),
+    )
+
+
+@pytest.mark.parametrize("marked", ["all", "half"])
+@pytest.mark.parametrize("by", BYS)
+def bench_shrink(by: str, marked: str, name: str, made: Case, device: str, measure: Any) -> None:
+    skip_unless(by, name, device)
+    if by == "Torch-Pruning":
+        pytest.skip("it has no Eq. 9")
+    mask, factor = made.every if marked == "all" else made.half, scalar(NEAR_ONE, made)
+    touched = made.touched(mask) // 4  # elements
+    call = run_all(
+        by,
+        made,
+        lambda: ops.shrink_(made.bound, mask, factor),
+        lambda: reference.shrink_(made.bound, mask, factor),
+        lambda f: lambda: f.shrink(mask, factor),
+        None,
+    )
+    roof = made.flat[:touched]
+    measure(
+        f"shrink_, {marked}",
+        by,
+        call,
+        moved=8 * touched,
+        roof=lambda: roof.mul_(NEAR_ONE),
+        slow=by == "eager",
+    )
+
+
+@pytest.mark.parametrize("marked", ["all", "half"])
+@pytest.mark.parametrize("by", BYS)
+def bench_lasso_grad(by: str, marked: str, name: str, made: Case, device: str, measure: Any) -> None:
+    """With the norms at hand, as `shrink_` leaves them for the step after it."""
+    skip_unless(by, name, device)
+    mask, strength = made.every if marked == "all" else made.half, scalar(TINY, made)
+    touched = made.touched(mask) // 4
+    ops.group_saliency(made.bound)
+    call = run_all(
+        by,
+        made,
+        lambda: ops.lasso_grad_(made.bound, made.grads, mask, strength),
+        lambda: reference.lasso_grad_(made.bound, made.grads, mask, strength),
+        lambda f: lambda: f.lasso_grad(mask, strength),
+        lambda t: t.regularize,
+    )
+    weight, grad = made.flat[:touched], made.flat_grad[:touched]
+    measure(
+        f"lasso_grad_, {marked}",
+        by,
+        call,
+        moved=12 * touched,
+        roof=lambda: grad.add_(weight, alpha=TINY),
+        slow=by in ("eager", "Torch-Pruning"),
+    )
+
+
+@pytest.mark.parametrize(
+    "op", ["group_saliency", "shrink_, all", "lasso_grad_, all", "lasso_grad_, norms taken"]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def bench_half_precision(dtype: torch.dtype, op: str, name: str, device: str, measure: Any) -> None:
+    """Half the bytes; the last row is there to compare with float32's."""
+    if name != "ResNet50":
+        pytest.skip("one model shows it")
+    made = case(name, device, dtype)
+    factor, tiny = scalar(NEAR_ONE, made), scalar(TINY, made)
+
+    def saliency() -> None:
+        made.bound.forget()
+        ops.group_saliency(made.bound)
+
+    def lasso_anew() -> None:
+        made.bound.forget()
+        ops.lasso_grad_(made.bound, made.grads, made.every, tiny)
+
+    ops.group_saliency(made.bound)
+    calls = {
+        "group_saliency": (saliency, 1, lambda: torch.sum(made.flat)),
+        "shrink_, all": (
+            lambda: ops.shrink_(made.bound, made.every, factor),
+            2,
+            lambda: made.flat.mul_(NEAR_ONE),
+        ),
+        "lasso_grad_, all": (
+            lambda: ops.lasso_grad_(made.bound, made.grads, made.every, tiny),
+            3,
+            lambda: made.flat_grad.add_(made.flat, alpha=TINY),
+        ),
+        "lasso_grad_, norms taken": (
+            lasso_anew,
+            4,
+            lambda: (torch.sum(made.flat), made.flat_grad.add_(made.flat, alpha=TINY)),
+        ),
+    }
+    call, passes, roof = calls[op]
+    short = str(dtype).removeprefix("torch.")
+    measure(f"{op}, {short}", "ocsfast", call, moved=2 * passes * made.flat.numel(), roof=roof)

@@ -1,0 +1,96 @@
+"""Options, and the way every row is measured: in turn with its roof."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import NAMES
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="cpu or cuda")
+    parser.addoption("--threads", default="1,2", help="numbers of threads, CPU only")
+    parser.addoption("--models", default=",".join(NAMES), help="of " + ", ".join(NAMES))
+    parser.addoption("--rounds", type=int, default=9, help="calls a row; slow peers get fewer")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    options = metafunc.config.option
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", options.models.split(","), scope="session")
+    if "threads" in metafunc.fixturenames:
+        counts = [int(n) for n in options.threads.split(",")] if options.device == "cpu" else [0]
+        metafunc.parametrize("threads", counts)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.config.option.device)
+
+
+@pytest.fixture
+def set_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(before)
+
+
+def synchronized(call: Callable[[], object], device: str) -> Callable[[], None]:
+    def run() -> None:
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+@pytest.fixture
+def measure(
+    request: pytest.FixtureRequest,
+    benchmark: Any,
+    device: str,
+    name: str,
+    threads: int,
+    set_threads: None,
+) -> Callable[..., None]:
+    """measure(op, by, call, bytes=, roof=, slow=): times `call` and, before each time, its roof."""
+
+    def run(
+        op: str,
+        by: str,
+        call: Callable[[], object],
+        *,
+        moved: int = 0,
+        roof: Callable[[], object] | None = None,
+        slow: bool = False,
+    ) -> None:
+        timed, roofs = synchronized(call, device), []
+        limit = synchronized(roof, device) if roof else None
+
+        def setup() -> None:
+            if limit is not None:
+                begun = time.perf_counter()
+                limit()
+                roofs.append(time.perf_counter() - begun)
+
+        rounds = 2 if slow else request.config.option.rounds
+        benchmark.pedantic(timed, setup=setup, rounds=rounds, warmup_rounds=1)
+        benchmark.group = f"{name}, {op}, {threads} threads" if threads else f"{name}, {op}"
+        benchmark.extra_info.update(
+            model=name,
+            op=op,
+            by=by,
+            threads=threads,
+            device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            bytes=moved,
+            roof=statistics.median(roofs[1:]) if roofs else None,
+        )
+
+    return run

@@ -1,0 +1,54 @@
+"""Tables of a benchmark's JSON, as Markdown: python bench/table.py bench/results/cpu.json
+
+A row: its median time, the bytes it must move, GB/s, how near the roof measured in turn with it comes
+(roof's time / its time), and how many times as long as ocsfast's row it takes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HEAD = ("op", "by", "threads", "ms", "MB", "GB/s", "of roof", "x ocsfast")
+
+
+def row(entry: dict[str, Any], ours: dict[tuple[str, int], float]) -> tuple[str, ...]:
+    info, seconds = entry["extra_info"], entry["stats"]["median"]
+    base = ours.get((info["op"], info["threads"]))
+    return (
+        info["op"],
+        info["by"],
+        str(info["threads"]) if info["threads"] else "-",
+        f"{1e3 * seconds:.4g}",
+        f"{info['bytes'] / 1e6:.0f}" if info["bytes"] else "",
+        f"{info['bytes'] / seconds / 1e9:.1f}" if info["bytes"] else "",
+        f"{info['roof'] / seconds:.2f}" if info["roof"] else "",
+        f"{seconds / base:.3g}" if base else "",
+    )
+
+
+def tables(document: dict[str, Any]) -> str:
+    entries = document["benchmarks"]
+    lines = [
+        f"Measured {document['datetime'][:10]}, torch {document['commit_info'].get('torch', '')}".rstrip(
+            ", torch"
+        )
+    ]
+    for model in dict.fromkeys(e["extra_info"]["model"] for e in entries):
+        mine = [e for e in entries if e["extra_info"]["model"] == model]
+        ours = {
+            (e["extra_info"]["op"], e["extra_info"]["threads"]): e["stats"]["median"]
+            for e in mine
+            if e["extra_info"]["by"] == "ocsfast"
+        }
+        lines += ["", f"### {model}", "", "| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+        order = sorted(mine, key=lambda e: (e["extra_info"]["op"], e["extra_info"]["threads"]))
+        lines += ["| " + " | ".join(row(e, ours)) + " |" for e in order]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    for path in sys.argv[1:]:
+        print(tables(json.loads(Path(path).read_text())))

@@ -1,0 +1,247 @@
+"""Random plans, weights and arguments through every op, right ones and spoilt ones: `make sanitize`.
+
+Run with an extension built with AddressSanitizer and UBSan: a wrong access ends the process. Right
+arguments must give what the plain-torch twins give; spoilt ones must be refused or be harmless.
+
+    python tests/fuzz_ops.py --seconds 60 [--seed 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+import ocsfast
+from ocsfast import criteria, ops, reference
+from ocsfast.cost import build_cost_model
+from ocsfast.grouping.families import Axis, Families, Family, Product
+from ocsfast.plan import Plan, build_plan
+
+DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SIZES = (0, 1, 2, 3, 5, 15, 16, 17, 31, 33, 64, 65, 129, 300, 1500)
+REFUSALS = (RuntimeError, ValueError, NotImplementedError, IndexError, TypeError, OverflowError)
+
+
+def draw_families(pick: random.Random) -> tuple[Families, dict[str, Tensor], list[str]]:
+    """Some families, and tensors whose rows and columns they label, or nobody does."""
+    families, first = [], 0
+    for f in range(pick.randint(1, 4)):
+        size = pick.choice([1, 2, 7, 13, 40])
+        families.append(Family(f"f{f}", first, size, (f"f{f}",)))
+        first += size
+    parameters, axes = {}, []
+
+    def labels(extent: int) -> Tensor:
+        family = pick.choice(families)
+        index = torch.arange(extent)
+        label = family.first + index // max(1, -(-extent // family.size)) % family.size
+        if pick.random() < 0.3:
+            label = torch.where(torch.rand(extent) < 0.2, -1, label)
+        return label
+
+    for t in range(pick.randint(0, 8)):
+        dims = pick.randint(0, 5)
+        shape = [pick.choice(SIZES) if d < 2 else pick.choice([1, 1, 2, 3]) for d in range(dims)]
+        while torch.Size(shape).numel() > 500_000:
+            shape[pick.randrange(2)] //= 2
+        tensor = torch.randn(shape).to(pick.choice(DTYPES))
+        if dims in (4, 5) and pick.random() < 0.5:
+            last = torch.channels_last if dims == 4 else torch.channels_last_3d
+            tensor = tensor.contiguous(memory_format=last)
+        name = f"w{t}"
+        parameters[name] = tensor
+        for axis in range(min(dims, 2)):
+            if pick.random() < 0.7:
+                axes.append(Axis(name, axis, labels(shape[axis])))
+    named = Families(tuple(families), tuple(axes), (), (), ())
+    others = [name for name in parameters if pick.random() < 0.8]
+    return named, parameters, others
+
+
+def close(ours: Tensor, theirs: Tensor, what: str) -> None:
+    if not ours.numel():
+        return
+    scale = float(theirs.double().abs().max()) + 1e-3
+    error = float((ours.double() - theirs.double()).abs().max())
+    # Sums of float32 weights are good to float32, whatever they are stored in.
+    tolerance = 64 * max(torch.finfo(ours.dtype).eps, 1e-6) * scale
+    assert error <= tolerance, (what, error, scale)
+
+
+def right_arguments(pick: random.Random) -> None:
+    families, parameters, others = draw_families(pick)
+    plan = build_plan(families, parameters, others=others)
+    weights = [parameters[name] for name in plan.names]
+    groups = plan.count("groups")
+    mask = torch.rand(groups) < pick.choice([0.0, 0.3, 1.0])
+    factor, strength = torch.tensor(pick.random()), torch.tensor(pick.random())
+    torch.set_num_threads(pick.choice([1, 2, 3]))
+
+    def pair() -> tuple[ops.Bound, ops.Bound]:
+        return ops.Bound(plan, [w.clone() for w in weights]), ops.Bound(
+            plan, [w.clone() for w in weights]
+        )
+
+    def beside() -> list[Tensor | None]:
+        return [None if pick.random() < 0.2 else torch.randn_like(w) for w in weights]
+
+    ours, theirs = pair()
+    criterion = pick.choice(criteria.NAMES)
+    extra = () if criterion in criteria.OF_WEIGHTS else beside()
+    for a, b in zip(
+        ops.group_saliency(ours, criterion, extra),
+        reference.group_saliency(theirs, criterion, extra),
+        strict=True,
+    ):
+        if criterion not in ("taylor", "taylor_state", "obd_state"):  # these sums cancel
+            close(a, b, criterion)
+    for _ in range(2):
+        ops.shrink_(ours, mask, factor)
+        reference.shrink_(theirs, mask, factor)
+        grads = beside()
+        copies = [None if g is None else g.clone() for g in grads]
+        ops.lasso_grad_(ours, grads, mask, strength)
+        reference.lasso_grad_(theirs, copies, mask, strength)
+        for a, b in zip(grads, copies, strict=True):
+            if a is not None and b is not None:
+                close(a, b, "lasso_grad_")
+        momentum = pick.choice([0.0, 0.9])
+        grads = beside()
+        momenta = [None if g is None or momentum == 0 else torch.randn_like(g) for g in grads]
+        copies = [None if m is None else m.clone() for m in momenta]
+        options = {
+            "first": [t for t in range(len(grads)) if pick.random() < 0.2],
+            "momentum": momentum,
+            "dampening": pick.choice([0.0, 0.5]),
+            "weight_decay": pick.choice([0.0, 0.1]),
+            "nesterov": pick.random() < 0.5,
+            "maximize": pick.random() < 0.2,
+            "penalty": ops.Penalty(mask, strength, factor) if pick.random() < 0.7 else None,
+        }
+        lr = torch.tensor(0.1, dtype=torch.float64)
+        ops.sgd_step_(ours, grads, momenta, lr, **options)
+        reference.sgd_step_(theirs, grads, copies, lr, **options)
+        for a, b in zip([*ours.weights, *momenta], [*theirs.weights, *copies], strict=True):
+            if a is not None and b is not None:
+                close(a, b, "sgd_step_")
+    scores = torch.rand(groups, dtype=pick.choice([torch.float32, torch.float64]))
+    sizes = [f.size for f in families.families]
+    products = tuple(
+        Product(pick.randint(1, 9), torch.arange(f.first, f.first + f.size), None, f.name)
+        for f in families.families
+    )
+    model = build_cost_model(families, products, "units")
+    limits = torch.tensor([pick.randint(-1, s + 1) for s in sizes])
+    budget = torch.tensor(pick.randint(-1, model(sizes) + 1))
+    got = ops.partition(plan, model, scores, limits, budget, pick.choice([1, 1, 4]))
+    ops.jaccard(plan, got[0], mask)
+
+
+def spoil(pick: random.Random, plan: Plan) -> Plan:
+    """One number of the plan, or a few, changed."""
+    tables, shapes, layout = plan.tables.clone(), plan.shapes.clone(), list(plan.layout)
+    for _ in range(pick.randint(1, 3)):
+        value = pick.choice([-(2**31), -2, -1, 0, 1, 7, 1000, 2**31 - 1])
+        what = pick.random()
+        if what < 0.6 and tables.numel():
+            tables[pick.randrange(tables.numel())] = value
+        elif what < 0.8 and shapes.numel():
+            shapes.view(-1)[pick.randrange(shapes.numel())] = value
+        else:
+            layout[pick.randrange(len(layout))] = pick.choice([value, 2**40, layout[0] + 1])
+    return replace(plan, tables=tables, shapes=shapes, layout=tuple(layout))
+
+
+def harmless(call: Callable[[], object]) -> bool:
+    """Whether it was refused; a crash ends the process."""
+    try:
+        call()
+    except REFUSALS:
+        return True
+    return False
+
+
+def spoilt_arguments(pick: random.Random) -> bool:
+    families, parameters, others = draw_families(pick)
+    plan = build_plan(families, parameters, others=others)
+    weights = [parameters[name] for name in plan.names]
+    groups = plan.count("groups")
+    mask, one = torch.rand(groups) < 0.5, torch.tensor(0.5)
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    kind = pick.randrange(5)
+    if kind == 0:
+        wrong = spoil(pick, plan)
+
+        def all_ops() -> None:
+            bound = ops.Bound(wrong, weights)
+            ops.group_saliency(bound)
+            ops.shrink_(bound, mask, one)
+            grads = [torch.randn_like(w) for w in weights]
+            ops.lasso_grad_(bound, grads, mask, one)
+            ops.sgd_step_(bound, grads, grads, lr, momentum=0.9, penalty=ops.Penalty(mask, one, one))
+
+        return harmless(all_ops)
+    bound = ops.Bound(plan, weights)
+    if kind == 1 and weights:
+        victim = pick.choice(weights)
+        change = pick.choice(
+            [
+                lambda: setattr(victim, "data", victim.new_empty(0)),
+                lambda: setattr(victim, "data", victim.clone().flatten()[:1].clone()),
+                lambda: setattr(victim, "data", victim.to(torch.float64, copy=True)),
+                lambda: victim.resize_(3),
+            ]
+        )
+        if harmless(change):
+            return True
+        return harmless(lambda: ops.shrink_(bound, mask, one))
+    if kind == 2:
+        grads = [torch.randn(pick.choice(SIZES), pick.choice([1, 3])) for _ in weights]
+        return harmless(lambda: ops.lasso_grad_(bound, grads, mask, one))
+    if kind == 3:
+        wrong = pick.choice([mask[:-1], mask.float(), mask[None], mask.repeat_interleave(2)[::2], one])
+        return harmless(lambda: ops.shrink_(bound, wrong, one))
+    wrong = spoil(pick, plan)
+    products = (Product(1, torch.arange(groups), None, "all"),) if len(families.families) == 1 else ()
+    model = build_cost_model(families, products, "units")
+    if model.tables.numel() and pick.random() < 0.5:
+        model.tables[pick.randrange(model.tables.numel())] = pick.choice([-1, 2**40, 5])
+    limits = torch.ones(len(families.families), dtype=torch.int64)
+    scores = torch.rand(groups)
+    budget = torch.tensor(0)
+    return harmless(lambda: ops.partition(wrong, model, scores, limits, budget)) | harmless(
+        lambda: ops.jaccard(wrong, mask, mask)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print(ocsfast.__file__, flush=True)
+    end, seed, refused, spoilt = time.monotonic() + args.seconds, args.seed, 0, 0
+    while time.monotonic() < end:
+        torch.manual_seed(seed)
+        pick = random.Random(seed)
+        try:
+            if seed % 2:
+                spoilt += 1
+                refused += spoilt_arguments(pick)
+            else:
+                right_arguments(pick)
+        except BaseException:
+            print(f"seed {seed}", flush=True)
+            raise
+        seed += 1
+    print(f"{seed - args.seed} cases, of {spoilt} spoilt ones {refused} refused; no fault")
+
+
+if __name__ == "__main__":
+    main()
