@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "threads" in metafunc.fixturenames:
         counts = [int(n) for n in options.threads.split(",")] if options.device == "cpu" else [0]
         metafunc.parametrize("threads", counts)
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """What the times depend on, and no more."""
+    cpu = machine_info.get("cpu", {}).get("brand_raw", "")
+    machine_info.clear()
+    machine_info.update(cpu=cpu, cores=os.cpu_count(), torch=torch.__version__)
+    if config.option.device == "cuda":
+        machine_info["gpu"] = torch.cuda.get_device_name()
+
+
+def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
+    commit_info.clear()
 
 
 @pytest.fixture

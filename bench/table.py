@@ -31,11 +31,8 @@ def row(entry: dict[str, Any], ours: dict[tuple[str, int], float]) -> tuple[str,
 
 def tables(document: dict[str, Any]) -> str:
     entries = document["benchmarks"]
-    lines = [
-        f"Measured {document['datetime'][:10]}, torch {document['commit_info'].get('torch', '')}".rstrip(
-            ", torch"
-        )
-    ]
+    machine = ", ".join(f"{key} {value}" for key, value in document["machine_info"].items())
+    lines = [f"Measured {document['datetime'][:10]}: {machine}."]
     for model in dict.fromkeys(e["extra_info"]["model"] for e in entries):
         mine = [e for e in entries if e["extra_info"]["model"] == model]
         ours = {

@@ -44,7 +44,8 @@ class Bound:
     may change in value but not in place, shape, strides, dtype or device: an op that finds them changed
     raises. Ops leave the slices' sums of squares behind, and use those of the op before them as long as
     the weights are as that op left them, which their versions tell: changes through `.data`, that torch
-    does not see, are not seen here either, but by `forget()`.
+    does not see, are not seen here either, but by `forget()`. On CUDA, its ops belong on one stream at a
+    time: they share scratch memory.
 
     Attributes:
         plan: the tables, on the device of the weights.
@@ -61,7 +62,7 @@ class Bound:
         with torch.no_grad():  # or the op would be given aliases, and not see a weight change its memory
             self.ticket = torch.ops.ocsfast.bind(self.weights, plan.tables, plan.shapes, plan.layout)
         weakref.finalize(self, _C.release, int(self.ticket))
-        self._known: tuple[int, Tensor | None] | None = None
+        self._known: tuple[int, Tensor | None, int] | None = None
         self._strides = [weight.stride() for weight in self.weights]
         self._none = plan.tables.new_empty(0)
 
@@ -73,8 +74,8 @@ class Bound:
         """Whether the sums of squares are at hand: of all slices, or of those of `mask`'s groups."""
         if self._known is None or self._known[0] != self._version():
             return False
-        of = self._known[1]
-        return of is None or of is mask
+        _, of, version = self._known
+        return of is None or (of is mask and of._version == version)
 
     def _version(self) -> int:
         return sum(map(_VERSION, self.weights))
@@ -83,7 +84,7 @@ class Bound:
         torch.autograd.graph.increment_version(self.weights)
 
     def _learn(self, mask: Tensor | None = None) -> None:
-        self._known = (self._version(), mask)
+        self._known = (self._version(), mask, 0 if mask is None else mask._version)
 
 
 def group_saliency(

@@ -102,6 +102,45 @@ def test_it_leaves_the_squares_of_the_new_weights(device: str, dtype: torch.dtyp
     assert not bound.knows()
 
 
+def test_what_cannot_be_used_is_not_read(device: str) -> None:
+    """A momentum that has yet to begin, and whatever stands beside a weight without a gradient."""
+    made = mixed_case(device=device)
+    made.weights[0].view(-1)[3] = float("inf")
+    grads: list[Tensor | None] = [None, *draw(made, 1)[1:]]
+    momenta = [None if g is None else torch.full_like(g, float("nan")) for g in grads]
+    lr = torch.tensor(0.1, dtype=torch.float64, device=device)
+    expected = [w.clone() for w in made.weights]
+    reference.sgd_step_(
+        made.bound(expected), grads, [*momenta], lr, first=range(10), momentum=0.9, penalty=None
+    )
+    bound, every = made.bound(), draw_mask(made.plan, 0.0)
+    one = torch.tensor(0.5, device=device)
+    ops.sgd_step_(
+        bound,
+        grads,
+        [None if m is None else torch.full_like(m, float("nan")) for m in momenta],
+        lr,
+        first=range(10),
+        momentum=0.9,
+        penalty=ops.Penalty(every, one, one),
+    )
+    for a, b in zip(bound.weights, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_an_empty_mask_leaves_right_squares_behind(device: str) -> None:
+    made = mixed_case(device=device)
+    bound, none = made.bound(), draw_mask(made.plan, 0.0)
+    ops.lasso_grad_(bound, draw(made, 1), none, torch.tensor(0.5, device=device))
+    expected = ops.group_saliency(made.bound())[0]
+    assert torch.equal(ops.group_saliency(bound)[0], expected)
+    mask = draw_mask(made.plan, 1.0)
+    ops.shrink_(bound, mask, torch.tensor(0.5, device=device))
+    assert bound.knows(mask)
+    mask[0] = False
+    assert not bound.knows(mask)
+
+
 def test_what_shrink_leaves_is_what_the_next_lasso_needs(device: str) -> None:
     made = mixed_case(device=device)
     penalty = penalty_of(made, 0.4)

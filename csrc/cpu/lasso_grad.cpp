@@ -15,8 +15,8 @@ void lasso_grad(const Tensor& ticket, const std::vector<Tensor>& grads, const Te
   Penalty penalty;
   penalty.mask = mask.const_data_ptr<bool>();
   penalty.strength = *strength.const_data_ptr<float>();
-  if (!prunes_any(penalty, bound->plan)) return;
   if (!known) sum_squares(*bound);
+  if (!prunes_any(penalty, bound->plan)) return;
   penalty.slice_sq = bound->slice_sq.const_data_ptr<double>();
   for_each_task(*bound, [&](const Task& task, State& state) {
     const Matrix& m = bound->matrices[task.tensor];

@@ -58,6 +58,8 @@ template <class A>
 struct SgdStep {
   A lr, decay, gain, ahead, weight_decay, sign;  // sign: -1 to maximize
   bool nesterov, penalized;
+  bool begins;  // the momentum holds nothing yet
+  bool stays;   // there is no gradient: w is not moved
 };
 
 template <class T>

@@ -454,6 +454,7 @@ inline void sgd_all(const Bands<T>& b, const SgdStep<accumulator_t<T>>& step) {
   const A* __restrict slopes = b.slopes;
   A* __restrict cols = b.col_sums;
   constexpr int64_t end = INT32_MAX;
+  const bool begins = step.begins, stays = step.stays;
   const V lr = splat<A>(step.lr), decay = splat<A>(step.decay), gain = splat<A>(step.gain);
   const V ahead = splat<A>(step.ahead), sign = splat<A>(step.sign);
   for_bands<Sum>(b, [&](int64_t k, int64_t first, int64_t last, V& sum) OCSFAST_INLINE {
@@ -479,10 +480,11 @@ inline void sgd_all(const Bands<T>& b, const SgdStep<accumulator_t<T>>& step) {
       V change = load_n<A>(grad + j, n) * sign;
       change = slope != 0 ? change + before * slope : change;
       if constexpr (kMomentum) {
-        const V moved = store_n<A>(momentum + j, n, load_n<A>(momentum + j, n) * decay + change * gain);
+        const V kept = begins ? V{} : load_n<A>(momentum + j, n) * decay;
+        const V moved = store_n<A>(momentum + j, n, kept + change * gain);
         change = kNesterov ? change + moved * ahead : moved;
       }
-      V now = before - change * lr;
+      V now = stays ? before : before - change * lr;
       if constexpr (kPenalized) now *= factor;
       now = store_n<A>(w + j, n, now);
       if constexpr (kPenalized) {

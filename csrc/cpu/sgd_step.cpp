@@ -45,13 +45,15 @@ void sgd_step(const Tensor& ticket, const std::vector<Tensor>& grads, const std:
                       static_cast<A>(weight_decay),
                       maximize ? A(-1) : A(1),
                       nesterov,
-                      penalized};
+                      penalized,
+                      begins,
+                      false};
       if (a.grads[task.tensor]) {
         bands.grad = static_cast<T*>(a.grads[task.tensor]) + offset;
         if (a.momenta[task.tensor]) bands.momentum = static_cast<T*>(a.momenta[task.tensor]) + offset;
       } else {  // Eq. 9 alone, and the squares
         bands.grad = bands.w;
-        step.lr = step.weight_decay = 0;
+        step.stays = true;
       }
       if (!penalized) return kernels.sgd(bands, step);
       sums.run(task, bands, state, [&](const Bands<T>& b) { kernels.sgd(b, step); });

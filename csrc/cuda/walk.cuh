@@ -18,8 +18,9 @@ namespace ocsfast::cuda {
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
-// Blocks of a processor that its registers must suffice for: 64 a thread hold all that without spilling,
-// and 32 warps with two or more loads of 16 bytes each are what the memory can take. In double half.
+// Blocks of a processor that its registers must suffice for: 64 a thread hold a float's innermost loop
+// without spilling, and 32 warps with three or four loads of 16 bytes each are what the memory can take.
+// In double half.
 template <class A>
 constexpr int kBlocksPerProcessor = std::is_same_v<A, double> ? 2 : 4;
 // Columns a thread owns: as many as the widest load there is, or, one by one, as many loads as registers
@@ -29,8 +30,7 @@ constexpr int kMostSingles = 4;
 template <class T, bool kPacked>
 constexpr int kColumns =
     kPackBytes / sizeof(T) < kMostSingles || kPacked ? kPackBytes / sizeof(T) : kMostSingles;
-// Row sums a block keeps, one for each warp that takes part in a row: 4 KB, and more rows than a task
-// has in which a warp has all of a row's columns.
+// Row sums a block keeps, one for each warp that takes part in a row: 4 KB. A task with more is cut.
 constexpr int kRowSlots = 1024;
 // Sums that a lane adds up alone; what takes more is shared by a warp.
 constexpr int kTermsPerLane = 16;
