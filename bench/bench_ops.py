@@ -74,7 +74,7 @@ def bench_group_saliency(by: str, name: str, made: Case, device: str, measure: A
         call,
         moved=4 * made.flat.numel(),
         roof=lambda: torch.sum(made.flat),
-        slow=by in ("eager", "Torch-Pruning"),
+        slow=by in ("eager", "Torch-Pruning") or (by == "foreach" and name == "Llama 1.1B"),
     )
 
 
@@ -128,7 +128,7 @@ def bench_lasso_grad(by: str, marked: str, name: str, made: Case, device: str, m
         call,
         moved=12 * touched,
         roof=lambda: grad.add_(weight, alpha=TINY),
-        slow=by in ("eager", "Torch-Pruning"),
+        slow=by in ("eager", "Torch-Pruning") or (by == "foreach" and name == "Llama 1.1B"),
     )
 
 

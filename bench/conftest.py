@@ -42,6 +42,14 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
     commit_info.clear()
 
 
+def pytest_benchmark_update_json(
+    config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
+) -> None:
+    """Without each single time: the file is kept."""
+    for entry in output_json["benchmarks"]:
+        entry["stats"].pop("data", None)
+
+
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> str:
     return str(request.config.option.device)
@@ -95,7 +103,7 @@ def measure(
                 roofs.append(time.perf_counter() - begun)
 
         rounds = 2 if slow else request.config.option.rounds
-        benchmark.pedantic(timed, setup=setup, rounds=rounds, warmup_rounds=1)
+        benchmark.pedantic(timed, setup=setup, rounds=rounds, warmup_rounds=0 if slow else 1)
         benchmark.group = f"{name}, {op}, {threads} threads" if threads else f"{name}, {op}"
         benchmark.extra_info.update(
             model=name,
@@ -104,7 +112,7 @@ def measure(
             threads=threads,
             device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
             bytes=moved,
-            roof=statistics.median(roofs[1:]) if roofs else None,
+            roof=statistics.median(roofs) if roofs else None,
         )
 
     return run

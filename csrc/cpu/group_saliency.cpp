@@ -5,15 +5,19 @@
 namespace ocsfast::cpu {
 namespace {
 
-// Groups a thread takes at a time: a few microseconds of square roots.
+// Groups that a thread takes at a time: ten microseconds too.
 constexpr int64_t kGroupsPerTask = 2048;
 
 template <class Out>
 void write(const Plan& plan, const double* slices, const Criterion& criterion, const Tensor& scores,
            const Tensor& slice_out) {
   std::vector<double> value(plan.slices);
-  row_kernels<double>().finish(criterion.finish, slices, plan.slice_size, plan.slices, value.data());
-  std::copy_n(slices, plan.slices, slice_out.mutable_data_ptr<Out>());
+  Out* out = slice_out.mutable_data_ptr<Out>();
+  torch::stable::parallel_for(0, plan.slices, kSlicesPerTask, [&](int64_t first, int64_t last) {
+    row_kernels<double>().finish(criterion.finish, slices + first, plan.slice_size + first, last - first,
+                                 value.data() + first);
+    std::copy(slices + first, slices + last, out + first);
+  });
   Out* score = scores.mutable_data_ptr<Out>();
   torch::stable::parallel_for(0, plan.groups, kGroupsPerTask, [&](int64_t first, int64_t last) {
     for (int64_t g = first; g < last; ++g) {

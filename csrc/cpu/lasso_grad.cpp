@@ -14,10 +14,11 @@ void lasso_grad(const Tensor& ticket, const std::vector<Tensor>& grads, const Te
   check_array(kOp, strength, {"strength", ScalarType::Float, 1, 0}, bound->tables);
   Penalty penalty;
   penalty.mask = mask.const_data_ptr<bool>();
-  penalty.strength = *strength.const_data_ptr<float>();
   if (!known) sum_squares(*bound);
   if (!prunes_any(penalty, bound->plan)) return;
-  penalty.slice_sq = bound->slice_sq.const_data_ptr<double>();
+  const std::vector<double> slopes =
+      take_slopes(*bound, penalty.mask, *strength.const_data_ptr<float>());
+  penalty.slopes = slopes.data();
   for_each_task(*bound, [&](const Task& task, State& state) {
     const Matrix& m = bound->matrices[task.tensor];
     if (!has_slices(m) || !grad[task.tensor]) return;

@@ -15,16 +15,15 @@ void sgd_step(const Tensor& ticket, const std::vector<Tensor>& grads, const std:
   const SgdArguments a =
       check_sgd(kOp, *bound, grads, momenta, first, lr, momentum, mask, strength, factor);
   Penalty penalty;
+  std::vector<double> slopes;
   if (mask) {
     penalty.mask = mask->const_data_ptr<bool>();
     penalty.factor = *factor.const_data_ptr<float>();
-    penalty.strength = *strength.const_data_ptr<float>();
     if (!known && prunes_any(penalty, plan)) sum_squares(*bound);
-    penalty.slice_sq = bound->slice_sq.const_data_ptr<double>();
+    slopes = take_slopes(*bound, penalty.mask, *strength.const_data_ptr<float>());
+    penalty.slopes = slopes.data();
   }
-  // The squares of the step before are read by all tasks while those of this one are summed.
-  std::vector<double> slices(mask ? plan.slices : 0);
-  Sums sums(*bound, slices.data(), false);
+  Sums sums(*bound, bound->slice_sq.mutable_data_ptr<double>(), false);
   for_each_task(*bound, [&](const Task& task, State& state) {
     const Matrix& m = bound->matrices[task.tensor];
     const bool penalized = mask && has_slices(m);
@@ -59,7 +58,6 @@ void sgd_step(const Tensor& ticket, const std::vector<Tensor>& grads, const std:
       sums.run(task, bands, state, [&](const Bands<T>& b) { kernels.sgd(b, step); });
     });
   });
-  if (mask) std::copy(slices.begin(), slices.end(), bound->slice_sq.mutable_data_ptr<double>());
 }
 
 }  // namespace

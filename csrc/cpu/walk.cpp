@@ -75,6 +75,19 @@ void sum_up(const Bound& bound, const Criterion& criterion, const std::vector<vo
   });
 }
 
+std::vector<double> take_slopes(const Bound& bound, const bool* mask, double strength) {
+  const Plan& plan = bound.plan;
+  const auto* squares = bound.slice_sq.const_data_ptr<double>();
+  std::vector<double> slopes(plan.slices);
+  torch::stable::parallel_for(0, plan.slices, kSlicesPerTask, [&](int64_t first, int64_t last) {
+    for (int64_t s = first; s < last; ++s) {
+      const double slope = strength / std::sqrt(squares[s]);
+      slopes[s] = mask[plan.slice_group[s]] && squares[s] != 0 ? slope : 0.0;
+    }
+  });
+  return slopes;
+}
+
 double* sum_squares(const Bound& bound) {
   auto* slices = bound.slice_sq.mutable_data_ptr<double>();
   sum_up(bound, find_criterion("l2"), {}, slices);

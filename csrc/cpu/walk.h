@@ -31,22 +31,24 @@ void dispatch(DType dtype, const F& f) {
 
 // What happens to the slices of the groups in `mask`.
 struct Penalty {
-  const bool* mask = nullptr;        // [groups]; null: no group is pruned
-  double factor = 1;                 // Eq. 9
-  double strength = 0;               // Eq. 8
-  const double* slice_sq = nullptr;  // [slices], where strength counts
+  const bool* mask = nullptr;  // [groups]; null: no group is pruned
+  double factor = 1;           // Eq. 9
+  const double* slopes =
+      nullptr;  // [slices] Eq. 8, if it counts: strength / |slice|, 0 where that stays
 
   bool prunes(const Plan& plan, int32_t slice) const {
     return slice >= 0 && mask[plan.slice_group[slice]];
   }
-  // strength / |slice|; 0 where the slice stays or its norm is 0.
-  double slope(const Plan& plan, int32_t slice) const {
-    return prunes(plan, slice) && slice_sq[slice] != 0 ? strength / std::sqrt(slice_sq[slice]) : 0.0;
-  }
 };
+
+// Penalty.slopes: 0 also where a slice's norm is.
+std::vector<double> take_slopes(const Bound& bound, const bool* mask, double strength);
 
 // Whether any group is pruned.
 bool prunes_any(const Penalty& penalty, const Plan& plan);
+
+// Slices that a thread takes at a time where each costs a root: ten microseconds.
+constexpr int64_t kSlicesPerTask = 8192;
 
 // What a thread keeps from task to task: what it knows of the columns of the tensor it is at, and
 // memory.
@@ -74,7 +76,7 @@ Bands<T> bands_of(const Bound& bound, const Task& task, const Penalty& penalty, 
   if (!penalty.mask || !has_slices(m)) return b;
 
   auto* pruned = state.band_pruned.get<uint8_t>(b.count);
-  auto* slope = penalty.slice_sq ? state.band_slope.get<A>(b.count) : nullptr;
+  auto* slope = penalty.slopes ? state.band_slope.get<A>(b.count) : nullptr;
   int32_t rows = 0;
   for (int32_t row = task.first_row; row < task.last_row; ++row) {
     const int32_t slice = m.row_base < 0 ? -1 : plan.row_slice[m.row_base + row];
@@ -82,10 +84,11 @@ Bands<T> bands_of(const Bound& bound, const Task& task, const Penalty& penalty, 
     rows += goes;
     const int64_t first = static_cast<int64_t>(row - task.first_row) * m.bands;
     std::fill_n(pruned + first, m.bands, goes);
-    if (slope) std::fill_n(slope + first, m.bands, static_cast<A>(penalty.slope(plan, slice)));
+    if (slope)
+      std::fill_n(slope + first, m.bands, static_cast<A>(slice < 0 ? 0 : penalty.slopes[slice]));
   }
   auto* pruned_cols = state.pruned_cols.get<uint8_t>(b.width + 16);  // a vector reads on
-  A* slopes = penalty.slice_sq ? state.slopes.get<A>(b.width) : nullptr;
+  A* slopes = penalty.slopes ? state.slopes.get<A>(b.width) : nullptr;
   if (state.tensor != task.tensor) {
     state.tensor = task.tensor;
     state.any_col = false;
@@ -96,7 +99,8 @@ Bands<T> bands_of(const Bound& bound, const Task& task, const Penalty& penalty, 
       const int32_t slice = plan.col_slice[m.col_base + c];
       const bool goes = penalty.prunes(plan, slice);
       std::fill_n(pruned_cols + c * m.run, m.run, goes);
-      if (slopes) std::fill_n(slopes + c * m.run, m.run, static_cast<A>(penalty.slope(plan, slice)));
+      if (slopes)
+        std::fill_n(slopes + c * m.run, m.run, static_cast<A>(slice < 0 ? 0 : penalty.slopes[slice]));
       if (!goes) continue;
       state.any_col = true;
       const int64_t first = c * m.run / kVector * kVector;
