@@ -33,8 +33,8 @@ void dispatch(DType dtype, const F& f) {
 struct Penalty {
   const bool* mask = nullptr;  // [groups]; null: no group is pruned
   double factor = 1;           // Eq. 9
-  const double* slopes =
-      nullptr;  // [slices] Eq. 8, if it counts: strength / |slice|, 0 where that stays
+  // [slices] Eq. 8, where it counts: strength / |slice|, 0 where the slice stays
+  const double* slopes = nullptr;
 
   bool prunes(const Plan& plan, int32_t slice) const {
     return slice >= 0 && mask[plan.slice_group[slice]];
