@@ -19,18 +19,19 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, eq=False)
 class _Walk:
-    """The parameters of a group that one kernel steps, as they lie in memory now."""
+    """Some parameters of a group as they lie in memory now: those a kernel steps, and the rest."""
 
-    parameters: tuple[nn.Parameter, ...]  # that it was built for, and that must all be walked
-    bound: ops.Bound
-    lr: Tensor  # 0-dim float64, scratch
+    parameters: tuple[nn.Parameter, ...]
     pointers: tuple[int, ...]
+    bound: ops.Bound
+    rest: tuple[nn.Parameter, ...]  # for torch's own path
+    lr: Tensor  # 0-dim float64, scratch
 
     def is_current(self, parameters: Sequence[nn.Parameter]) -> bool:
         return (
             len(parameters) == len(self.parameters)
             and all(a is b for a, b in zip(parameters, self.parameters, strict=True))
-            and self.pointers == tuple(p.data_ptr() for p in parameters)
+            and self.pointers == _pointers(parameters)
         )
 
 
@@ -90,28 +91,31 @@ class SGD(torch.optim.SGD):
             if number in penalties:
                 bound, penalty = penalties[number]
                 self._step_bound(bound, _rate(group, bound.weights[0]), group, penalty)
+                if len(bound.weights) == len(rest):  # as a rule it is bound to the whole group
+                    continue
                 done = {id(w) for w in bound.weights}
                 rest = [p for p in rest if id(p) not in done]
-            walked = [p for p in rest if walkable(p, rest[0])]
-            if walked:
-                walk = self._walk(number, walked)
+            if rest:
+                walk = self._walk(number, rest)
                 _fill(walk.lr, group["lr"])
                 self._step_bound(walk.bound, walk.lr, group, None)
-            if len(walked) < len(rest):
-                done = {id(p) for p in walked}
-                self._step_by_torch([p for p in rest if id(p) not in done], group)
+                self._step_by_torch(walk.rest, group)
         return loss
 
     def _walk(self, number: int, parameters: Sequence[nn.Parameter]) -> _Walk:
         walk = self._walks.get(number)
         if walk is None or not walk.is_current(parameters):
-            named = {str(k): p for k, p in enumerate(parameters)}
+            walked = [p for p in parameters if walkable(p, parameters[0])]
+            done = {id(p) for p in walked}
+            named = {str(k): p for k, p in enumerate(walked)}
             plan = build_plan(Families((), (), (), (), ()), named, others=named)
+            device = parameters[0].device if walked else torch.device("cpu")
             walk = self._walks[number] = _Walk(
                 tuple(parameters),
-                ops.Bound(plan, parameters),
-                torch.zeros((), dtype=torch.float64, device=parameters[0].device),
-                tuple(p.data_ptr() for p in parameters),
+                _pointers(parameters),
+                ops.Bound(plan, walked),
+                tuple(p for p in parameters if id(p) not in done),
+                torch.zeros((), dtype=torch.float64, device=device),
             )
         return walk
 
@@ -150,6 +154,8 @@ class SGD(torch.optim.SGD):
 
     def _step_by_torch(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
         stepped = [p for p in parameters if p.grad is not None]
+        if not stepped:
+            return
         buffers = [self.state[p].get("momentum_buffer") for p in stepped]
         sgd(
             stepped,
@@ -180,6 +186,10 @@ def walkable(parameter: Tensor, beside: Tensor) -> bool:
         and parameter.layout is torch.strided
         and is_dense(parameter)
     )
+
+
+def _pointers(parameters: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(p.data_ptr() if p.layout is torch.strided else 0 for p in parameters)
 
 
 def _is_sparse(grad: Tensor | None) -> bool:

@@ -108,6 +108,16 @@ def test_gradients_that_are_missing_sparse_or_strided_otherwise() -> None:
     assert_alike(*models)
 
 
+def test_a_group_that_no_kernel_can_step() -> None:
+    weights = [nn.Parameter(torch.ones(3, dtype=torch.complex64)) for _ in range(2)]
+    optimizers = [torch.optim.SGD(weights[:1], lr=0.1), optim.SGD(weights[1:], lr=0.1)]
+    for weight, optimizer in zip(weights, optimizers, strict=True):
+        weight.grad = torch.full_like(weight, 1 + 2j)
+        optimizer.step()
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0], torch.ones(3, dtype=torch.complex64))
+
+
 def test_a_closure_and_hooks() -> None:
     model, seen = net(), []
     optimizer = optim.SGD(model.parameters(), lr=0.1)
