@@ -11,6 +11,7 @@ from peers import TorchPruning
 
 from ocsfast import ops
 from ocsfast.cost import build_cost_model
+from ocsfast.grouping import group
 from ocsfast.grouping.families import Families, Family, Product
 from ocsfast.plan import build_plan
 
@@ -68,3 +69,26 @@ def bench_partition_of_many(name: str, device: str, measure: Any) -> None:
         "ocsfast",
         lambda: ops.partition(plan, on_device, scores, limits, budget),
     )
+
+
+@pytest.mark.parametrize("op", ["shrink_, none", "lasso_grad_, none"])
+def bench_host(op: str, name: str, device: str, measure: Any) -> None:
+    """What a call costs the host: nothing is marked."""
+    made = case(name, device)
+    none, one = ~made.every, torch.tensor(1.0, device=device)
+    ops.group_saliency(made.bound)
+    calls = {
+        "shrink_, none": lambda: ops.shrink_(made.bound, none, one),
+        "lasso_grad_, none": lambda: ops.lasso_grad_(made.bound, made.grads, none, one),
+    }
+    measure(op, "ocsfast", calls[op])
+
+
+@pytest.mark.parametrize("verify", [False, True], ids=["alone", "with proof"])
+def bench_grouping(verify: bool, name: str, device: str, measure: Any) -> None:
+    """Once in a run: export, labels and families, and their proof."""
+    made = case(name, device)
+    if made.model is None:
+        pytest.skip("shapes only")
+    op = "grouping with its proof" if verify else "grouping"
+    measure(op, "ocsfast", lambda: group(made.model, (made.example,), verify=verify), slow=True)

@@ -276,15 +276,13 @@ def sgd_step_(
             penalty.factor if penalty else unused,
             mask is not None and bound.knows(mask),
         )
+    torch.autograd.graph.increment_version([m for m in momenta if m is not None])
     if penalty is not None:
         bound._changed()
+        bound._learn()
     else:
         stepped = [w for w, grad in zip(bound.weights, grads, strict=True) if grad is not None]
         torch.autograd.graph.increment_version(stepped)
-    torch.autograd.graph.increment_version([m for m in momenta if m is not None])
-    if penalty is not None:
-        bound._learn()
-    else:
         bound.forget()
 
 

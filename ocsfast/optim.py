@@ -25,7 +25,6 @@ class _Walk:
     pointers: tuple[int, ...]
     bound: ops.Bound
     rest: tuple[nn.Parameter, ...]  # for torch's own path
-    lr: Tensor  # 0-dim float64, scratch
 
     def is_current(self, parameters: Sequence[nn.Parameter]) -> bool:
         return (
@@ -90,15 +89,14 @@ class SGD(torch.optim.SGD):
             rest = group["params"]
             if number in penalties:
                 bound, penalty = penalties[number]
-                self._step_bound(bound, _rate(group, bound.weights[0]), group, penalty)
+                self._step_bound(bound, group, penalty)
                 if len(bound.weights) == len(rest):  # as a rule it is bound to the whole group
                     continue
                 done = {id(w) for w in bound.weights}
                 rest = [p for p in rest if id(p) not in done]
             if rest:
                 walk = self._walk(number, rest)
-                _fill(walk.lr, group["lr"])
-                self._step_bound(walk.bound, walk.lr, group, None)
+                self._step_bound(walk.bound, group, None)
                 self._step_by_torch(walk.rest, group)
         return loss
 
@@ -109,24 +107,22 @@ class SGD(torch.optim.SGD):
             done = {id(p) for p in walked}
             named = {str(k): p for k, p in enumerate(walked)}
             plan = build_plan(Families((), (), (), (), ()), named, others=named)
-            device = parameters[0].device if walked else torch.device("cpu")
             walk = self._walks[number] = _Walk(
                 tuple(parameters),
                 _pointers(parameters),
                 ops.Bound(plan, walked),
                 tuple(p for p in parameters if id(p) not in done),
-                torch.zeros((), dtype=torch.float64, device=device),
             )
         return walk
 
-    def _step_bound(
-        self, bound: ops.Bound, lr: Tensor, group: dict[str, Any], penalty: ops.Penalty | None
-    ) -> None:
+    def _step_bound(self, bound: ops.Bound, group: dict[str, Any], penalty: ops.Penalty | None) -> None:
+        lr = torch.empty((), dtype=torch.float64, device=bound.plan.tables.device)
+        fill(lr, group["lr"])
         grads: list[Tensor | None] = [w.grad for w in bound.weights]
-        if any(g is not None and g.layout is not torch.strided for g in grads):
-            odd = [w for w, g in zip(bound.weights, grads, strict=True) if _is_sparse(g)]
+        if any(is_sparse(g) for g in grads):
+            odd = [w for w, g in zip(bound.weights, grads, strict=True) if is_sparse(g)]
             self._step_by_torch(odd, group)
-            grads = [None if _is_sparse(g) else g for g in grads]
+            grads = [None if is_sparse(g) else g for g in grads]
         momenta: list[Tensor | None] = [None] * len(grads)
         new: dict[int, Tensor] = {}
         if group["momentum"] != 0:
@@ -161,7 +157,7 @@ class SGD(torch.optim.SGD):
             stepped,
             [p.grad for p in stepped if p.grad is not None],
             buffers,
-            has_sparse_grad=any(_is_sparse(p.grad) for p in stepped),
+            has_sparse_grad=any(is_sparse(p.grad) for p in stepped),
             foreach=False,
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
@@ -192,17 +188,13 @@ def _pointers(parameters: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(p.data_ptr() if p.layout is torch.strided else 0 for p in parameters)
 
 
-def _is_sparse(grad: Tensor | None) -> bool:
+def is_sparse(grad: Tensor | None) -> bool:
+    """Whether there is a gradient that names the rows it touches: no kernel walks it."""
     return grad is not None and grad.layout is not torch.strided
 
 
-def _rate(group: Mapping[str, Any], weight: Tensor) -> Tensor:
-    lr = torch.empty((), dtype=torch.float64, device=weight.device)
-    _fill(lr, group["lr"])
-    return lr
-
-
-def _fill(scratch: Tensor, value: float | Tensor) -> None:
+def fill(scratch: Tensor, value: float | Tensor) -> None:
+    """Set a 0-dim tensor to a number, or to another one's value without reading it."""
     if isinstance(value, Tensor):
         scratch.copy_(value)
     else:

@@ -16,7 +16,7 @@ from ocsfast import ops
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families
 from ocsfast.ops import Bound, Penalty
-from ocsfast.optim import SGD, walkable
+from ocsfast.optim import SGD, fill, is_sparse, walkable
 from ocsfast.optimizers import (
     Scalar,
     gradient_scale,
@@ -171,9 +171,9 @@ def prepare(
     for part in parts:
         group = optimizer.param_groups[part.group]
         gain = 1.0 if scale is None else scale * momentum_gain(group)
-        _fill(part.strength, lam * gain if penalty in ("both", "lasso") else 0.0)
+        fill(part.strength, lam * gain if penalty in ("both", "lasso") else 0.0)
         # 1 - lambda * lr by each parameter group's own lr, never below 0.
-        _fill(part.factor, lam * learning_rate(group) if penalty in ("both", "shrink") else 0.0)
+        fill(part.factor, lam * learning_rate(group) if penalty in ("both", "shrink") else 0.0)
         part.factor.clamp_(0.0, 1.0).neg_().add_(1.0)
 
 
@@ -191,7 +191,8 @@ def add_lasso(parts: Sequence[Part], optimizer: Optimizer, mask: Tensor) -> None
             strength = strength * unscale.to(strength)
         if optimizer.param_groups[part.group].get("maximize", False):
             strength = -strength  # the optimizer climbs, the weights are to shrink
-        grads = [w.grad if _dense(w.grad) else None for w in part.bound.weights]
+        # Eq. 8 would make a sparse gradient dense.
+        grads = [None if is_sparse(w.grad) else w.grad for w in part.bound.weights]
         ops.lasso_grad_(part.bound, grads, mask, strength)
 
 
@@ -202,15 +203,3 @@ def shrink(parts: Sequence[Part], optimizer: Optimizer, mask: Tensor) -> None:
         if skipped is not None:
             part.factor.copy_(part.factor.where((skipped == 0).to(part.factor.device), 1.0))
         ops.shrink_(part.bound, mask, part.factor)
-
-
-def _fill(scratch: Tensor, value: Scalar) -> None:
-    if isinstance(value, Tensor):
-        scratch.copy_(value)
-    else:
-        scratch.fill_(value)
-
-
-def _dense(grad: Tensor | None) -> bool:
-    # A sparse gradient names the rows it touches; Eq. 8 would make it dense.
-    return grad is not None and grad.layout is torch.strided

@@ -53,10 +53,10 @@ struct Bands {
 };
 
 // momentum = decay * momentum + gain * gradient; w -= lr * momentum, or with `nesterov`
-// lr * (gradient + ahead * momentum), or without a momentum lr * gradient.
+// lr * (gradient + decay * momentum), or without a momentum lr * gradient.
 template <class A>
 struct SgdStep {
-  A lr, decay, gain, ahead, weight_decay, sign;  // sign: -1 to maximize
+  A lr, decay, gain, weight_decay, sign;  // sign: -1 to maximize
   bool nesterov, penalized;
   bool begins;  // the momentum holds nothing yet
   bool stays;   // there is no gradient: w is not moved

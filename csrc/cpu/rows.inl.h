@@ -456,7 +456,7 @@ inline void sgd_all(const Bands<T>& b, const SgdStep<accumulator_t<T>>& step) {
   constexpr int64_t end = INT32_MAX;
   const bool begins = step.begins, stays = step.stays;
   const V lr = splat<A>(step.lr), decay = splat<A>(step.decay), gain = splat<A>(step.gain);
-  const V ahead = splat<A>(step.ahead), sign = splat<A>(step.sign);
+  const V sign = splat<A>(step.sign);
   for_bands<Sum>(b, [&](int64_t k, int64_t first, int64_t last, V& sum) OCSFAST_INLINE {
     T* __restrict w = b.w + k * b.width;
     const T* grad = b.grad + k * b.width;  // w itself where there is none
@@ -482,7 +482,7 @@ inline void sgd_all(const Bands<T>& b, const SgdStep<accumulator_t<T>>& step) {
       if constexpr (kMomentum) {
         const V kept = begins ? V{} : load_n<A>(momentum + j, n) * decay;
         const V moved = store_n<A>(momentum + j, n, kept + change * gain);
-        change = kNesterov ? change + moved * ahead : moved;
+        change = kNesterov ? change + moved * decay : moved;
       }
       V now = stays ? before : before - change * lr;
       if constexpr (kPenalized) now *= factor;

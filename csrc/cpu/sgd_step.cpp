@@ -38,9 +38,8 @@ void sgd_step(const Tensor& ticket, const std::vector<Tensor>& grads, const std:
       bands.count = static_cast<int64_t>(task.last_row - task.first_row) * m.bands;
       const bool begins = a.first[task.tensor];
       SgdStep<A> step{static_cast<A>(*lr.const_data_ptr<double>()),
-                      begins ? A(0) : static_cast<A>(momentum),
-                      begins ? A(1) : static_cast<A>(1 - dampening),
                       static_cast<A>(momentum),
+                      begins ? A(1) : static_cast<A>(1 - dampening),
                       static_cast<A>(weight_decay),
                       maximize ? A(-1) : A(1),
                       nesterov,
