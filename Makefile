@@ -40,7 +40,7 @@ sanitize: setup
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) \
 		$(BIN)/python tests/fuzz_ops.py --seconds $(FUZZ_SECONDS)
 
-# Every op and step beside its roof and its peers: an hour on two cores. BENCH="--models ResNet50" for less.
+# Every op and step beside its roof and its peers: a quarter of an hour on two cores. BENCH="--models ResNet50" for less.
 BENCH_RUN := $(BIN)/pytest bench -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-quiet
 bench: setup
 	$(BENCH_RUN) --benchmark-json=bench/results/cpu.json $(BENCH)
