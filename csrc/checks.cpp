@@ -49,6 +49,19 @@ bool same_place(const Tensor& a, const Tensor& b) {
          (a.is_cpu() || a.get_device_index() == b.get_device_index());
 }
 
+// Whether [rows, cols, inner] are the tensor's dimensions, neighbours flattened.
+bool is_matrix(const Tensor& tensor, int64_t rows, int64_t cols, int64_t inner) {
+  if (tensor.numel() != rows * cols * inner) return false;
+  bool has_rows = rows == 1, has_cols = rows * cols == 1;
+  int64_t leading = 1;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    leading *= tensor.size(d);
+    has_rows = has_rows || leading == rows;
+    has_cols = has_cols || leading == rows * cols;
+  }
+  return has_rows && has_cols;
+}
+
 // Whether the elements lie one behind the other, in the order the plan says. Strides of dimensions
 // of size 1 say nothing.
 bool is_dense(const Tensor& tensor, bool channels_last) {
@@ -288,11 +301,7 @@ std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& wei
       fail(op, "weights[", t, "] is on ", Place{weight}, ", the plan on ", Place{tables});
     }
     m.dtype = check_dtype(op, t, weight);
-    const int64_t dims = weight.dim();
-    const bool fits = (dims > 1 ? weight.size(0) : 1) == rows &&
-                      (dims > 0 ? weight.size(dims > 1 ? 1 : 0) : 1) == cols &&
-                      weight.numel() == rows * cols * inner;
-    if (!fits) {
+    if (!is_matrix(weight, rows, cols, inner)) {
       fail(op, "weights[", t, "] has shape ", Shape{weight}, ", the plan was built for ", rows,
            " rows, ", cols, " columns of ", inner);
     }

@@ -101,7 +101,8 @@ def parameter_products(families: Families, parameters: Mapping[str, Tensor]) -> 
         coefficient = tensor.numel()
         for groups in along.values():
             coefficient //= max(1, groups.numel())
-        products.append(Product(coefficient, along.get(0), along.get(1), name))
+        rows, cols = (*along.values(), None, None)[:2]
+        products.append(Product(coefficient, rows, cols, name))
     return tuple(products)
 
 

@@ -1,7 +1,9 @@
 """The plan: the families as flat integer tables, which every kernel walks.
 
 Every tensor that counts is a matrix: rows = dim 0, columns = dim 1, inner = the rest (a vector
-is one row). Each row and each column has a slice number or -1; a slice has a group and a
+is one row). Where other axes are labelled, the last of them is the columns and all dimensions before
+it, flattened, are the rows: a position embedding [1, N, C] has N rows, a stack of experts' weights
+[E, out, in] has E * out. Each row and each column has a slice number or -1; a slice has a group and a
 size; a group has its slices (CSR) and, groups being numbered family by family, a family.
 
 All tables lie one behind the other in one int32 tensor, `Plan.tables`, on the device of the
@@ -61,15 +63,24 @@ def counts_as_weight(tensor: Tensor, name: str, include_bias: bool) -> bool:
     """Whether a labelled tensor's slices count in saliency and penalty: weights and norm scales do."""
     if not tensor.is_floating_point():
         return False
-    return include_bias or name.rpartition(".")[2] != "bias"
+    return include_bias or not name.endswith("bias")
 
 
-def _matrix(tensor: Tensor) -> tuple[int, int, int]:
-    """Rows, columns and elements of both; a vector is one row."""
+def _matrix(
+    tensor: Tensor, labels: Mapping[int, Tensor]
+) -> tuple[tuple[int, int, int], Tensor | None, Tensor | None]:
+    """A tensor's rows, columns and elements of both, and the groups of its rows and of its columns."""
     if tensor.dim() < 2:
-        return 1, tensor.numel(), 1
-    rows, cols = tensor.shape[:2]
-    return rows, cols, tensor.shape[2:].numel()
+        return (1, tensor.numel(), 1), None, labels.get(0)
+    last = max(1, max(labels, default=0))
+    leading, cols = tensor.shape[:last], tensor.shape[last]
+    of_rows = None
+    for axis, groups in labels.items():
+        if axis != last:
+            of_rows = (
+                groups.view([-1 if d == axis else 1 for d in range(last)]).expand(leading).reshape(-1)
+            )
+    return (leading.numel(), cols, tensor.shape[last + 1 :].numel()), of_rows, labels.get(last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +127,6 @@ def build_plan(
         tensor = parameters.get(axis.tensor)
         if tensor is None or not counts_as_weight(tensor, axis.tensor, include_bias):
             continue
-        if axis.axis > 1:
-            raise StateError(
-                f"{axis.tensor}: axis {axis.axis} is labelled; only rows and columns can be"
-            )
         if axis.groups.numel() != tensor.shape[axis.axis]:
             raise StateError(
                 f"{axis.tensor}: axis {axis.axis} has {tensor.shape[axis.axis]} indices, "
@@ -148,11 +155,18 @@ def build_plan(
                 f"{name} is on {tensor.device}, {names[0]} on {parameters[names[0]].device}: "
                 "the pruned parameters must lie on one device"
             )
-        rows, cols, inner = _matrix(tensor)
+        along = {axis: of for axis, of in labels.get(name, {}).items() if bool((of >= 0).any())}
+        if len(along) > 2 or (channels_last and max(along, default=0) > 1):
+            raise StateError(
+                f"{name}: axes {', '.join(map(str, along))} are labelled; two at most can be, and of a "
+                "channels_last tensor only its rows and columns"
+            )
+        (rows, cols, inner), *of_both = _matrix(tensor, along)
         bases = [-1, -1]
-        for dim, per_index in ((0, cols * inner), (1, rows * inner)):
-            groups = labels.get(name, {}).get(dim - int(tensor.dim() < 2))
-            if groups is None or bool((groups < 0).all()):
+        for dim, (groups, per_index) in enumerate(
+            zip(of_both, (cols * inner, rows * inner), strict=True)
+        ):
+            if groups is None:
                 continue
             distinct, position, count = torch.unique(groups, return_inverse=True, return_counts=True)
             frozen = int(distinct[0] < 0)  # unique() sorts, so -1 comes first

@@ -102,7 +102,7 @@ def shrink_(bound: Bound, mask: Tensor, factor: Tensor) -> None:
     """Eq. 9; see `ocsfast.ops.shrink_`."""
     plan = bound.plan
     with torch.no_grad():
-        for weight, rows, cols in _slices(plan, bound.weights):
+        for weight, rows, cols in _matrices(plan, bound.weights):
             dtype = _accumulator(weight.dtype)
             once = factor.to(dtype)
             factors = torch.stack([torch.ones_like(once), once, once * once])
@@ -121,7 +121,7 @@ def lasso_grad_(bound: Bound, grads: Sequence[Tensor | None], mask: Tensor, stre
         counts = mask[plan.table("slice_group").long()] & (norm != 0)
         # A last entry that label -1 reads.
         factor = torch.cat([torch.where(counts, strength.double() / norm, 0.0), norm.new_zeros(1)])
-        for grad, (weight, rows, cols) in zip(grads, _slices(plan, weights), strict=True):
+        for grad, (weight, rows, cols) in zip(grads, _matrices(plan, weights), strict=True):
             if grad is None:
                 continue
             dtype = _accumulator(weight.dtype)
@@ -129,9 +129,9 @@ def lasso_grad_(bound: Bound, grads: Sequence[Tensor | None], mask: Tensor, stre
             for labels, axis in ((rows, 0), (cols, 1)):
                 if labels is not None:
                     total = total + _along(factor[labels].to(dtype), weight, axis)
-            grad.copy_(
-                torch.where(total != 0, grad.to(dtype) + weight.to(dtype) * total, grad.to(dtype))
-            )
+            before = grad.to(dtype).reshape(weight.shape)
+            after = torch.where(total != 0, before + weight.to(dtype) * total, before)
+            grad.copy_(after.reshape(grad.shape))
 
 
 def sgd_step_(
@@ -185,18 +185,20 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _slices(
-    plan: Plan, weights: Sequence[Tensor]
+def _matrices(
+    plan: Plan, tensors: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
-    """Each weight with the slices of its rows and of its columns: int64, -1 where there is none."""
+    """Each tensor as [rows, cols, inner], with the slices of its rows and of its columns.
+
+    Slices are int64, -1 where there is none. A weight that the plan describes is not copied.
+    """
     row_slice, col_slice = plan.table("row_slice").long(), plan.table("col_slice").long()
-    for weight, (rows, cols, _, _, row_base, col_base) in zip(
-        weights, plan.shapes.tolist(), strict=True
+    for tensor, (rows, cols, inner, _, row_base, col_base) in zip(
+        tensors, plan.shapes.tolist(), strict=True
     ):
         of_rows = None if row_base < 0 else row_slice[row_base : row_base + rows]
         of_cols = None if col_base < 0 else col_slice[col_base : col_base + cols]
-        # A vector is one row, but has no axis for it.
-        yield (weight, of_cols, None) if weight.dim() < 2 else (weight, of_rows, of_cols)
+        yield tensor.reshape(rows, cols, inner), of_rows, of_cols
 
 
 def slice_sums(
@@ -204,13 +206,10 @@ def slice_sums(
 ) -> Tensor:
     """Sum (or "amax") of a tensor of elements beside each weight, over each slice: [slices]."""
     total = torch.zeros(plan.count("slices") + 1, dtype=dtype, device=plan.tables.device)
-    for element, rows, cols in _slices(plan, elements):
+    for element, rows, cols in _matrices(plan, elements):
         for labels, axis in ((rows, 0), (cols, 1)):
             if labels is not None and element.numel():
-                others = [d for d in range(element.dim()) if d != axis]
-                joined = (
-                    getattr(torch, reduce)(element.to(dtype), others) if others else element.to(dtype)
-                )
+                joined = getattr(torch, reduce)(element.to(dtype), (1 - axis, 2))
                 index = labels.where(labels >= 0, total.numel() - 1)
                 total.scatter_reduce_(0, index, joined, reduce)
     return total[:-1]

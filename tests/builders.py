@@ -76,7 +76,8 @@ def mixed_case(
 
     Family 0: 13 channels, conv1 -> norm -> conv2's columns -> flatten -> linear's columns (6 of each).
     Family 1: 3 channels of conv2's 25 rows (8 rows each, the last row frozen), conv3's columns.
-    Family 2: one group. Family 3: 37 neurons between two linear layers, some frozen; a vector alone.
+    Family 2: one group. Family 3: 37 neurons between two linear layers, some frozen; a vector
+    alone; the last axis of a position embedding; with family 0, the last two axes of three experts' weights.
     """
     gen = torch.Generator().manual_seed(seed)
 
@@ -99,6 +100,8 @@ def mixed_case(
         "down.weight": weight(70, 37),
         "scale.weight": weight(37),
         "big.weight": weight(259, 37, 3, 3),
+        "position.weight": weight(1, 5, 37),
+        "experts.weight": weight(3, 37, 13),
     }
     first = torch.arange(13)
     second = torch.cat([13 + torch.arange(24) // 8, torch.tensor([-1])])
@@ -114,6 +117,8 @@ def mixed_case(
         "down.weight": {1: fourth},
         "scale.weight": {0: fourth},
         "big.weight": {1: fourth},
+        "position.weight": {2: fourth},
+        "experts.weight": {1: fourth, 2: first},
     }
     return case(families([13, 3, 1, 37], labels, layers=[2, 1, 1, 3]), parameters)
 

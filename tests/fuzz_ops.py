@@ -56,7 +56,8 @@ def draw_families(pick: random.Random) -> tuple[Families, dict[str, Tensor], lis
             tensor = tensor.contiguous(memory_format=last)
         name = f"w{t}"
         parameters[name] = tensor
-        for axis in range(min(dims, 2)):
+        plain = dims > 2 and tensor.is_contiguous() and pick.random() < 0.3
+        for axis in sorted(pick.sample(range(dims), 2)) if plain else range(min(dims, 2)):
             if pick.random() < 0.7:
                 axes.append(Axis(name, axis, labels(shape[axis])))
     named = Families(tuple(families), tuple(axes), (), (), ())

@@ -69,7 +69,12 @@ def test_channels_last():
     ("labels", "tensor", "said"),
     [
         ({0: [0, 1]}, torch.zeros(3, 2), "has 3 indices"),
-        ({2: [0, 1]}, torch.zeros(3, 2, 2), "only rows and columns"),
+        ({0: [0], 1: [0, 1], 2: [0, 1]}, torch.zeros(1, 2, 2), "axes 0, 1, 2 are labelled; two at most"),
+        (
+            {2: [0, 1]},
+            torch.zeros(3, 3, 2, 2).to(memory_format=torch.channels_last),
+            "of a channels_last tensor only its rows and columns",
+        ),
         ({0: [0, 1]}, torch.zeros(2, 4).t()[:2].t()[:, :2].t(), "strides"),
     ],
 )

@@ -111,7 +111,7 @@ def test_what_cannot_be_used_is_not_read(device: str) -> None:
     lr = torch.tensor(0.1, dtype=torch.float64, device=device)
     expected = [w.clone() for w in made.weights]
     reference.sgd_step_(
-        made.bound(expected), grads, [*momenta], lr, first=range(10), momentum=0.9, penalty=None
+        made.bound(expected), grads, [*momenta], lr, first=range(len(grads)), momentum=0.9, penalty=None
     )
     bound, every = made.bound(), draw_mask(made.plan, 0.0)
     one = torch.tensor(0.5, device=device)
@@ -120,7 +120,7 @@ def test_what_cannot_be_used_is_not_read(device: str) -> None:
         grads,
         [None if m is None else torch.full_like(m, float("nan")) for m in momenta],
         lr,
-        first=range(10),
+        first=range(len(grads)),
         momentum=0.9,
         penalty=ops.Penalty(every, one, one),
     )
@@ -195,10 +195,10 @@ def test_wrong_arguments_change_nothing() -> None:
         ops.sgd_step_(bound, grads, draw(made, 2), lr)
     with pytest.raises(RuntimeError, match="lr is Float, expected Double"):
         ops.sgd_step_(bound, grads, none, lr.float())
-    with pytest.raises(RuntimeError, match="first holds 99 of 10"):
+    with pytest.raises(RuntimeError, match="first holds 99 of 12"):
         ops.sgd_step_(bound, grads, none, lr, first=[99])
     with pytest.raises(RuntimeError, match=r"grads\[3\] is a Double tensor"):
         ops.sgd_step_(bound, [*grads[:3], grads[3].double(), *grads[4:]], none, lr)
-    with pytest.raises(ValueError, match="3 tensors for 10 weights"):
+    with pytest.raises(ValueError, match="3 tensors for 12 weights"):
         ops.sgd_step_(bound, grads[:3], none, lr)
     assert all(torch.equal(a, b) for a, b in zip(before, made.weights, strict=True))
