@@ -166,7 +166,7 @@ def build_plan(
         for dim, (groups, per_index) in enumerate(
             zip(of_both, (cols * inner, rows * inner), strict=True)
         ):
-            if groups is None:
+            if groups is None or not groups.numel():
                 continue
             distinct, position, count = torch.unique(groups, return_inverse=True, return_counts=True)
             frozen = int(distinct[0] < 0)  # unique() sorts, so -1 comes first

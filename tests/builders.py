@@ -77,7 +77,7 @@ def mixed_case(
     Family 0: 13 channels, conv1 -> norm -> conv2's columns -> flatten -> linear's columns (6 of each).
     Family 1: 3 channels of conv2's 25 rows (8 rows each, the last row frozen), conv3's columns.
     Family 2: one group. Family 3: 37 neurons between two linear layers, some frozen; a vector
-    alone; the last axis of a position embedding; with family 0, the last two axes of three experts' weights.
+    alone; the last axis of a position embedding; with family 0 the last two axes of three experts.
     """
     gen = torch.Generator().manual_seed(seed)
 
