@@ -19,7 +19,7 @@ from ocsfast.train.data import LOADERS, Request, check_name, load
 from ocsfast.train.experiment import Experiment, make_writable, run_experiment
 from ocsfast.train.models import ARCHITECTURES
 from ocsfast.train.optional import require
-from ocsfast.train.recipes import RECIPES, Recipe, recipe
+from ocsfast.train.recipes import OPTIMIZERS, RECIPES, Recipe, recipe
 
 # What continuous integration runs: every part of the demo, in seconds.
 QUICK_EPOCHS, QUICK_SUBSET, QUICK_BATCH = 14, 256, 64
@@ -62,10 +62,12 @@ def make_parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--arch", choices=list(ARCHITECTURES), help="default: digits_resnet for digits, else resnet20"
     )
-    training.add_argument("--recipe", choices=RECIPES, default="default", help="what the next three are")
+    training.add_argument("--recipe", choices=RECIPES, default="default", help="what the next five are")
     training.add_argument("--epochs", type=int)
     training.add_argument("--batch-size", type=int)
     training.add_argument("--lr", type=float)
+    training.add_argument("--optimizer", choices=OPTIMIZERS, help="of the default recipe")
+    training.add_argument("--warmup", type=float, metavar="SHARE", help="of the run, such as 0.1")
     training.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--pretrained", type=Path, metavar="FILE", help="weights to start from")
@@ -139,12 +141,12 @@ def run(options: argparse.Namespace) -> None:
 
 def choose_recipe(options: argparse.Namespace, arch: str) -> Recipe:
     """The named recipe, with what the arguments change."""
-    chosen = recipe(options.recipe, options.data, arch)
+    chosen = recipe(options.recipe, options.data, arch, options.optimizer)
     if options.quick:
         chosen = replace(chosen, epochs=QUICK_EPOCHS, batch_size=QUICK_BATCH)
     given = {
         name: getattr(options, name)
-        for name in ("epochs", "batch_size", "lr", "image_size")
+        for name in ("epochs", "batch_size", "lr", "warmup", "image_size")
         if getattr(options, name) is not None
     }
     return replace(chosen, **given)

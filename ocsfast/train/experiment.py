@@ -105,7 +105,7 @@ def make_writable(folder: Path) -> None:
 def _new_model(experiment: Experiment, data: Data) -> nn.Module:
     """The same network each time it is called."""
     torch.manual_seed(experiment.seed)
-    model = build_model(experiment.arch, len(data.classes), data.shape[0])
+    model = build_model(experiment.arch, len(data.classes), data.shape[0], data.shape[1])
     if experiment.pretrained is not None:
         load_pretrained(model, experiment.pretrained)
     return model.to(experiment.device)

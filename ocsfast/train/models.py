@@ -1,7 +1,8 @@
 """The architectures the training program can build.
 
 The CIFAR variants are written here; their sizes are those of the published tables (ResNet56:
-0.13 GMACs, 0.86 M parameters; VGG16: 0.40 GMACs, 14.73 M). The rest comes from torchvision.
+0.13 GMACs, 0.86 M parameters; VGG16: 0.40 GMACs, 14.73 M); so are the vision transformers, in vit.py.
+The rest comes from torchvision.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ocsfast.errors import ConfigError
 from ocsfast.train.optional import require
+from ocsfast.train.vit import VisionTransformer
 
 
 class Block(nn.Module):
@@ -98,19 +100,26 @@ def _initialise(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-Builder = Callable[[int, int], nn.Module]  # (classes, input channels) -> model
+# (classes, input channels, height and width of the images) -> model
+Builder = Callable[[int, int, int], nn.Module]
 
 
 def _resnet(widths: Sequence[int], blocks: int) -> Builder:
-    return lambda classes, channels: SmallResNet(widths, blocks, classes, channels)
+    return lambda classes, channels, size: SmallResNet(widths, blocks, classes, channels)
 
 
 def _vgg(*convolutions: int) -> Builder:
-    return lambda classes, channels: SmallVGG(convolutions, classes, channels)
+    return lambda classes, channels, size: SmallVGG(convolutions, classes, channels)
+
+
+def _vit(width: int, heads: int, depth: int) -> Builder:
+    return lambda classes, channels, size: VisionTransformer(
+        width, heads, depth, classes, channels, size
+    )
 
 
 def _torchvision(name: str) -> Builder:
-    def build(classes: int, channels: int) -> nn.Module:
+    def build(classes: int, channels: int, size: int) -> nn.Module:
         models = require("torchvision.models", f"--arch {name}")
         model: nn.Module = getattr(models, name)(num_classes=classes)
         return model if channels == 3 else _with_input_channels(model, channels)
@@ -148,12 +157,24 @@ ARCHITECTURES: Mapping[str, Builder] = MappingProxyType(
         "mobilenet_v2": _torchvision("mobilenet_v2"),
         "resnet18": _torchvision("resnet18"),
         "resnet50": _torchvision("resnet50"),
+        "vit_tiny": _vit(128, 4, 6),  # for a CPU: the digits in a minute or two
+        "deit_tiny": _vit(192, 3, 12),
+        "deit_small": _vit(384, 6, 12),
     }
 )
+TRANSFORMERS = ("vit_tiny", "deit_tiny", "deit_small")
 
 
-def build_model(arch: str, classes: int, channels: int) -> nn.Module:
-    """A freshly initialised network for images of `channels` channels; uses torch's global RNG."""
+def build_model(arch: str, classes: int, channels: int, size: int = 32) -> nn.Module:
+    """A freshly initialised network; uses torch's global RNG.
+
+    Args:
+        channels: of the images.
+        size: height and width of the images; only the transformers are made for one.
+
+    Raises:
+        ConfigError: an unknown architecture, or a size it cannot take.
+    """
     if arch not in ARCHITECTURES:
         raise ConfigError(f"unknown architecture {arch!r}: choose from {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[arch](classes, channels)
+    return ARCHITECTURES[arch](classes, channels, size)

@@ -1,0 +1,124 @@
+"""Vision transformers (arXiv 2010.11929) in the sizes of DeiT (arXiv 2012.12877), and a small one.
+
+Parameters have timm's names and shapes, so that its checkpoints fit `--pretrained`. Every size the
+forward code needs is a plain integer of the module that uses it: where heads are removed, updating
+`num_heads` and `attn_dim` is all it takes; neurons and the residual width are read from the weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ocsfast.errors import ConfigError
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; one projection makes query, key and value."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.head_dim = width // heads
+        self.attn_dim = heads * self.head_dim  # not `width`, which can shrink on its own
+        self.qkv = nn.Linear(width, 3 * self.attn_dim)
+        self.proj = nn.Linear(self.attn_dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # [batch, tokens, width]
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [batch, heads, tokens, head_dim]
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
+        return out
+
+
+class Mlp(nn.Module):
+    """Two linear layers, applied to each token on its own."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Attention and MLP, each behind a norm and beside a shortcut."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class PatchEmbedding(nn.Module):
+    """One token a patch: a convolution whose stride is its size."""
+
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.proj(x).flatten(2).transpose(1, 2)  # [batch, patches, width]
+        return out
+
+
+class VisionTransformer(nn.Module):
+    """Tokens of an image and a class token, from which a linear head reads the logits."""
+
+    def __init__(
+        self, width: int, heads: int, depth: int, classes: int, channels: int, size: int
+    ) -> None:
+        super().__init__()
+        patch = patch_size(size)
+        self.patch_embed = PatchEmbedding(channels, width, patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, (size // patch) ** 2 + 1, width))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+        logits: Tensor = self.head(self.norm(self.blocks(x))[:, 0])
+        return logits
+
+
+def patch_size(size: int) -> int:
+    """Height and width of a patch for square images of `size`: 16 for ImageNet's, 4 for CIFAR's.
+
+    Raises:
+        ConfigError: no whole number of patches covers the image.
+    """
+    patch = 16 if size >= 112 else 4 if size >= 24 else 2
+    if size % patch:
+        raise ConfigError(
+            f"images of {size} pixels cannot be divided into patches of {patch}: choose another size "
+            "(--image-size, for folders)"
+        )
+    return patch
+
+
+def _initialise(model: VisionTransformer) -> None:
+    """As DeiT does: small normal weights everywhere but in the patch embedding, which keeps torch's."""
+    nn.init.trunc_normal_(model.cls_token, std=0.02)
+    nn.init.trunc_normal_(model.pos_embed, std=0.02)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
