@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ocsfast.config import Config, checked_ratio, make_config
 from ocsfast.errors import ConfigError, GroupingError, StateError
-from ocsfast.grouping import group
+from ocsfast.grouping import Choice, group
 from ocsfast.history import StepReport
 from ocsfast.optimizers import check_owner, find_optimizer, register_counter
 from ocsfast.pruner import Pruner
@@ -192,7 +192,8 @@ def _attach(
     config: Config,
 ) -> Pruner:
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    families = group(model, *inputs, keep=config.keep, engine=config.grouping, verify=config.verify)
+    choice = Choice(config.keep, config.only, config.kinds, config.outputs)
+    families = group(model, *inputs, choice=choice, engine=config.grouping, verify=config.verify)
     if not families.families:
         reasons = "; ".join(f"{f.where}: {f.reason}" for f in families.frozen[:3])
         raise GroupingError(f"nothing in this model can be pruned ({reasons or 'no coupled layers'})")

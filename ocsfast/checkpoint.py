@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ocsfast.cut import SIZE_ATTRIBUTES, replace_data, size_of, with_size
+from ocsfast.cut import replace_data, size_attributes, size_of, with_size
 from ocsfast.errors import CheckpointError
 from ocsfast.plan import is_channels_last
 
@@ -41,7 +41,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "class": _class_of(model),
         "aliases": aliases,
         "attributes": {
-            name: sizes for name, module in model.named_modules() if (sizes := _sizes(module))
+            name: sizes for name, module in model.named_modules() if (sizes := size_attributes(module))
         },
     }
     target = os.path.abspath(os.fspath(path))
@@ -162,7 +162,7 @@ def _checked_attributes(
 ) -> list[tuple[nn.Module, str, int | tuple[int, ...]]]:
     """What to set: exactly the size attributes the model has, none larger than it is."""
     modules = dict(model.named_modules())
-    own = {name: sizes for name, module in modules.items() if (sizes := _sizes(module))}
+    own = {name: sizes for name, module in modules.items() if (sizes := size_attributes(module))}
     if {name: set(sizes) for name, sizes in own.items()} != {
         name: set(sizes) for name, sizes in attributes.items()
     }:
@@ -251,11 +251,6 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
         if known != name:
             aliases[name] = known
     return {name: state[name] for name in first.values()}, aliases
-
-
-def _sizes(module: nn.Module) -> dict[str, int]:
-    found = {name: size_of(vars(module).get(name)) for name in SIZE_ATTRIBUTES}
-    return {name: size for name, size in found.items() if size is not None}
 
 
 def _class_of(model: nn.Module) -> str:

@@ -14,7 +14,7 @@ from ocsfast import criteria
 from ocsfast.cost import TARGETS
 from ocsfast.criteria import Criterion
 from ocsfast.errors import ConfigError
-from ocsfast.grouping.families import Families, Product
+from ocsfast.grouping.families import DEFAULT_KINDS, KINDS, Families, Product
 
 Target = str | Mapping[str, float] | Callable[[Families], Sequence[Product]]
 
@@ -41,6 +41,9 @@ class Config:
     max_family_ratio: float = 0.75  # most of one family that may go; one group always stays
     round_to: int = 1  # kept counts are multiples of this
     keep: tuple[str | nn.Module, ...] = ()  # modules, or name patterns, that stay dense
+    only: tuple[str | nn.Module, ...] = ()  # where given, no other layer loses outputs
+    kinds: tuple[str, ...] = DEFAULT_KINDS  # of "head", "head_dim", "width", "channel", "neuron"
+    outputs: tuple[str, ...] | None = None  # outputs that keep their shape; None: all
     criterion: Criterion = "l2"  # Eq. 2, another of `criteria.NAMES`, or a function
     include_bias: bool = False  # whether biases count in saliency and penalty
 
@@ -73,13 +76,19 @@ class Config:
     verify: bool = True  # prove the groups on a copy of the model
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep, (str, nn.Module)):
-            object.__setattr__(self, "keep", (self.keep,))
-        elif not isinstance(self.keep, tuple):
-            object.__setattr__(self, "keep", tuple(self.keep))
-        for entry in self.keep:
-            if not isinstance(entry, (str, nn.Module)):
-                raise ConfigError(f"keep= holds {entry!r}: name patterns or modules are expected")
+        for name in ("keep", "only", "kinds", "outputs"):
+            value = getattr(self, name)
+            if isinstance(value, (str, nn.Module)):
+                object.__setattr__(self, name, (value,))
+            elif value is not None and not isinstance(value, tuple):
+                object.__setattr__(self, name, tuple(value))
+        for name in ("keep", "only"):
+            for entry in getattr(self, name):
+                if not isinstance(entry, (str, nn.Module)):
+                    raise ConfigError(f"{name}= holds {entry!r}: name patterns or modules are expected")
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise ConfigError(f"kinds= holds {kind!r}: choose from {', '.join(KINDS)}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(

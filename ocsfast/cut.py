@@ -17,23 +17,6 @@ from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families, kept_indices
 from ocsfast.plan import is_channels_last
 
-# Integers (or tuples, whose last entry counts) by which modules know their sizes. The cut sets these
-# and no others, and only these are read from a file: a checkpoint can never set an arbitrary attribute.
-SIZE_ATTRIBUTES = (
-    "in_channels",
-    "out_channels",
-    "groups",
-    "in_features",
-    "out_features",
-    "num_features",
-    "num_channels",
-    "num_groups",
-    "normalized_shape",
-    "num_parameters",
-    "num_embeddings",
-    "embedding_dim",
-)
-
 
 @dataclass(frozen=True, eq=False)
 class _Swap:
@@ -170,8 +153,6 @@ def _kept_attributes(
     values: dict[tuple[str, str], tuple[nn.Module, int]] = {}
     for attribute in families.attributes:
         where = f"{attribute.module}.{attribute.name}".lstrip(".")
-        if attribute.name not in SIZE_ATTRIBUTES:
-            raise StateError(f"{where} is not a size attribute that the cut may set")
         module = model.get_submodule(attribute.module)
         now = size_of(getattr(module, attribute.name, None))
         if now != attribute.groups.numel():
@@ -191,6 +172,16 @@ def size_of(value: object) -> int | None:
     if isinstance(value, tuple) and value:
         value = value[-1]
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def size_attributes(module: nn.Module) -> dict[str, int]:
+    """The integers that may be sizes: all public ones, and the last of `normalized_shape`."""
+    found = {}
+    for name, value in vars(module).items():
+        size = size_of(value) if type(value) is int or name == "normalized_shape" else None
+        if size is not None and not name.startswith("_"):
+            found[name] = size
+    return found
 
 
 def with_size(value: int | tuple[int, ...], size: int) -> int | tuple[int, ...]:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ocsfast.errors import StateError
-from ocsfast.grouping import by_labels
-from ocsfast.grouping.proof import Setting, Trial
+from ocsfast.grouping import Choice, by_labels
+from ocsfast.grouping.proof import Trial
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -72,9 +72,9 @@ def test_every_mutation_is_caught(make, side):
     torch.manual_seed(3)
     model = make()
     x = torch.randn(2, 3, side, side)
-    families, trace, _ = by_labels(model, (x,), {}, {})
+    families, setting = by_labels(model, (x,), {}, Choice())
     with torch.no_grad():
-        trial = Trial(model, families, Setting((x,), {}, trace))
+        trial = Trial(model, families, setting)
         everything = range(len(families.families))
         assert trial.difference(everything) is None
         for f in everything:  # and one family at a time
@@ -91,7 +91,7 @@ def test_every_mutation_is_caught(make, side):
 
 
 def test_families_survive_where_others_are_refused():
-    families, _, _ = by_labels(LayerNormNet(), (torch.randn(2, 3, 8, 8),), {}, {})
+    families, _ = by_labels(LayerNormNet(), (torch.randn(2, 3, 8, 8),), {}, Choice())
     names = [family.name for family in families.families]
     # The grouped convolution ties what it reads and what it makes: whole groups of both go together.
     assert names == ["stem", "narrow", "mixed"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,16 +14,38 @@ from ocsfast.errors import ConfigError, GroupingError
 from ocsfast.grouping import layers, rules  # noqa: F401  (they register what operators say)
 from ocsfast.grouping.assemble import assemble
 from ocsfast.grouping.depgraph import by_depgraph
-from ocsfast.grouping.families import Axis, Families, Family, Frozen, names_match
+from ocsfast.grouping.families import DEFAULT_KINDS, KINDS, Axis, Families, Family, Frozen, names_match
 from ocsfast.grouping.proof import Setting, proved
 from ocsfast.grouping.propagate import Findings, Walk
 from ocsfast.grouping.trace import Trace, trace, with_batch
 
-__all__ = ["Axis", "Families", "Family", "Frozen", "group"]
+__all__ = ["Axis", "Choice", "Families", "Family", "Frozen", "group"]
 
 logger = logging.getLogger("ocsfast")
 
 ENGINES = ("labels", "torch-pruning")
+# What transformers' models return besides what they are for: not kept, unless there is nothing else.
+INNER_OUTPUTS = (
+    *("past_key_values*", "*hidden_state", "*hidden_states", "*attentions", "*cache_params*"),
+    *("pooler_output", "vision_model_output", "text_model_output"),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What may go, as the user says it.
+
+    keep: modules, or shell patterns of module or parameter names, whose parameters keep their shapes.
+    only: the same; where given, no other layer may lose outputs.
+    kinds: the kinds of groups that may go, of `families.KINDS`.
+    outputs: shell patterns of the outputs that keep their shapes, by the names that the model gives
+        them ("logits", "0", "features.2"); None: all but INNER_OUTPUTS.
+    """
+
+    keep: Sequence[str | nn.Module] = ()
+    only: Sequence[str | nn.Module] = ()
+    kinds: Collection[str] = DEFAULT_KINDS
+    outputs: Sequence[str] | None = None
 
 
 def group(
@@ -30,7 +53,7 @@ def group(
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
     *,
-    keep: Sequence[str | nn.Module] = (),
+    choice: Choice | None = None,
     engine: str = "labels",
     verify: bool = True,
 ) -> Families:
@@ -39,52 +62,52 @@ def group(
     Args:
         model: any module with dense floating-point parameters, on any device.
         args, kwargs: one batch of input, as for `model(*args, **kwargs)`; dim 0 is the batch.
-        keep: modules, or shell patterns of module or parameter names, whose parameters keep their
-            shapes. The model's outputs are protected without being named.
+        choice: what may go. The model's outputs are protected without being named.
         engine: "labels" (index labels over the exported graph), or "torch-pruning" (DepGraph's
             tracing; plain CNNs). A model that cannot be exported falls back to the second.
         verify: prove on a float64 copy that cutting groups equals zeroing their slices. A family
             for which it does not is left dense and named in `Families.frozen`.
 
     Raises:
-        ConfigError: an unknown engine, or a `keep` that names nothing.
+        ConfigError: an unknown engine or kind, or a name in `choice` that matches nothing.
         GroupingError: the model has parameters that cannot be pruned at all, or no engine can
             trace it.
     """
     kwargs = kwargs or {}
+    choice = choice or Choice()
     if engine not in ENGINES:
         raise ConfigError(f"grouping={engine!r} is not known; choose one of {', '.join(ENGINES)}")
-    protected = _protected(model, keep)
+    for kind in choice.kinds:
+        if kind not in KINDS:
+            raise ConfigError(f"kinds= holds {kind!r}: choose from {', '.join(KINDS)}")
+    protected = _protected(model, choice.keep)
     _check_parameters(model)
-    # DepGraph traces one mode only, so the cut model must at least run in the other one.
-    traced, both_modes = None, True
-    if engine == "torch-pruning":
-        families = by_depgraph(model, args, kwargs, protected)
-    else:
+    setting = Setting(*with_batch(args, kwargs)[:2], None, training=True)
+    if engine == "labels":
         try:
-            families, traced, both_modes = by_labels(model, args, kwargs, protected)
+            families, setting = by_labels(model, args, kwargs, choice)
         except GroupingError as error:
             logger.warning("%s. Trying the second engine (torch-pruning)", error)
             try:
                 families = by_depgraph(model, args, kwargs, protected)
             except GroupingError as second:
                 raise GroupingError(f"{error}. The second engine failed too: {second}") from error
-    if not verify:
-        return families
-    args, kwargs, _ = with_batch(args, kwargs)
-    return proved(model, families, Setting(args, kwargs, traced, both_modes))
+    else:
+        families = by_depgraph(model, args, kwargs, protected)
+    return proved(model, families, setting) if verify else families
 
 
 def by_labels(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], protected: dict[str, str]
-) -> tuple[Families, Trace, bool]:
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], choice: Choice
+) -> tuple[Families, Setting]:
     """Trace in eval mode, and in training mode too where that uses more of the parameters.
 
-    Returns the families, the trace in eval mode, and whether there is one in training mode.
+    Returns the families and what to prove them on.
     """
     found = Findings()
     evaluation = trace(model, args, kwargs, training=False)
-    Walk(model, evaluation, found, count=True).run()
+    outputs = _wanted_outputs(evaluation, choice.outputs)
+    Walk(model, evaluation, found, count=True, outputs=outputs).run()
     parameters = dict(model.named_parameters())
     both_modes = False
     if any(name not in found.used for name in parameters):
@@ -96,31 +119,56 @@ def by_labels(
         else:
             Walk(model, training, found, count=False).run()
             both_modes = True
+    protected = _protected(model, choice.keep)
     for name, dims in found.state.items():
         if name in protected:
             for vector in dims:
                 found.labels.freeze(vector, protected[name])
-    return assemble(found, parameters, evaluation.samples), evaluation, both_modes
+    if choice.only:
+        chosen = _named(model, choice.only, "only")
+        for name, axis in found.producers:
+            if name not in chosen:
+                found.labels.freeze(found.state[name][axis], "only= leaves it out")
+    families = assemble(found, parameters, evaluation.samples, choice.kinds)
+    args, kwargs, _ = with_batch(args, kwargs)
+    return families, Setting(args, kwargs, evaluation, both_modes, outputs)
+
+
+def _wanted_outputs(traced: Trace, patterns: Sequence[str] | None) -> frozenset[int]:
+    """Numbers of the outputs that keep their shape."""
+    if patterns is None:
+        every = range(len(traced.outputs))
+        inner = {n for n in every if names_match(traced.outputs[n], INNER_OUTPUTS)}
+        return frozenset(set(every) - inner or every)
+    for pattern in patterns:
+        if not any(names_match(name, [pattern]) for name in traced.outputs):
+            known = ", ".join(traced.outputs[:20])
+            raise ConfigError(f"outputs={pattern!r} matches no output of the model; it has {known}")
+    return frozenset(n for n, name in enumerate(traced.outputs) if names_match(name, patterns))
 
 
 def _protected(model: nn.Module, keep: Sequence[str | nn.Module]) -> dict[str, str]:
     """Parameters that must keep their shape, and why."""
+    protected = {n: "requires_grad=False" for n, p in model.named_parameters() if not p.requires_grad}
+    return {**protected, **_named(model, keep, "keep")}
+
+
+def _named(model: nn.Module, entries: Sequence[str | nn.Module], option: str) -> dict[str, str]:
+    """The parameters that modules and patterns name, each with the entry that names it."""
     names = dict(model.named_parameters())
-    protected = {n: "requires_grad=False" for n, p in names.items() if not p.requires_grad}
-    for entry in keep:
+    found: dict[str, str] = {}
+    for entry in entries:
         if isinstance(entry, nn.Module):
             own = {id(p) for p in entry.parameters()}
             hits = [name for name, p in names.items() if id(p) in own]
-            said = type(entry).__name__
+            said = f"{option}={type(entry).__name__}"
         else:
             hits = [name for name in names if names_match(name, [entry])]
-            said = repr(entry)
+            said = f"{option}={entry!r}"
         if not hits:
-            raise ConfigError(
-                f"keep={said} matches no parameter of the model; see model.named_parameters()"
-            )
-        protected.update(dict.fromkeys(hits, f"keep={said}"))
-    return protected
+            raise ConfigError(f"{said} matches no parameter of the model; see model.named_parameters()")
+        found.update(dict.fromkeys(hits, said))
+    return found
 
 
 def _check_parameters(model: nn.Module) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ocsfast.grouping.families import Attribute, Axis, Families, Family, Frozen, Product
+from ocsfast.grouping.families import (
+    KINDS,
+    Attribute,
+    Axis,
+    Families,
+    Family,
+    Frozen,
+    Product,
+    Statistic,
+)
 from ocsfast.grouping.labels import Labels, Vector
 from ocsfast.grouping.propagate import Findings, RawProduct
 
@@ -16,8 +26,17 @@ from ocsfast.grouping.propagate import Findings, RawProduct
 MAX_AXES = 2
 
 
-def assemble(found: Findings, parameters: Mapping[str, Tensor], samples: int) -> Families:
-    """Number the atoms that are left, family by family, and write down where each one lives."""
+def assemble(
+    found: Findings, parameters: Mapping[str, Tensor], samples: int, kinds: Collection[str] = KINDS
+) -> Families:
+    """Number the atoms that are left, family by family, and write down where each one lives.
+
+    Groups of another kind than `kinds` stay dense.
+    """
+    for kind in ("head", "head_dim", "width"):
+        if kind not in kinds:
+            for vector in found.kinds.get(kind, ()):
+                found.labels.freeze(vector, f"kinds= leaves {kind} out")
     solution = simplify(found)
     axes = [
         (name, axis, solution[vector])
@@ -25,7 +44,14 @@ def assemble(found: Findings, parameters: Mapping[str, Tensor], samples: int) ->
         for axis, vector in enumerate(dims)
         if vector is not None
     ]
-    order = _families(found.labels, axes, parameters)
+    kind_of = _kinds(found, solution)
+    order = []
+    for members in _families(found.labels, axes, parameters):
+        if kind_of(members[0]) in kinds:
+            order.append(members)
+        else:
+            why = f"kinds= leaves {kind_of(members[0])} out"
+            found.labels.freeze(np.array(members), why)
     group_of_term = np.full(solution.size, -1, dtype=np.int64)
     members = [number for family in order for number in family]
     group_of_term[members] = np.arange(len(members))
@@ -39,13 +65,29 @@ def assemble(found: Findings, parameters: Mapping[str, Tensor], samples: int) ->
     labelled = [(name, axis, numbered(vector)) for name, axis, vector in axes]
     records = tuple(Axis(name, axis, groups) for name, axis, groups in labelled if groups is not None)
     counted = ((path, name, numbered(v)) for (path, name), v in found.attributes.items())
+    averaged = ((node, dim, numbered(v)) for node, dim, v in found.statistics)
+    named = _named([len(family) for family in order], found, records)
     return Families(
-        families=_named([len(family) for family in order], found, records),
+        families=tuple(replace(f, kind=kind_of(m[0])) for f, m in zip(named, order, strict=True)),
         axes=records,
         attributes=tuple(Attribute(path, name, g) for path, name, g in counted if g is not None),
         macs=tuple(_product(raw, numbered, samples) for raw in found.products),
         frozen=_frozen(found, records, parameters),
+        statistics=tuple(Statistic(node, dim, g) for node, dim, g in averaged if g is not None),
     )
+
+
+def _kinds(found: Findings, solution: Vector) -> Callable[[int], str]:
+    """What kind of group a settled term stands for."""
+    known = {
+        kind: set(np.unique(solution[np.concatenate(vectors)]).tolist())
+        for kind, vectors in found.kinds.items()
+    }
+
+    def kind_of(term: int) -> str:
+        return next((kind for kind in KINDS if term in known.get(kind, ())), "neuron")
+
+    return kind_of
 
 
 def simplify(found: Findings) -> Vector:
@@ -55,16 +97,18 @@ def simplify(found: Findings) -> Vector:
     """
     labels = found.labels
     for name, dims in found.state.items():
-        for axis, vector in enumerate(dims):
-            if axis >= MAX_AXES:
-                labels.freeze(vector, f"axis {axis} of {name} is neither its rows nor its columns")
+        live = [(axis, vector) for axis, vector in enumerate(dims) if labels.live(vector)]
+        for axis, vector in live[MAX_AXES:]:
+            labels.freeze(vector, f"axis {axis} of {name}: two others shrink already")
     for raw in found.products:
-        live = [vector for vector in raw.vectors if labels.live(vector)]
-        for vector in live[:-MAX_AXES]:
+        live_factors = [vector for vector in raw.vectors if labels.live(vector)]
+        for vector in live_factors[:-MAX_AXES]:
             labels.freeze(vector, f"{raw.where}: its cost is a product of more than two widths")
     vectors = [
         *(vector for dims in found.state.values() for vector in dims),
         *found.attributes.values(),
+        *(vector for vectors in found.kinds.values() for vector in vectors),
+        *(vector for _, _, vector in found.statistics),
         *(vector for raw in found.products for vector in raw.vectors),
     ]
     occurring = np.unique(np.concatenate([v for v in vectors if v is not None] or [np.zeros(1, int)]))

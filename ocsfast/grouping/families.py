@@ -13,6 +13,11 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+# What a group can be: an attention head; a dimension within all heads of a layer; a feature that a layer
+# norm runs over, as a transformer's residual width; a convolution's channel; any other feature.
+KINDS = ("head", "head_dim", "width", "channel", "neuron")
+DEFAULT_KINDS = ("head", "width", "channel", "neuron")
+
 
 @dataclass(frozen=True)
 class Family:
@@ -22,6 +27,7 @@ class Family:
     first: int  # groups first, first + 1, ..., first + size - 1 belong to it
     size: int
     layers: tuple[str, ...]  # every layer whose output channels these are (Eq. 3 counts each once)
+    kind: str = "channel"  # one of KINDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +65,18 @@ class Product:
     where: str  # the layer that costs this
 
 
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """An operator of the traced graph that averages over a labelled dimension of its input.
+
+    Where indices go, their share of the average goes too: the proof's reference has to know.
+    """
+
+    node: str
+    dim: int
+    groups: Tensor  # [size] int64, as in `Axis`
+
+
 @dataclass(frozen=True)
 class Frozen:
     """Something that stays dense, and why."""
@@ -76,6 +94,7 @@ class Families:
     attributes: tuple[Attribute, ...]
     macs: tuple[Product, ...]  # multiply-accumulates of one sample's forward pass, eval mode
     frozen: tuple[Frozen, ...]
+    statistics: tuple[Statistic, ...] = ()
 
     @property
     def num_groups(self) -> int:
@@ -129,6 +148,7 @@ class Families:
             attributes=tuple(replace(a, groups=relabel(a.groups)) for a in self.attributes),
             macs=tuple(replace(p, rows=optional(p.rows), cols=optional(p.cols)) for p in self.macs),
             frozen=self.frozen,
+            statistics=tuple(replace(s, groups=relabel(s.groups)) for s in self.statistics),
         )
 
 

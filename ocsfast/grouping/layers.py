@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from ocsfast.grouping.labels import Vector
 from ocsfast.grouping.propagate import Node, Value, Walk, freeze, rule, shape
 
@@ -56,6 +58,11 @@ def matmul(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         if len(full) == 2:
             walk.labels.unify(full[0], full[1], why)
         batch.append(full[0] if full else None)
+    for vector in batch:
+        walk.kind("head", vector)
+    if any(walk.labels.live(vector) for vector in batch):
+        walk.kind("head_dim", a[-1])
+        walk.kind("head_dim", b[-1])
     walk.product(node, 1, (*batch, a[-2], b[-1], a[-1]), (*out_shape, shape(left)[-1]))
     return (*batch, a[-2], b[-1])
 
@@ -105,6 +112,7 @@ def convolution(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     if bias is not None:
         walk.labels.unify(out, walk.dims(bias)[0], why)
     walk.produces(weight, 0)
+    walk.kind("channel", out)
     walk.attribute(node, weight, "in_channels", channels)
     walk.attribute(node, weight, "out_channels", out)
     positions = math.prod(shape(node)) // shape(weight)[0]
@@ -128,6 +136,7 @@ def conv_transposed(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     if bias is not None:
         walk.labels.unify(out, walk.dims(bias)[0], why)
     walk.produces(weight, 1)
+    walk.kind("channel", out)
     walk.attribute(node, weight, "in_channels", channels)
     walk.attribute(node, weight, "out_channels", out)
     positions = math.prod(shape(x)) // shape(weight)[0]
@@ -157,6 +166,41 @@ def _grouped(
     return outer, rest
 
 
+@rule("scaled_dot_product_attention")
+def attention(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """softmax(q k^T) v for q [..., H, L, D], k [..., H, S, D], v [..., H, S, E].
+
+    The scale that stands in the code, or is 1 / sqrt(D), must not change: the proof sees to it.
+    With enable_gqa each head of k and v serves several neighbouring ones of q.
+    """
+    why = walk.reason(node)
+    q, k, v = (walk.dims(args[name]) for name in ("query", "key", "value"))
+    walk.labels.unify(q[-1], k[-1], why)
+    freeze(walk, (q[-2], k[-2], v[-2]), why)
+    *leading, length, width = shape(args["query"])
+    keys, value_width = shape(args["value"])[-2:]
+    out: list[Vector | None] = []
+    for d, size in enumerate(leading):
+        serves = size // max(1, shape(args["key"])[d])
+        for other in (k[d], v[d]):
+            copied = other if other is None or serves == 1 else np.repeat(other, serves)
+            walk.labels.unify(q[d], copied, why)
+        out.append(q[d])
+        walk.kind("head", q[d])
+    walk.kind("head_dim", q[-1])
+    walk.kind("head_dim", v[-1])
+    mask = args.get("attn_mask")
+    if mask is not None:
+        of_mask = walk.dims(mask)
+        freeze(walk, of_mask[-2:], why)
+        for back in range(-len(of_mask), -2):
+            if shape(mask)[back] > 1:
+                walk.labels.unify(out[back + 2], of_mask[back], why)
+    walk.product(node, length * keys, (*out, q[-1]), (*leading, width))
+    walk.product(node, length * keys, (*out, v[-1]), (*leading, value_width))
+    return (*out, None, v[-1])
+
+
 # -- norms --------------------------------------------------------------------------------------
 
 
@@ -181,6 +225,8 @@ def layer_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
                 walk.labels.unify(vector, own, why)
     if normalized > 1:
         freeze(walk, dims[-normalized:-1], why)
+    walk.statistic(node, len(dims) - 1, dims[-1])
+    walk.kind("width", dims[-1])
     walk.attribute(node, args.get("weight"), "normalized_shape", dims[-1])
     return dims
 
@@ -197,6 +243,8 @@ def group_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         outer, inner = walk.labels.split(dims[1], [groups, channels // groups], why)
         walk.labels.freeze(inner, why)
         walk.attribute(node, args.get("weight"), "num_groups", outer)
+    else:
+        walk.statistic(node, 1, dims[1])
     walk.attribute(node, args.get("weight"), "num_channels", dims[1])
     return dims
 

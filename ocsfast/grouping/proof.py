@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ocsfast.cut import cut_model
 from ocsfast.errors import GroupingError, OcsfastError
 from ocsfast.grouping.families import Families, kept_indices
 from ocsfast.grouping.propagate import arguments, operator_name
-from ocsfast.grouping.trace import Trace, module_of, undisturbed
+from ocsfast.grouping.trace import Trace, undisturbed
 
 logger = logging.getLogger("ocsfast")
 
@@ -41,6 +44,7 @@ class Setting:
     graph: Trace | None  # the exported graph to hold the cut module against; None: the module itself
     # Whether some labels come from a trace in training mode: the cut copy must run in that mode too.
     training: bool = False
+    outputs: Collection[int] | None = None  # numbers of the outputs that must agree; None: all
 
 
 def proved(model: nn.Module, families: Families, setting: Setting) -> Families:
@@ -71,14 +75,25 @@ def proved(model: nn.Module, families: Families, setting: Setting) -> Families:
 
 
 def _failing(trial: Trial, members: Sequence[int]) -> dict[int, str]:
-    """The families that fail, found by halving: one trial where all is well."""
+    """The families that fail, found by halving: one trial where all is well.
+
+    Families of the same layers in repeated blocks are tried together: they stand or fall alike.
+    """
     why = trial.difference(members)
     if why is None:
         return {}
-    if len(members) == 1:
-        return {members[0]: why}
-    half = len(members) // 2
-    return {**_failing(trial, members[:half]), **_failing(trial, members[half:])}
+    families = trial.families.families
+    alike: dict[str, list[int]] = {}
+    for f in members:
+        alike.setdefault(f"{families[f].kind} {re.sub('[0-9]+', '*', families[f].name)}", []).append(f)
+    if len(alike) == 1:
+        return dict.fromkeys(members, why)
+    parts = list(alike.values())
+    half = len(parts) // 2
+    return {
+        **_failing(trial, [f for part in parts[:half] for f in part]),
+        **_failing(trial, [f for part in parts[half:] for f in part]),
+    }
 
 
 class Trial:
@@ -124,52 +139,86 @@ class Trial:
 
     def _zeroed(self, pruned: Tensor) -> list[Tensor]:
         """The outputs of the whole model, every slice of the pruned groups zero."""
-        zeroed = copy.deepcopy(self.model)
-        state: dict[str, Tensor] = dict(zeroed.named_parameters(remove_duplicate=False))
-        state.update(zeroed.named_buffers(remove_duplicate=False))
+        state: dict[str, Tensor] = dict(self.model.named_parameters(remove_duplicate=False))
+        state.update(self.model.named_buffers(remove_duplicate=False))
+        copies: dict[int, Tensor] = {}  # of each tensor, whatever its names
         for axis in self.families.axes:
             tensor = state[axis.tensor]
-            tensor.index_fill_(axis.axis, _gone(axis.groups, pruned).to(tensor.device), 0.0)
+            zeroed = copies.setdefault(id(tensor), tensor.detach().clone())
+            zeroed.index_fill_(axis.axis, _gone(axis.groups, pruned).to(tensor.device), 0.0)
+        state = {name: copies.get(id(tensor), tensor) for name, tensor in state.items()}
         graph = self.setting.graph
         if graph is None:
-            return _tensors(zeroed(*self.inputs[0], **self.inputs[1]))
+            args, kwargs = self.inputs
+            with _Double():
+                return self._outputs(functional_call(self.model, state, args, kwargs))
         reference = _Reference(graph.graph, self.families, pruned)
-        return _tensors(graph.run(reference, state, self.inputs))
+        return self._outputs(graph.run(reference, state, self.inputs))
 
     def _cut(self, pruned: Tensor) -> list[Tensor]:
         subject = copy.deepcopy(self.model)
         cut_model(subject, self.families, pruned)
         args, kwargs = self.inputs
-        out = _tensors(subject(*args, **kwargs))
+        with _Double():
+            out = self._outputs(subject(*args, **kwargs))
         if self.setting.training:
             subject.train()(*args, **kwargs)  # its shapes have to fit; dropout forbids comparing
         return out
 
+    def _outputs(self, output: Any) -> list[Tensor]:
+        """The tensors that must agree, in order, whatever holds them."""
+        wanted = self.setting.outputs
+        leaves = enumerate(pytree.tree_leaves(output))
+        return [x for n, x in leaves if isinstance(x, Tensor) and (wanted is None or n in wanted)]
+
+
+class _Double(TorchFunctionMode):
+    """Computes in float64 where the model's own code asks for less, so that rounding stays rounding."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
+            func = Tensor.double
+        args, kwargs = _doubled((args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _doubled(arguments: Any) -> Any:
+    """The same arguments with float64 in the place of narrower types."""
+    return pytree.tree_map_only(
+        torch.dtype, lambda d: torch.float64 if d.is_floating_point else d, arguments
+    )
+
 
 class _Reference(torch.fx.Interpreter):
-    """Runs the uncut graph; a norm's statistics run over the kept indices, its affine part over all."""
+    """Runs the uncut graph; averages run over the kept indices, a norm's affine part over all."""
 
     def __init__(self, graph: torch.fx.GraphModule, families: Families, pruned: Tensor) -> None:
         super().__init__(graph)
-        self._kept = {
-            a.module: kept_indices(a.groups, pruned)
-            for a in families.attributes
-            if a.name in ("normalized_shape", "num_channels")
-        }
+        self._kept: dict[str, dict[int, Tensor]] = {}
+        for s in families.statistics:
+            self._kept.setdefault(s.node, {})[s.dim] = kept_indices(s.groups, pruned)
 
     def run_node(self, n: torch.fx.Node) -> Any:
         name = operator_name(n.target) if n.op == "call_function" else ""
         if name == "_assert_tensor_metadata":
             return None  # the trace's dtype, which this run replaces
-        kept = self._kept.get(module_of(n))
-        if kept is not None and name in ("layer_norm", "group_norm", "rms_norm"):
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
+        kept = self._kept.get(n.name)
+        if n.op != "call_function":
+            return super().run_node(n)
+        args, kwargs = _doubled(self.fetch_args_kwargs_from_env(n))
+        if kept is None:
+            return self.call_function(n.target, args, kwargs)
+        if name in ("layer_norm", "group_norm", "rms_norm"):
             given = arguments(n)
             given.update(zip(given, args, strict=False))
             given.update(kwargs)
-            if name != "group_norm" or given["num_groups"] == 1:
-                return _norm_over(name, given, kept)
-        return super().run_node(n)
+            return _norm_over(name, given, *kept.values())
+        part = args[0]
+        for dim, indices in kept.items():
+            part = part.index_select(dim, indices.to(part.device))
+        return self.call_function(n.target, (part, *args[1:]), kwargs)
 
 
 def _norm_over(name: str, given: dict[str, Any], kept: Tensor) -> Tensor:
@@ -194,11 +243,6 @@ def _norm_over(name: str, given: dict[str, Any], kept: Tensor) -> Tensor:
 def _gone(labels: Tensor, pruned: Tensor) -> Tensor:
     gone = torch.cat([pruned, torch.tensor([False])])  # label -1 reads the last entry
     return torch.nonzero(gone[labels]).flatten()
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    """An output's tensors in order, whatever holds them."""
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _random_input(x: Any) -> Any:

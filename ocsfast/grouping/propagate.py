@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ocsfast.grouping.labels import Dims, Labels, Vector
-from ocsfast.grouping.trace import Trace, module_of, source_of
+from ocsfast.grouping.trace import Trace, module_of, origins_of, source_of
 
 Value = Dims | list[Any] | None  # a tensor's labels, a list of them, or nothing
 
@@ -34,7 +34,10 @@ class Findings:
     labels: Labels = field(default_factory=Labels)
     state: dict[str, Dims] = field(default_factory=dict)  # labels of each parameter and float buffer
     producers: dict[tuple[str, int], None] = field(default_factory=dict)  # (tensor, axis), in order
-    attributes: dict[tuple[str, str], Vector] = field(default_factory=dict)
+    # What a module's integer attribute counts; None where it counts what never goes.
+    attributes: dict[tuple[str, str], Vector | None] = field(default_factory=dict)
+    statistics: list[tuple[str, int, Vector]] = field(default_factory=list)  # node, dim, its labels
+    kinds: dict[str, list[Vector]] = field(default_factory=dict)  # labels known to be of a kind
     products: list[RawProduct] = field(default_factory=list)
     unknown: dict[str, str] = field(
         default_factory=dict
@@ -45,12 +48,21 @@ class Findings:
 class Walk:
     """One graph, node by node. Rules receive it as their context."""
 
-    def __init__(self, model: nn.Module, trace: Trace, found: Findings, *, count: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        trace: Trace,
+        found: Findings,
+        *,
+        count: bool,
+        outputs: Collection[int] | None = None,
+    ) -> None:
         self.model = model
         self.trace = trace
         self.found = found
         self.labels = found.labels
         self.count = count  # whether this graph's operators are what one sample costs
+        self.outputs = outputs  # numbers of those that keep their shape; None: all
         self.values: dict[torch.fx.Node, Value] = {}
         self.names: dict[torch.fx.Node, str] = {}  # placeholders that are parameters or buffers
         self._canonical = _canonical_names(model)
@@ -62,8 +74,11 @@ class Walk:
                 self.values[node] = self._state(node, position)
                 position += 1
             elif node.op == "output":
-                for out in node.all_input_nodes:
-                    self.freeze_all(out, "model output")
+                for number, out in enumerate(node.args[0]):
+                    if isinstance(out, torch.fx.Node) and (
+                        self.outputs is None or number in self.outputs
+                    ):
+                        self.freeze_all(out, "model output")
             elif node.target is operator.getitem:
                 source = self.values.get(node.args[0])
                 self.values[node] = source[node.args[1]] if isinstance(source, list) else None
@@ -153,8 +168,39 @@ class Walk:
             value = getattr(self.model.get_submodule(path), name, None)
             last = value[-1] if isinstance(value, tuple) and value else value
             if isinstance(last, int) and last == vector.size:
-                self.found.attributes.setdefault((path, name), vector)
+                self._counts((path, name), vector, self.reason(node))
                 return
+
+    def sized(self, node: torch.fx.Node, position: int, vector: Vector | None, size: int) -> None:
+        """The size at this position of the call's arguments is `size` and counts these indices.
+
+        Where the model's code passed a module's attribute, that attribute has to follow them.
+        """
+        origin = origins_of(node).get(position)
+        if origin is not None and origin[2] == size:
+            self._counts(origin[:2], vector, self.reason(node))
+
+    def _counts(self, attribute: tuple[str, str], vector: Vector | None, reason: str) -> None:
+        """One number can only count dimensions that shrink together."""
+        known = self.found.attributes
+        if attribute not in known:
+            known[attribute] = vector
+            return
+        before = known[attribute]
+        if before is not None and vector is not None and before.size != vector.size:
+            return
+        self.labels.unify(before, vector, reason)
+        known[attribute] = vector if before is None else before
+
+    def statistic(self, node: torch.fx.Node, dim: int, vector: Vector | None) -> None:
+        """The operator averages over dimension `dim` of its input, which has these labels."""
+        if self.count and vector is not None:
+            self.found.statistics.append((node.name, dim, vector))
+
+    def kind(self, name: str, vector: Vector | None) -> None:
+        """These indices are heads, say: see `families.KINDS`."""
+        if vector is not None:
+            self.found.kinds.setdefault(name, []).append(vector)
 
     def product(
         self,
@@ -196,7 +242,7 @@ def freeze(walk: Walk, vectors: Sequence[Vector | None], why: str) -> None:
 # Operators whose rule also states a cost, so that they run even where no label is live.
 COUNTED = frozenset(
     {"conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul", "mm", "bmm", "addmm", "einsum"}
-    | {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+    | {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "scaled_dot_product_attention"}
 )
 HARMLESS = frozenset({"_assert_tensor_metadata", "sym_size", "sym_numel", "sym_stride", "size", "numel"})
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ocsfast.grouping.labels import Dims, Vector
-from ocsfast.grouping.propagate import Node, Value, Walk, freeze, rule, shape
+from ocsfast.grouping.propagate import Node, Value, Walk, freeze, operator_name, rule, shape
 
 # -- element by element -------------------------------------------------------------------------
 
@@ -76,7 +76,16 @@ def reshape(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     if 0 in shape(source):
         walk.freeze_all(node.all_input_nodes[0], walk.reason(node))
         return None
-    return reshape_dims(walk, walk.dims(source), shape(source), shape(node), walk.reason(node))
+    new, name = shape(node), operator_name(node.target)
+    dims = reshape_dims(walk, walk.dims(source), shape(source), new, walk.reason(node))
+    if name in ("view", "reshape"):
+        for place, size in enumerate(new):
+            walk.sized(node, place, dims[place], size)
+    elif name == "unflatten":  # (dim, sizes)
+        first = args["dim"] % len(shape(source))
+        for place in range(len(args["sizes"])):
+            walk.sized(node, 1 + place, dims[first + place], new[first + place])
+    return dims
 
 
 @rule("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "numpy_T", "mT")
@@ -116,7 +125,18 @@ def split(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         own[dim] = taken(own[dim], first, first + size)
         parts.append(tuple(own))
         first += size
+    _split_alike(walk, node, [part[dim] for part in parts])
     return parts
+
+
+def _split_alike(walk: Walk, node: Node, vectors: list[Vector | None]) -> None:
+    """Python code splits into equal parts, or by sizes of its own: both bind the parts' widths."""
+    name, sizes = operator_name(node.target), [0 if v is None else v.size for v in vectors]
+    for k, (vector, size) in enumerate(zip(vectors, sizes, strict=True)):
+        if name != "chunk":
+            walk.sized(node, k if name == "split_with_sizes" else 0, vector, size)
+        if name != "split_with_sizes" and size == sizes[0]:
+            walk.labels.unify(vectors[0], vector, walk.reason(node))
 
 
 @rule("select", "unbind")
@@ -188,24 +208,53 @@ def expand(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 # -- over whole dimensions ----------------------------------------------------------------------
 
 
-@rule(
-    "mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp", "linalg_vector_norm", "norm"
-)
-def reduce(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """A reduced dimension keeps all its indices; the others pass."""
-    source, dims = shape(node.args[0]), walk.dims(node.args[0])
+def reduced_dims(args: dict[str, Any], ndim: int) -> list[int]:
+    """The dimensions that an operator's `dim` argument names; all of them where it names none."""
     given = args.get("dim")
     if given is None or given == []:
-        reduced = set(range(len(source)))
-    else:
-        reduced = {d % len(source) for d in ([given] if isinstance(given, int) else given)}
-    freeze(walk, tuple(dims[d] for d in reduced), walk.reason(node))
+        return list(range(ndim))
+    return sorted({d % ndim for d in ([given] if isinstance(given, int) else given)})
+
+
+def _reduced(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """What is left of the labels when the reduced dimensions are gone."""
+    dims = walk.dims(node.args[0])
+    reduced = reduced_dims(args, len(dims))
     if args.get("keepdim"):
         out = tuple(None if d in reduced else v for d, v in enumerate(dims))
     else:
         out = tuple(v for d, v in enumerate(dims) if d not in reduced)
     value = node.meta["val"]
     return [out] * len(value) if isinstance(value, (list, tuple)) else out
+
+
+@rule("sum", "linalg_vector_norm", "norm")
+def contract(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """Zeros add nothing: a reduced dimension may lose indices."""
+    return _reduced(walk, node, args)
+
+
+@rule("mean", "var", "std", "var_mean", "std_mean")
+def average(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """A reduced dimension may lose indices, and the average is then over those that are left."""
+    dims = walk.dims(node.args[0])
+    for d in reduced_dims(args, len(dims)):
+        walk.statistic(node, d, dims[d])
+        walk.kind("width", dims[d])
+    return _reduced(walk, node, args)
+
+
+@rule(
+    "amax", "amin", "max", "min", "logsumexp", "argmax", "argmin", "any", "all", "prod", "topk", "sort"
+)
+def reduce(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """A reduced dimension keeps all its indices; the others pass."""
+    dims = walk.dims(node.args[0])
+    freeze(walk, tuple(dims[d] for d in reduced_dims(args, len(dims))), walk.reason(node))
+    if "dim" in args and operator_name(node.target) not in ("topk", "sort"):
+        return _reduced(walk, node, args)
+    value = node.meta["val"]
+    return [dims] * len(value) if isinstance(value, (list, tuple)) else None
 
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum")

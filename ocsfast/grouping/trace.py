@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.fx.traceback
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ocsfast.errors import GroupingError
@@ -27,6 +29,7 @@ class Trace:
     state: tuple[str | None, ...]  # parameter or buffer name of each state placeholder; None: a constant
     constants: dict[int, Tensor]  # value of each constant, by the number of its placeholder
     samples: int  # how many samples that is
+    outputs: tuple[str, ...]  # what the model calls each of its outputs, e.g. "logits" or "0"
 
     def run(self, interpreter: torch.fx.Interpreter, state: dict[str, Tensor], inputs: Any) -> Any:
         """Run the graph on other state and inputs; its outputs, flat."""
@@ -56,19 +59,33 @@ def with_batch(
     return args, kwargs, BATCH
 
 
+def _key(entry: Any) -> str:
+    """A step on the way to an output: the key, number or name it has in what holds it."""
+    return str(next(getattr(entry, a) for a in ("key", "idx", "name") if hasattr(entry, a)))
+
+
 @contextmanager
 def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put the model in a mode; afterwards restore every module's mode and the random generators."""
+    """Put the model in a mode; afterwards restore every module's mode and the random generators.
+
+    A language model keeps no cache of keys and values meanwhile.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    held = (vars(module).get("config") for module in model.modules())
+    configs: list[Any] = [config for config in held if getattr(config, "use_cache", False)]
     device_type = next((p.device.type for p in model.parameters()), "cpu")
     devices = None if device_type == "cpu" else [device_type]
     with torch.random.fork_rng(devices=[] if devices is None else None):
         model.train(training)
+        for config in configs:
+            config.use_cache = False
         try:
             yield
         finally:
             for module, mode in modes:
                 module.training = mode
+            for config in configs:
+                config.use_cache = True
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Trace:
@@ -79,7 +96,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tr
     """
     args, kwargs, samples = with_batch(args, kwargs)
     try:
-        with undisturbed(model, training=training), torch.no_grad():
+        with undisturbed(model, training=training), torch.no_grad(), origins(model):
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:  # export raises whatever the model's own code raises, and more
         raise GroupingError(f"the model cannot be exported: {_cause(error)}") from error
@@ -95,7 +112,83 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tr
             raise GroupingError(
                 f"the model cannot be exported: it holds a {spec.kind.name.lower()} input"
             )
-    return Trace(program.graph_module, tuple(state), constants, samples)
+    return Trace(program.graph_module, tuple(state), constants, samples, _output_names(program))
+
+
+def _output_names(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    numbered = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    names = [""] * spec.num_leaves
+    for path, number in pytree.tree_flatten_with_path(numbered)[0]:
+        names[number] = ".".join(map(_key, path)) or "0"
+    return tuple(names)
+
+
+class Origin(int):
+    """An integer attribute of a module while it is traced: it knows where it comes from.
+
+    What is computed from it is a plain integer again.
+    """
+
+    module: str
+    name: str
+
+
+class _Origins(TorchFunctionMode):
+    """Writes onto the nodes of a call which of its sizes are a module's attributes."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        numbers = _numbers([*args[1:], *kwargs.values()])
+        origins = {k: (n.module, n.name, int(n)) for k, n in enumerate(numbers) if isinstance(n, Origin)}
+        if not origins:
+            return func(*args, **kwargs)
+        with torch.fx.traceback.annotate({ORIGINS: origins}):
+            return func(*args, **kwargs)
+
+
+ORIGINS = "ocsfast_origins"
+
+
+def _numbers(values: Iterable[Any]) -> list[int]:
+    """All integers in a call's arguments, in order."""
+    found = []
+    for value in values:
+        if isinstance(value, int) and not isinstance(value, bool):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found += _numbers(value)
+    return found
+
+
+def origins_of(node: torch.fx.Node) -> dict[int, tuple[str, str, int]]:
+    """Which integers of a call's arguments are attributes: their place -> (module, name, value).
+
+    Places count all integers behind the first argument: for `x.view(2, 3, self.heads)`, 2 is heads'.
+    """
+    return dict(node.meta.get("custom", {}).get(ORIGINS, {}))
+
+
+@contextmanager
+def origins(model: nn.Module) -> Iterator[None]:
+    """Let every integer attribute of the model's modules know where it comes from."""
+    before: list[tuple[nn.Module, str, int]] = []
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if type(value) is int:
+                before.append((module, name, value))
+                known = Origin(value)
+                known.module, known.name = path, name
+                vars(module)[name] = known
+    try:
+        with torch.fx.traceback.preserve_node_meta(), _Origins():
+            yield
+    finally:
+        for module, name, value in before:
+            vars(module)[name] = value
 
 
 def _cause(error: BaseException) -> str:
