@@ -6,14 +6,18 @@ from ocsfast.checkpoint import load, save
 from ocsfast.config import Config
 from ocsfast.cut import cut_model
 from ocsfast.errors import CheckpointError, ConfigError, GroupingError, OcsfastError, StateError
+from ocsfast.grouping.propagate import register_rule
 from ocsfast.history import StepReport
+from ocsfast.inspection import FamilyFacts, Inspection, inspect
 from ocsfast.pruner import Pruner
 
 __all__ = [
     "CheckpointError",
     "Config",
     "ConfigError",
+    "FamilyFacts",
     "GroupingError",
+    "Inspection",
     "OcsfastError",
     "Pruner",
     "StateError",
@@ -21,8 +25,10 @@ __all__ = [
     "attach",
     "cut_model",
     "detach",
+    "inspect",
     "load",
     "optim",
+    "register_rule",
     "save",
     "step",
 ]

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ocsfast.config import Config, checked_ratio, make_config
+from ocsfast.arguments import Inputs, Unpacked, families_of, options_of, plain, unpacked
+from ocsfast.config import Config, checked_ratio
 from ocsfast.errors import ConfigError, GroupingError, StateError
-from ocsfast.grouping import Choice, group
 from ocsfast.history import StepReport
 from ocsfast.optimizers import check_owner, find_optimizer, register_counter
 from ocsfast.pruner import Pruner
-
-# A model's wrappers by class name, so that none of torch's distributed packages has to be imported.
-_WRAPPERS = {
-    "DistributedDataParallel": "attach to the plain model before it is wrapped, or train unwrapped: "
-    "its buckets remember the sizes of parameters that the cut changes",
-    "FullyShardedDataParallel": "its shards hide the channels that would be cut",
-    "FSDPModule": "its shards hide the channels that would be cut",
-    "DataParallel": "pass model.module",
-}
-
-Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 
 
 class _Recorder:
@@ -109,12 +96,12 @@ def step(
         StateError: no training step was seen, no or several optimizers own the parameters, the
             optimizer's state cannot be cut, the model is wrapped, or a weight is NaN or infinite.
     """
-    model = _plain(model)
+    model = plain(model)
     call: _Call = (ratio, config, config_fields)
     run = _runs.get(model)
     if run is None:
         checked_ratio(ratio)
-        _options(config, config_fields)
+        options_of(config, config_fields)
         owner = _stepped(model, optimizer)
         run = _Run(call)
         if example_inputs is None:
@@ -127,7 +114,7 @@ def step(
     if run.pruner is None:
         owner = _stepped(model, optimizer)
         inputs = _inputs(example_inputs, run.recorder)
-        run.pruner = _attach(model, ratio, owner, inputs, _options(config, config_fields))
+        run.pruner = _attach(model, ratio, owner, inputs, options_of(config, config_fields))
         if run.recorder is not None:
             run.pruner.begin_at(run.recorder.steps)
         _forget_inputs(run)
@@ -157,18 +144,18 @@ def attach(
     Raises:
         As for `step`; StateError too if the model has a pruner already.
     """
-    model = _plain(model)
+    model = plain(model)
     run = _runs.get(model)
     if run is not None and run.pruner is not None:
         raise StateError("this model has a pruner already: call ocsfast.detach(model) first")
     checked_ratio(ratio)
-    options = _options(config, config_fields)
+    options = options_of(config, config_fields)
     if example_inputs is None:
         raise StateError("attach needs example_inputs= (one batch as the model takes it)")
     owner = _trainable_owner(model) if optimizer is None else optimizer
     if run is None:
         run = _Run((ratio, config, config_fields))
-    run.pruner = _attach(model, ratio, owner, _arguments(example_inputs), options)
+    run.pruner = _attach(model, ratio, owner, unpacked(example_inputs), options)
     run.call = (ratio, config, config_fields)
     _forget_inputs(run)
     _runs[model] = run
@@ -177,7 +164,7 @@ def attach(
 
 def detach(model: nn.Module) -> None:
     """Forget the model's pruner: its hooks go, the model stays as it is. Harmless if there is none."""
-    run = _runs.pop(_plain(model), None)
+    run = _runs.pop(plain(model), None)
     if run is not None:
         _forget_inputs(run)
         if run.pruner is not None:
@@ -188,12 +175,11 @@ def _attach(
     model: nn.Module,
     ratio: float,
     optimizer: Optimizer,
-    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    inputs: Unpacked,
     config: Config,
 ) -> Pruner:
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    choice = Choice(config.keep, config.only, config.kinds, config.outputs)
-    families = group(model, *inputs, choice=choice, engine=config.grouping, verify=config.verify)
+    families = families_of(model, inputs, config)
     if not families.families:
         reasons = "; ".join(f"{f.where}: {f.reason}" for f in families.frozen[:3])
         raise GroupingError(f"nothing in this model can be pruned ({reasons or 'no coupled layers'})")
@@ -202,44 +188,16 @@ def _attach(
     return Pruner(model, ratio, config, optimizer, families, steps=_counter.steps(optimizer))
 
 
-def _options(config: Config | None, config_fields: dict[str, Any]) -> Config:
-    options = make_config(config_fields)
-    return options if config is None else replace(config, **config_fields)
-
-
-def _inputs(given: Inputs | None, recorder: _Recorder | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _inputs(given: Inputs | None, recorder: _Recorder | None) -> Unpacked:
     """The batch that was passed, or else the one that was recorded."""
     if given is not None:
-        return _arguments(given)
+        return unpacked(given)
     if recorder is None or recorder.inputs is None:
         raise StateError(
             "no forward pass of this model has been seen since the first call of ocsfast.step: "
             "pass example_inputs= (one batch as the model takes it)"
         )
     return recorder.inputs
-
-
-def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """One batch as (args, kwargs)."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, (tuple, list)):
-        return tuple(inputs), {}
-    return (inputs,), {}
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    """The model itself: a compiled one unwrapped, a distributed one refused."""
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model={type(model).__name__}: an nn.Module is expected")
-    if type(model).__name__ == "OptimizedModule":
-        model = model.get_submodule("_orig_mod")
-    for name, module in model.named_modules():
-        for base in type(module).__mro__:
-            if base.__name__ in _WRAPPERS:
-                where = f"its part {name}" if name else "the model"
-                raise StateError(f"{where} is a {base.__name__}: {_WRAPPERS[base.__name__]}")
-    return model
 
 
 def _trainable_owner(model: nn.Module) -> Optimizer:

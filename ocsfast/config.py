@@ -15,6 +15,7 @@ from ocsfast.cost import TARGETS
 from ocsfast.criteria import Criterion
 from ocsfast.errors import ConfigError
 from ocsfast.grouping.families import DEFAULT_KINDS, KINDS, Families, Product
+from ocsfast.ranking import NORMALIZE
 
 Target = str | Mapping[str, float] | Callable[[Families], Sequence[Product]]
 
@@ -24,6 +25,8 @@ _CHOICES = {
     "growth": ("linear", "recursive"),
     "penalty": ("both", "lasso", "shrink", "none"),
     "grouping": ("labels", "torch-pruning"),
+    "normalize": NORMALIZE,
+    "uniform": (False, True),
 }
 
 
@@ -44,6 +47,8 @@ class Config:
     only: tuple[str | nn.Module, ...] = ()  # where given, no other layer loses outputs
     kinds: tuple[str, ...] = DEFAULT_KINDS  # of "head", "head_dim", "width", "channel", "neuron"
     outputs: tuple[str, ...] | None = None  # outputs that keep their shape; None: all
+    normalize: str = "none"  # what ranks together: see `ranking.Ranking`
+    uniform: bool = False  # whether the same layers of repeated blocks keep equally many groups
     criterion: Criterion = "l2"  # Eq. 2, another of `criteria.NAMES`, or a function
     include_bias: bool = False  # whether biases count in saliency and penalty
 
@@ -74,6 +79,7 @@ class Config:
     # Grouping.
     grouping: str = "labels"
     verify: bool = True  # prove the groups on a copy of the model
+    time_limit: float = 300.0  # seconds that finding and proving the groups may take
 
     def __post_init__(self) -> None:
         for name in ("keep", "only", "kinds", "outputs"):
@@ -91,9 +97,8 @@ class Config:
                 raise ConfigError(f"kinds= holds {kind!r}: choose from {', '.join(KINDS)}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)!r} is not known: use one of {', '.join(choices)}"
-                )
+                known = ", ".join(map(str, choices))
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not known: use one of {known}")
         _check_target(self.target)
         if not callable(self.criterion) and self.criterion not in criteria.NAMES:
             raise ConfigError(
@@ -105,6 +110,7 @@ class Config:
         for name in ("tau", "epsilon", "nats", "lambda0", "delta"):
             _check_number(name, getattr(self, name), "at least 0", lambda x: x >= 0)
         _check_number("max_family_ratio", self.max_family_ratio, "in (0, 1]", lambda x: 0 < x <= 1)
+        _check_number("time_limit", self.time_limit, "above 0", lambda x: x > 0)
         _check_number("span", self.span, "in (0, 1)", lambda x: 0 < x < 1)
         if self.max_residual is not None:
             _check_number("max_residual", self.max_residual, "above 0, or None", lambda x: x > 0)

@@ -19,3 +19,7 @@ class StateError(OcsfastError, RuntimeError):
 
 class CheckpointError(OcsfastError, RuntimeError):
     """A file does not hold what it should, or does not fit the model."""
+
+
+class GroupingTimeout(GroupingError):
+    """Finding or proving the groups took longer than it may."""

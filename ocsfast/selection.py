@@ -17,6 +17,7 @@ from ocsfast.criteria import Criterion, saliency
 from ocsfast.errors import ConfigError, StateError
 from ocsfast.grouping.families import Families
 from ocsfast.ops import Bound
+from ocsfast.ranking import Ranking, make_ranking
 
 NAN = 2  # bit of a partition's status; bit 1, unreachable, shows in the cost
 
@@ -29,6 +30,7 @@ class Aim:
     dense: int
     budget: int  # the highest cost that still removes the ratio
     limits: tuple[int, ...]  # most groups each family may lose
+    ranking: Ranking
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,8 @@ def make_aim(
         min(int(config.max_family_ratio * family.size), max(0, family.size - 1))
         for family in families.families
     )
-    return Aim(model, dense, budget_of(dense, ratio), limits)
+    ranking = make_ranking(families, config.normalize, config.uniform)
+    return Aim(model, dense, budget_of(dense, ratio), limits, ranking)
 
 
 def choose(
@@ -80,7 +83,8 @@ def choose(
     """
     plan, device = bound.plan, bound.plan.tables.device
     bound.forget()  # a check is rare, and what it decides is final: it reads the weights themselves
-    scores, sizes = saliency(bound, criterion, optimizer)
+    raw, sizes = saliency(bound, criterion, optimizer)
+    scores = aim.ranking.ranked(raw)
     mask, cost, status = ops.partition(
         plan,
         aim.cost_model.to(device),
@@ -89,6 +93,7 @@ def choose(
         torch.tensor(aim.budget, dtype=torch.int64, device=device),
         config.round_to,
     )
+    mask = aim.ranking.evened(mask, scores)
     gone = mask.sum()
     sum_gone = sizes.where(mask, sizes.new_zeros(())).sum(dtype=torch.float64)
     sum_all = sizes.sum(dtype=torch.float64)
@@ -108,14 +113,15 @@ def choose(
         raise StateError("the squares of the weights overflow: the training has diverged")
     mean_kept = (of_all - of_gone) / max(1.0, mask.numel() - gone_read)
     mean_gone = of_gone / max(1.0, gone_read)
+    kept_read = [int(count) for count in kept_read]
     return Choice(
         scores,
         mask,
-        int(cost_read),
+        aim.cost_model(kept_read) if aim.ranking.tied else int(cost_read),
         mean_gone / mean_kept if mean_kept > 0 else 0.0,
         index_read if full else None,
         int(changed_read),
-        tuple(map(int, kept_read)),
+        tuple(kept_read),
     )
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ocsfast.errors import ConfigError, GroupingError
+from ocsfast.errors import ConfigError, GroupingError, GroupingTimeout
 from ocsfast.grouping import layers, rules  # noqa: F401  (they register what operators say)
 from ocsfast.grouping.assemble import assemble
+from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.depgraph import by_depgraph
 from ocsfast.grouping.families import DEFAULT_KINDS, KINDS, Axis, Families, Family, Frozen, names_match
 from ocsfast.grouping.proof import Setting, proved
@@ -24,6 +25,7 @@ __all__ = ["Axis", "Choice", "Families", "Family", "Frozen", "group"]
 logger = logging.getLogger("ocsfast")
 
 ENGINES = ("labels", "torch-pruning")
+TIME_LIMIT = 300.0  # seconds
 # What transformers' models return besides what they are for: not kept, unless there is nothing else.
 INNER_OUTPUTS = (
     *("past_key_values*", "*hidden_state", "*hidden_states", "*attentions", "*cache_params*"),
@@ -56,6 +58,7 @@ def group(
     choice: Choice | None = None,
     engine: str = "labels",
     verify: bool = True,
+    time_limit: float = TIME_LIMIT,
 ) -> Families:
     """Find the families of a model. The model is left as it was.
 
@@ -67,11 +70,12 @@ def group(
             tracing; plain CNNs). A model that cannot be exported falls back to the second.
         verify: prove on a float64 copy that cutting groups equals zeroing their slices. A family
             for which it does not is left dense and named in `Families.frozen`.
+        time_limit: seconds after which to give up; looked at between operators and between trials.
 
     Raises:
         ConfigError: an unknown engine or kind, or a name in `choice` that matches nothing.
         GroupingError: the model has parameters that cannot be pruned at all, or no engine can
-            trace it.
+            trace it, or (GroupingTimeout) it takes too long.
     """
     kwargs = kwargs or {}
     choice = choice or Choice()
@@ -82,10 +86,13 @@ def group(
             raise ConfigError(f"kinds= holds {kind!r}: choose from {', '.join(KINDS)}")
     protected = _protected(model, choice.keep)
     _check_parameters(model)
-    setting = Setting(*with_batch(args, kwargs)[:2], None, training=True)
+    deadline = Deadline(time_limit)
+    setting = Setting(*with_batch(args, kwargs)[:2], None, training=True, deadline=deadline)
     if engine == "labels":
         try:
-            families, setting = by_labels(model, args, kwargs, choice)
+            families, setting = by_labels(model, args, kwargs, choice, deadline)
+        except GroupingTimeout:
+            raise
         except GroupingError as error:
             logger.warning("%s. Trying the second engine (torch-pruning)", error)
             try:
@@ -98,7 +105,11 @@ def group(
 
 
 def by_labels(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], choice: Choice
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    choice: Choice,
+    deadline: Deadline | None = None,
 ) -> tuple[Families, Setting]:
     """Trace in eval mode, and in training mode too where that uses more of the parameters.
 
@@ -107,7 +118,7 @@ def by_labels(
     found = Findings()
     evaluation = trace(model, args, kwargs, training=False)
     outputs = _wanted_outputs(evaluation, choice.outputs)
-    Walk(model, evaluation, found, count=True, outputs=outputs).run()
+    Walk(model, evaluation, found, count=True, outputs=outputs, deadline=deadline).run()
     parameters = dict(model.named_parameters())
     both_modes = False
     if any(name not in found.used for name in parameters):
@@ -117,7 +128,7 @@ def by_labels(
         except GroupingError as error:
             logger.info("no trace in training mode: %s", error)
         else:
-            Walk(model, training, found, count=False).run()
+            Walk(model, training, found, count=False, deadline=deadline).run()
             both_modes = True
     protected = _protected(model, choice.keep)
     for name, dims in found.state.items():
@@ -131,7 +142,7 @@ def by_labels(
                 found.labels.freeze(found.state[name][axis], "only= leaves it out")
     families = assemble(found, parameters, evaluation.samples, choice.kinds)
     args, kwargs, _ = with_batch(args, kwargs)
-    return families, Setting(args, kwargs, evaluation, both_modes, outputs)
+    return families, Setting(args, kwargs, evaluation, both_modes, outputs, deadline)
 
 
 def _wanted_outputs(traced: Trace, patterns: Sequence[str] | None) -> frozenset[int]:

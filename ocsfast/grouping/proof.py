@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from ocsfast.cut import cut_model
 from ocsfast.errors import GroupingError, OcsfastError
+from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.families import Families, kept_indices
 from ocsfast.grouping.propagate import arguments, operator_name
 from ocsfast.grouping.trace import Trace, undisturbed
@@ -45,6 +46,7 @@ class Setting:
     # Whether some labels come from a trace in training mode: the cut copy must run in that mode too.
     training: bool = False
     outputs: Collection[int] | None = None  # numbers of the outputs that must agree; None: all
+    deadline: Deadline | None = None
 
 
 def proved(model: nn.Module, families: Families, setting: Setting) -> Families:
@@ -114,6 +116,8 @@ class Trial:
 
     def difference(self, members: Sequence[int]) -> str | None:
         """Cut some groups of these families, one at least in each: None if it equals zeroing them."""
+        if self.setting.deadline is not None:
+            self.setting.deadline.check(f"at the proof of {self.families.families[members[0]].name}")
         pruned = torch.zeros(self.families.num_groups, dtype=torch.bool)
         for f in members:
             family = self.families.families[f]

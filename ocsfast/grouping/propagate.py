@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ocsfast.errors import ConfigError
+from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.labels import Dims, Labels, Vector
 from ocsfast.grouping.trace import Trace, module_of, origins_of, source_of
 
@@ -56,6 +58,7 @@ class Walk:
         *,
         count: bool,
         outputs: Collection[int] | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         self.model = model
         self.trace = trace
@@ -63,6 +66,7 @@ class Walk:
         self.labels = found.labels
         self.count = count  # whether this graph's operators are what one sample costs
         self.outputs = outputs  # numbers of those that keep their shape; None: all
+        self.deadline = deadline
         self.values: dict[torch.fx.Node, Value] = {}
         self.names: dict[torch.fx.Node, str] = {}  # placeholders that are parameters or buffers
         self._canonical = _canonical_names(model)
@@ -83,6 +87,8 @@ class Walk:
                 source = self.values.get(node.args[0])
                 self.values[node] = source[node.args[1]] if isinstance(source, list) else None
             elif node.op == "call_function":
+                if self.deadline is not None:
+                    self.deadline.check(f"at {source_of(node)}")
                 name = operator_name(node.target)
                 rule = RULES.get(name)
                 if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
@@ -123,9 +129,9 @@ class Walk:
         if name in HARMLESS or not self._is_live(node):
             return
         where = source_of(node)
-        self.found.unknown[where] = f"aten.{name}"
+        self.found.unknown[where] = spoken(name)
         for source in node.all_input_nodes:
-            self.freeze_all(source, f"no rule for aten.{name} ({where})")
+            self.freeze_all(source, f"no rule for {spoken(name)} ({where})")
 
     # -- what rules use ---------------------------------------------------------------------------
 
@@ -152,7 +158,7 @@ class Walk:
 
     def reason(self, node: torch.fx.Node) -> str:
         """Why a rule freezes something: the operator and where it stands."""
-        return f"aten.{operator_name(node.target)} ({source_of(node)})"
+        return f"{spoken(operator_name(node.target))} ({source_of(node)})"
 
     def produces(self, weight: Any, axis: int) -> None:
         """Axis `axis` of a weight holds the channels that a layer produces."""
@@ -234,6 +240,31 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def register_rule(*operators: str) -> Callable[[Rule], Rule]:
+    """Teach grouping an operator of your own, or another rule for one that it knows.
+
+    The rule gets the walk, the node and the operator's arguments by name, and returns the labels of the
+    result, one vector (or None: it never shrinks) a dimension; a list of these where it has several
+    results. `docs/grouping.md` has the algebra and an example. Without a rule, an operator freezes what
+    flows into it.
+
+    Args:
+        operators: names as torch has them, e.g. "mylib::scale". All overloads share the rule.
+
+    Raises:
+        ConfigError: torch knows no such operator.
+    """
+    names = []
+    for full in operators:
+        space, _, name = full.partition("::")
+        if not name or not hasattr(getattr(torch.ops, space), name):
+            raise ConfigError(
+                f"register_rule({full!r}): torch has no such operator; a name is namespace::name"
+            )
+        names.append(name if space == "aten" else full)
+    return rule(*names)
+
+
 def freeze(walk: Walk, vectors: Sequence[Vector | None], why: str) -> None:
     for vector in vectors:
         walk.labels.freeze(vector, why)
@@ -248,9 +279,19 @@ HARMLESS = frozenset({"_assert_tensor_metadata", "sym_size", "sym_numel", "sym_s
 
 
 def operator_name(target: Any) -> str:
-    """`aten.add_.Tensor` -> `add`: in-place forms share the rule of the plain one."""
+    """`aten.add_.Tensor` -> `add`, `mylib.scale.default` -> `mylib::scale`.
+
+    In-place forms share the rule of the plain one.
+    """
     name = str(getattr(target, "_opname", getattr(target, "__name__", target)))
-    return name if name.startswith("_") else name.rstrip("_")
+    name = name if name.startswith("_") else name.rstrip("_")
+    space = getattr(target, "namespace", "aten")
+    return name if space in ("aten", "prims", "prim") else f"{space}::{name}"
+
+
+def spoken(name: str) -> str:
+    """An operator's name for people."""
+    return name if "::" in name else f"aten.{name}"
 
 
 def arguments(node: torch.fx.Node) -> dict[str, Any]:
