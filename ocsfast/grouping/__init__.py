@@ -193,3 +193,6 @@ def _check_parameters(model: nn.Module) -> None:
             raise GroupingError(f"{name} is not a dense tensor: run a forward pass or .to_dense() first")
         if parameter.device.type == "meta":
             raise GroupingError(f"{name} is on the meta device: materialize the model first (to_empty)")
+    for name, buffer in model.named_buffers():
+        if buffer.device.type == "meta":
+            raise GroupingError(f"{name} is on the meta device: materialize the model first (to_empty)")

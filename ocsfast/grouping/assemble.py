@@ -35,8 +35,12 @@ def assemble(
     """
     for kind in ("head", "head_dim", "width"):
         if kind not in kinds:
-            for vector in found.kinds.get(kind, ()):
-                found.labels.freeze(vector, f"kinds= leaves {kind} out")
+            for marked in found.kinds.get(kind, ()):
+                found.labels.freeze(marked, f"kinds= leaves {kind} out")
+    for name, dims in found.state.items():
+        if name not in found.used:  # other code may use it, on shapes that nobody has seen
+            for vector in dims:
+                found.labels.freeze(vector, "not used in the traced forward pass")
     solution = simplify(found)
     axes = [
         (name, axis, solution[vector])
@@ -176,8 +180,8 @@ def _product(
         else:
             axes.append(groups)
     rows, cols = (*axes, None, None)[:MAX_AXES]
-    whole, rest = divmod(coefficient, samples)
-    return Product(coefficient if rest else whole, rows, cols, raw.where)
+    # Rounded up where one sample costs no whole number: a product of weights alone, say.
+    return Product(-(-coefficient // samples), rows, cols, raw.where)
 
 
 def _frozen(

@@ -324,7 +324,8 @@ def _canonical_names(model: nn.Module) -> dict[str, str]:
 
 def _count_macs(node: torch.fx.Node) -> int:
     """MACs of an operator without a rule, by torch's own counter, on tensors without data."""
-    if torch.Tag.pointwise in getattr(node.target, "tags", ()) or not shape(node):
+    computes = isinstance(node.meta.get("val"), (Tensor, tuple, list))
+    if torch.Tag.pointwise in getattr(node.target, "tags", ()) or not computes:
         return 0
 
     def meta(value: Any) -> Any:

@@ -42,12 +42,20 @@ class Trace:
 def with_batch(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], int]:
-    """The inputs cut or repeated to BATCH samples, where one leading size is common to all tensors."""
+    """The inputs cut or repeated to BATCH samples, where one leading size is common to all tensors.
+
+    Where none is, they stay, and the first tensor says how many samples there are.
+
+    Raises:
+        GroupingError: the inputs hold no sample.
+    """
     leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    leading = {x.shape[0] for x in leaves if x.dim() > 0}
-    if len(leading) != 1 or any(x.dim() == 0 for x in leaves):
-        return args, kwargs, max(leading, default=1)
-    (size,) = leading
+    leading = [x.shape[0] for x in leaves if x.dim() > 0]
+    size = leading[0] if leading else 1
+    if size == 0:
+        raise GroupingError("the example inputs hold no sample: pass a batch of one at least")
+    if len(set(leading)) != 1 or any(x.dim() == 0 for x in leaves):
+        return args, kwargs, size
 
     def resize(x: Any) -> Any:
         if not isinstance(x, Tensor):
@@ -76,7 +84,10 @@ def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
     device_type = next((p.device.type for p in model.parameters()), "cpu")
     devices = None if device_type == "cpu" else [device_type]
     with torch.random.fork_rng(devices=[] if devices is None else None):
-        model.train(training)
+        try:
+            model.train(training)
+        except NotImplementedError as error:  # an exported program's module
+            raise GroupingError(f"the model has one mode only ({error}): pass its source") from error
         for config in configs:
             config.use_cache = False
         try:
