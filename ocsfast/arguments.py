@@ -12,6 +12,8 @@ from ocsfast.config import Config, make_config
 from ocsfast.errors import ConfigError, StateError
 from ocsfast.grouping import Choice, group
 from ocsfast.grouping.families import Families
+from ocsfast.model_config import describes_itself
+from ocsfast.uniform import expressible
 
 # A model's wrappers by class name, so that none of torch's distributed packages has to be imported.
 _WRAPPERS = {
@@ -56,8 +58,8 @@ def options_of(config: Config | None, config_fields: dict[str, Any]) -> Config:
 
 def families_of(model: nn.Module, inputs: Unpacked, config: Config) -> Families:
     """The model's families, as the options say."""
-    choice = Choice(config.keep, config.only, config.kinds, config.outputs)
-    return group(
+    choice = Choice(config.keep, config.only, config.kinds, config.outputs, config.forward)
+    families = group(
         model,
         *inputs,
         choice=choice,
@@ -65,3 +67,4 @@ def families_of(model: nn.Module, inputs: Unpacked, config: Config) -> Families:
         verify=config.verify,
         time_limit=config.time_limit,
     )
+    return expressible(model, families) if config.uniform and describes_itself(model) else families

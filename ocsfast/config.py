@@ -47,8 +47,9 @@ class Config:
     only: tuple[str | nn.Module, ...] = ()  # where given, no other layer loses outputs
     kinds: tuple[str, ...] = DEFAULT_KINDS  # of "head", "head_dim", "width", "channel", "neuron"
     outputs: tuple[str, ...] | None = None  # outputs that keep their shape; None: all
+    forward: Callable[..., Any] | None = None  # traced with the model instead of its own forward pass
     normalize: str = "none"  # what ranks together: see `ranking.Ranking`
-    uniform: bool = False  # whether the same layers of repeated blocks keep equally many groups
+    uniform: bool = False  # whether families of one kind and size keep equally many groups
     criterion: Criterion = "l2"  # Eq. 2, another of `criteria.NAMES`, or a function
     include_bias: bool = False  # whether biases count in saliency and penalty
 

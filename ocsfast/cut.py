@@ -5,6 +5,7 @@ Whole or not at all: everything that can fail happens before the first change.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,10 @@ from torch.optim import Optimizer
 
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families, kept_indices
+from ocsfast.model_config import describes_itself, update_config
 from ocsfast.plan import is_channels_last
+
+logger = logging.getLogger("ocsfast")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +38,9 @@ def cut_model(
     """Remove the groups of `pruned` from the model and from the optimizers' state.
 
     Parameters and buffers keep their identity, device, dtype, memory format and hooks; gradients and
-    every optimizer state tensor of a parameter's shape are sliced with it; size attributes are set.
-    A tensor with several names is sliced once.
+    every optimizer state tensor of a parameter's shape are sliced with it; size attributes are set, and
+    the `config` of a transformers model as far as it can say what is left. A tensor with several names
+    is sliced once.
 
     Args:
         model: the model `families` describes. Any copy of it (say, a moving average) does as well.
@@ -49,6 +54,21 @@ def cut_model(
         StateError: a tensor or an attribute does not have the size that `families` says, or a family
             would be emptied. Nothing has been changed then.
     """
+    left, became = remove_groups(model, families, pruned, optimizers)
+    misfits = update_config(model, became) if describes_itself(model) else 0
+    if misfits:
+        logger.warning(
+            "no value of the model's config says what was cut (%d dimensions differ): from_pretrained "
+            "cannot read it; use ocsfast.save and ocsfast.load, or prune with uniform=True",
+            misfits,
+        )
+    return left
+
+
+def remove_groups(
+    model: nn.Module, families: Families, pruned: Tensor, optimizers: Sequence[Optimizer] = ()
+) -> tuple[Families, dict[int, set[int]]]:
+    """`cut_model` without the config; also what sizes became: before the cut -> after it."""
     gone = pruned.detach().cpu()
     if gone.dtype != torch.bool or gone.shape != (families.num_groups,):
         raise StateError(
@@ -65,13 +85,19 @@ def cut_model(
     attributes = _kept_attributes(model, families, gone)
     left = families.cropped(gone)
 
+    became: dict[int, set[int]] = {}
     for swap in swaps:
+        for old, new in zip(swap.tensor.shape, swap.data.shape, strict=True):
+            became.setdefault(old, set()).add(new)
         _apply(swap)
     for module, name, value in attributes:
+        old_size, new_size = size_of(getattr(module, name)), size_of(value)
+        if old_size is not None and new_size is not None:
+            became.setdefault(old_size, set()).add(new_size)
         setattr(module, name, value)
     # Autocast keeps low-precision copies of the weights by identity, which the cut preserves.
     torch.clear_autocast_cache()
-    return left
+    return left, became
 
 
 def _kept_axes(

@@ -66,7 +66,7 @@ class Ranking:
 
 
 def make_ranking(families: Families, normalize: str, uniform: bool) -> Ranking:
-    """Compare by kind or structure, and tie the same layers of repeated blocks where `uniform`.
+    """Compare by kind or structure; where `uniform`, tie families of one kind and size.
 
     Raises:
         ConfigError: an unknown `normalize`.
@@ -74,27 +74,25 @@ def make_ranking(families: Families, normalize: str, uniform: bool) -> Ranking:
     if normalize not in NORMALIZE:
         raise ConfigError(f"normalize={normalize!r} is not known: use one of {', '.join(NORMALIZE)}")
     if normalize == "isomorphic":
-        names = structures(families, r"\d+")
+        names = structures(families)
     else:
         names = [family.kind for family in families.families]
     numbers = {name: n for n, name in enumerate(dict.fromkeys(names))}
     classes = torch.tensor([numbers[name] for name in names], dtype=torch.int64)
     alike: dict[tuple[str, int], list[Tensor]] = {}
-    if uniform:
-        blocks = structures(families, r"(?<![^.])\d+(?![^.])")  # whole parts of a name: "layers.3.mlp"
-        for name, family in zip(blocks, families.families, strict=True):
-            groups = torch.arange(family.first, family.first + family.size)
-            alike.setdefault((name, family.size), []).append(groups)
+    for family in families.families if uniform else ():
+        groups = torch.arange(family.first, family.first + family.size)
+        alike.setdefault((family.kind, family.size), []).append(groups)
     tied = tuple(torch.stack(groups) for groups in alike.values() if len(groups) > 1)
     return Ranking(normalize, classes[families.family_of_groups()], tied)
 
 
-def structures(families: Families, numbers: str) -> list[str]:
-    """What each family consists of, the parts of names that match `numbers` replaced by "*"."""
+def structures(families: Families) -> list[str]:
+    """What each family consists of, but for the numbers in its layers' names."""
     member = families.family_of_groups()
     holds: list[set[str]] = [set() for _ in families.families]
     for axis in families.axes:
-        place = f"{re.sub(numbers, '*', axis.tensor)}[{axis.axis}]"
+        place = f"{re.sub(r'[0-9]+', '*', axis.tensor)}[{axis.axis}]"
         for f in torch.unique(member[axis.groups[axis.groups >= 0]]).tolist():
             holds[f].add(place)
     kinds = (family.kind for family in families.families)

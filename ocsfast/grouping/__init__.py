@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from ocsfast.errors import ConfigError, GroupingError, GroupingTimeout
-from ocsfast.grouping import layers, rules  # noqa: F401  (they register what operators say)
+from ocsfast.grouping import (  # noqa: F401  (they register what operators say)
+    factories,
+    indexing,
+    layers,
+    patches,
+    products,
+    recurrent,
+    reductions,
+    rules,
+)
 from ocsfast.grouping.assemble import assemble
 from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.depgraph import by_depgraph
 from ocsfast.grouping.families import DEFAULT_KINDS, KINDS, Axis, Families, Family, Frozen, names_match
 from ocsfast.grouping.proof import Setting, proved
 from ocsfast.grouping.propagate import Findings, Walk
-from ocsfast.grouping.trace import Trace, trace, with_batch
+from ocsfast.grouping.trace import Trace, forward_as, trace, with_batch
 
 __all__ = ["Axis", "Choice", "Families", "Family", "Frozen", "group"]
 
@@ -42,12 +51,15 @@ class Choice:
     kinds: the kinds of groups that may go, of `families.KINDS`.
     outputs: shell patterns of the outputs that keep their shapes, by the names that the model gives
         them ("logits", "0", "features.2"); None: all but INNER_OUTPUTS.
+    forward: what to run instead of the model's own forward pass, called with the model and the example
+        inputs: for a model whose own pass branches on its data. What it does not run stays as it is.
     """
 
     keep: Sequence[str | nn.Module] = ()
     only: Sequence[str | nn.Module] = ()
     kinds: Collection[str] = DEFAULT_KINDS
     outputs: Sequence[str] | None = None
+    forward: Callable[..., Any] | None = None
 
 
 def group(
@@ -79,6 +91,12 @@ def group(
     """
     kwargs = kwargs or {}
     choice = choice or Choice()
+    if choice.forward is not None:
+        with forward_as(model, choice.forward):
+            own = replace(choice, forward=None)
+            return group(
+                model, args, kwargs, choice=own, engine=engine, verify=verify, time_limit=time_limit
+            )
     if engine not in ENGINES:
         raise ConfigError(f"grouping={engine!r} is not known; choose one of {', '.join(ENGINES)}")
     for kind in choice.kinds:

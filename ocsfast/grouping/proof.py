@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ocsfast.cut import cut_model
+from ocsfast.cut import remove_groups
 from ocsfast.errors import GroupingError, OcsfastError
 from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.families import Families, kept_indices
@@ -161,7 +161,7 @@ class Trial:
 
     def _cut(self, pruned: Tensor) -> list[Tensor]:
         subject = copy.deepcopy(self.model)
-        cut_model(subject, self.families, pruned)
+        remove_groups(subject, self.families, pruned)
         args, kwargs = self.inputs
         with _Double():
             out = self._outputs(subject(*args, **kwargs))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -136,6 +137,19 @@ def _output_names(program: torch.export.ExportedProgram) -> tuple[str, ...]:
     return tuple(names)
 
 
+@contextmanager
+def forward_as(model: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let the model, and copies of it, run `forward(model, ...)` instead of its own forward pass."""
+    own = vars(model).get("forward")
+    vars(model)["forward"] = MethodType(forward, model)  # a copy's method is bound to the copy
+    try:
+        yield
+    finally:
+        del vars(model)["forward"]
+        if own is not None:
+            vars(model)["forward"] = own
+
+
 class Origin(int):
     """An integer attribute of a module while it is traced: it knows where it comes from.
 
@@ -153,7 +167,8 @@ class _Origins(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        numbers = _numbers([*args[1:], *kwargs.values()])
+        first = int(bool(args) and isinstance(args[0], Tensor))
+        numbers = _numbers([*args[first:], *kwargs.values()])
         origins = {k: (n.module, n.name, int(n)) for k, n in enumerate(numbers) if isinstance(n, Origin)}
         if not origins:
             return func(*args, **kwargs)
@@ -178,7 +193,8 @@ def _numbers(values: Iterable[Any]) -> list[int]:
 def origins_of(node: torch.fx.Node) -> dict[int, tuple[str, str, int]]:
     """Which integers of a call's arguments are attributes: their place -> (module, name, value).
 
-    Places count all integers behind the first argument: for `x.view(2, 3, self.heads)`, 2 is heads'.
+    Places count all integers behind the tensor that the call is of: in `x.view(2, 3, self.heads)`
+    place 2 is the heads'.
     """
     return dict(node.meta.get("custom", {}).get(ORIGINS, {}))
 

@@ -1,0 +1,77 @@
+"""Keeping a model's own description true: the `config` of a transformers model after a cut.
+
+Which field says what is not written anywhere, so it is found by trying: a config is true if a model
+built from it (on the meta device: no memory, no initialisation) has the shapes of the cut one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def describes_itself(model: nn.Module) -> bool:
+    """Whether the model's class builds from its `config`, as those of transformers do."""
+    config = getattr(model, "config", None)
+    return config is not None and hasattr(config, "to_dict") and hasattr(type(model), "from_pretrained")
+
+
+def update_config(model: nn.Module, became: Mapping[int, set[int]]) -> int:
+    """Set the config's sizes to what they are now, as far as one number a field can say it.
+
+    Args:
+        model: a cut model that `describes_itself`.
+        became: for each size that a dimension or an attribute had before the cut, those it has now.
+
+    Returns:
+        How many dimensions of a model built from the config still differ from the cut model's. If none
+        does, `save_pretrained` and `from_pretrained` work.
+    """
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    config: Any = model.config
+    most = sum(map(len, wanted.values())) + 1  # what a config counts for that builds no model at all
+    misfits = _misfits(model, config, wanted, most)
+    # Twice, because the right value of one field may show only once another one is right.
+    for _ in range(2):
+        for part, name, value in list(_integers(config)):
+            best = value
+            sizes = set().union(*became.values()) if value is None else became.get(value, set())
+            for size in sorted(sizes - {value}) if misfits else ():
+                setattr(part, name, size)
+                now = _misfits(model, config, wanted, most)
+                if now < misfits:
+                    misfits, best = now, size
+            setattr(part, name, best)
+    return misfits
+
+
+def _misfits(model: nn.Module, config: Any, wanted: Mapping[str, torch.Size], most: int) -> int:
+    """How many dimensions of a model built from the config are not as wanted."""
+    try:
+        anew = type(config).from_dict(config.to_dict())  # which checks what it holds
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            built = type(model)(anew)
+    except Exception:  # whatever is raised on sizes that do not go together
+        return most
+    shapes = {name: tensor.shape for name, tensor in built.state_dict().items()}
+    if shapes.keys() != wanted.keys():
+        return most
+    return sum(
+        a != b for name, shape in wanted.items() for a, b in zip(shapes[name], shape, strict=True)
+    )
+
+
+def _integers(config: Any) -> Iterator[tuple[Any, str, int | None]]:
+    """Every integer field of a config and of the configs in it; also sizes that are None: derived."""
+    for name, value in list(vars(config).items()):
+        if name.startswith("_"):
+            continue
+        if type(value) is int or (
+            value is None and any(part in name for part in ("inner", "dim", "size"))
+        ):
+            yield config, name, value
+        elif hasattr(value, "to_dict"):
+            yield from _integers(value)
