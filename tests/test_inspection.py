@@ -1,0 +1,100 @@
+"""The dry run says what a cut would do, and changes nothing."""
+
+import pytest
+import torch
+from networks import net, sgd, train
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import ocsfast
+from ocsfast.errors import ConfigError, GroupingError
+
+X = torch.randn(2, 3, 8, 8)
+
+
+def test_what_it_says_is_what_a_cut_gives():
+    model = net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = ocsfast.inspect(model, X, 0.4)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [f.name for f in found.families] == ["conv1", "conv2", "fc1"]
+    assert [f.kind for f in found.families] == ["channel", "channel", "neuron"]
+    assert [f.groups for f in found.families] == [8, 12, 10]
+    assert found.prunable > 0.95
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(X)
+    assert found.macs * len(X) == counter.get_total_flops() // 2
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    # The ratio's prediction is what the first check of a run chooses, by the same weights.
+    optimizer = sgd(model, lr=0.0)
+    pruner = ocsfast.attach(model, 0.4, optimizer=optimizer, example_inputs=X)
+    train(model, optimizer, 1)
+    report = pruner.cut()
+    assert found.macs_left == report.cost_at_cut
+    assert tuple(f.kept for f in found.families) == tuple(kept for _, kept, _ in report.kept)
+    assert found.parameters_left == sum(p.numel() for p in model.parameters())
+
+
+def test_the_largest_ratio_is_where_attach_begins_to_refuse():
+    found = ocsfast.inspect(net(), X, 0.99, max_family_ratio=0.5)
+    assert found.macs_left is None
+    assert "cannot be reached" in str(found)
+    model = net()
+    for ratio, fails in ((found.largest_ratio - 1e-3, False), (found.largest_ratio + 1e-3, True)):
+        options = {"optimizer": sgd(model), "example_inputs": X, "max_family_ratio": 0.5}
+        if fails:
+            with pytest.raises(ConfigError, match="cannot be reached"):
+                ocsfast.attach(model, ratio, **options)
+        else:
+            ocsfast.attach(model, ratio, **options)
+            ocsfast.detach(model)
+
+
+def test_what_stays_dense_is_named_with_the_line_that_freezes_it():
+    class Sorting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.second(self.first(x).sort(dim=1).values)
+
+    found = ocsfast.inspect(Sorting(), torch.randn(3, 4))
+    assert found.families == ()
+    assert found.largest_ratio == 0
+    reasons = {frozen.where: frozen.reason for frozen in found.frozen}
+    assert "aten.sort" in reasons["first"]
+    assert "test_inspection.py" in reasons["first"]
+    assert "first: aten.sort" in str(found)
+    assert reasons["second"] == "model output"
+
+
+def test_a_model_that_no_engine_can_trace():
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else self.missing
+
+    with pytest.raises(GroupingError, match=r"cannot be exported.*second engine failed too"):
+        ocsfast.inspect(Branching(), -torch.ones(2, 3))
+
+
+def test_options_are_checked():
+    with pytest.raises(ConfigError, match="kinds= holds 'heads'"):
+        ocsfast.inspect(net(), X, kinds=("heads",))
+    with pytest.raises(ConfigError, match="only='nope' matches no parameter"):
+        ocsfast.inspect(net(), X, only="nope")
+    with pytest.raises(ConfigError, match="outputs='logits' matches no output"):
+        ocsfast.inspect(net(), X, outputs="logits")
+    with pytest.raises(ConfigError, match="ratio"):
+        ocsfast.inspect(net(), X, 1.5)
+
+
+def test_only_some_layers():
+    found = ocsfast.inspect(net(), X, only=("conv2", "fc*"))
+    assert [f.name for f in found.families] == ["conv2", "fc1"]
+    assert ("conv1", "only= leaves it out") in [(f.where, f.reason) for f in found.frozen]
+
+
+def test_time_limit():
+    with pytest.raises(GroupingError, match="more than time_limit=1e-09 s, and was at"):
+        ocsfast.inspect(net(), X, time_limit=1e-9)
