@@ -1,97 +1,12 @@
-"""Rules of operators with weights, which also state what they cost: products, convolutions, norms."""
+"""Rules of operators with weights, which also state what they cost: convolutions, norms, tables."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import numpy as np
-
 from ocsfast.grouping.labels import Vector
 from ocsfast.grouping.propagate import Node, Value, Walk, freeze, rule, shape
-
-# -- sums of products ---------------------------------------------------------------------------
-
-
-@rule("linear", "addmm")
-def linear(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """y[..., o] = sum_i x[..., i] w[o, i] + b[o]; addmm holds the weight the other way round."""
-    if "weight" in args:
-        x, weight, bias, out_axis = args["input"], args["weight"], args["bias"], 0
-    else:
-        x, weight, bias, out_axis = args["mat1"], args["mat2"], args["self"], 1
-    x_dims, w_dims, why = walk.dims(x), walk.dims(weight), walk.reason(node)
-    walk.labels.unify(x_dims[-1], w_dims[1 - out_axis], why)
-    out = w_dims[out_axis]
-    if bias is not None:
-        walk.labels.unify(out, walk.dims(bias)[-1], why)
-    walk.produces(weight, out_axis)
-    walk.attribute(node, weight, "in_features", x_dims[-1])
-    walk.attribute(node, weight, "out_features", out)
-    *leading, _ = shape(x)
-    outer, inner = shape(weight)[out_axis], shape(weight)[1 - out_axis]
-    walk.product(node, 1, (*x_dims[:-1], out, w_dims[1 - out_axis]), (*leading, outer, inner))
-    return (*x_dims[:-1], out)
-
-
-@rule("matmul", "mm", "bmm")
-def matmul(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Batched [..., m, k] @ [..., k, n]; vectors are frozen along k."""
-    left, right = node.args[0], node.args[1]
-    a, b, why = walk.dims(left), walk.dims(right), walk.reason(node)
-    if len(a) < 2 or len(b) < 2:
-        for vector in (*a, *b):
-            walk.labels.freeze(vector, why)
-        return None
-    walk.labels.unify(a[-1], b[-2], why)
-    batch: list[Vector | None] = []
-    out_shape = shape(node)
-    for back in range(-len(out_shape), -2):
-        full: list[Vector | None] = []
-        for dims, own in ((a, shape(left)), (b, shape(right))):
-            if len(own) < -back:
-                continue
-            if own[back] == out_shape[back]:
-                full.append(dims[back])
-            else:
-                walk.labels.freeze(dims[back], why)
-        if len(full) == 2:
-            walk.labels.unify(full[0], full[1], why)
-        batch.append(full[0] if full else None)
-    for vector in batch:
-        walk.kind("head", vector)
-    if any(walk.labels.live(vector) for vector in batch):
-        walk.kind("head_dim", a[-1])
-        walk.kind("head_dim", b[-1])
-    walk.product(node, 1, (*batch, a[-2], b[-1], a[-1]), (*out_shape, shape(left)[-1]))
-    return (*batch, a[-2], b[-1])
-
-
-@rule("einsum")
-def einsum(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Same letter, same label. A letter of one operand alone that is summed away is frozen."""
-    why, operands = walk.reason(node), list(args["tensors"])
-    equation = args["equation"].replace(" ", "")
-    inputs, _, result = equation.partition("->")
-    terms = inputs.split(",")
-    if "." in equation or "->" not in equation or any(len(set(t)) != len(t) for t in terms):
-        for operand in operands:
-            walk.freeze_all(operand, why)
-        return None
-    vectors: dict[str, Vector | None] = {}
-    sizes: dict[str, int] = {}
-    for term, operand in zip(terms, operands, strict=True):
-        for letter, vector, size in zip(term, walk.dims(operand), shape(operand), strict=True):
-            if letter in vectors:
-                walk.labels.unify(vectors[letter], vector, why)
-            vectors.setdefault(letter, vector)
-            sizes[letter] = size
-    for letter, vector in vectors.items():
-        if letter not in result and sum(letter in term for term in terms) == 1:
-            walk.labels.freeze(vector, why)
-    if len(operands) > 1:
-        walk.product(node, 1, tuple(vectors.values()), tuple(sizes.values()))
-    return tuple(vectors[letter] for letter in result)
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution")
@@ -163,42 +78,8 @@ def _grouped(
         if row_outer is not None or outer is not None:
             walk.labels.unify(outer, row_outer, why)
     walk.attribute(node, weight, "groups", outer)
+    walk.counted(node, outer, groups)
     return outer, rest
-
-
-@rule("scaled_dot_product_attention")
-def attention(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """softmax(q k^T) v for q [..., H, L, D], k [..., H, S, D], v [..., H, S, E].
-
-    The scale that stands in the code, or is 1 / sqrt(D), must not change: the proof sees to it.
-    With enable_gqa each head of k and v serves several neighbouring ones of q.
-    """
-    why = walk.reason(node)
-    q, k, v = (walk.dims(args[name]) for name in ("query", "key", "value"))
-    walk.labels.unify(q[-1], k[-1], why)
-    freeze(walk, (q[-2], k[-2], v[-2]), why)
-    *leading, length, width = shape(args["query"])
-    keys, value_width = shape(args["value"])[-2:]
-    out: list[Vector | None] = []
-    for d, size in enumerate(leading):
-        serves = size // max(1, shape(args["key"])[d])
-        for other in (k[d], v[d]):
-            copied = other if other is None or serves == 1 else np.repeat(other, serves)
-            walk.labels.unify(q[d], copied, why)
-        out.append(q[d])
-        walk.kind("head", q[d])
-    walk.kind("head_dim", q[-1])
-    walk.kind("head_dim", v[-1])
-    mask = args.get("attn_mask")
-    if mask is not None:
-        of_mask = walk.dims(mask)
-        freeze(walk, of_mask[-2:], why)
-        for back in range(-len(of_mask), -2):
-            if shape(mask)[back] > 1:
-                walk.labels.unify(out[back + 2], of_mask[back], why)
-    walk.product(node, length * keys, (*out, q[-1]), (*leading, width))
-    walk.product(node, length * keys, (*out, v[-1]), (*leading, value_width))
-    return (*out, None, v[-1])
 
 
 # -- norms --------------------------------------------------------------------------------------
@@ -247,6 +128,21 @@ def group_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         walk.statistic(node, 1, dims[1])
     walk.attribute(node, args.get("weight"), "num_channels", dims[1])
     return dims
+
+
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """g v / |v|, the norm over all dimensions but one, which g has too: zeros add nothing."""
+    v, g, why = args["v"], args["g"], walk.reason(node)
+    for d, vector in enumerate(walk.dims(g)):
+        if shape(g)[d] == shape(v)[d]:
+            walk.labels.unify(walk.dims(v)[d], vector, why)
+        else:
+            walk.labels.freeze(vector, why)
+    if v in walk.names:  # the layer that uses the result produces what v holds
+        walk.names[node] = walk.names[v]
+    value = node.meta["val"]
+    return [walk.dims(v), walk.dims(g)] if isinstance(value, (list, tuple)) else walk.dims(v)
 
 
 # -- tables ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Rules of operators without weights: element by element, moving indices about, reductions."""
+"""Rules of operators without weights: element by element, moving indices about."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ocsfast.grouping.labels import Dims, Vector
-from ocsfast.grouping.propagate import Node, Value, Walk, freeze, operator_name, rule, shape
+from ocsfast.grouping.propagate import Node, Value, Walk, operator_name, rule, shape
 
 # -- element by element -------------------------------------------------------------------------
 
@@ -36,7 +36,24 @@ def pointwise(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 
 @rule(
     *("clone", "contiguous", "detach", "alias", "to", "_to_copy", "type_as", "lift_fresh_copy"),
-    *("dropout", "feature_dropout", "alpha_dropout", "identity", "_conj", "requires_grad"),
+    *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"),
+    *(
+        "identity",
+        "_conj",
+        "conj",
+        "real",
+        "imag",
+        "requires_grad",
+        "_to_cpu",
+        "positive",
+        "fill",
+        "zero",
+    ),
+    *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
+    *("bernoulli", "normal", "uniform", "exponential"),
+    # Activations that torch does not tag as pointwise.
+    *("hardswish", "hardsigmoid", "hardtanh", "relu6", "log_sigmoid", "rrelu", "rrelu_with_noise"),
+    *("selu", "celu", "threshold", "softshrink", "hardshrink"),
 )
 def same(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     return walk.dims(node.args[0])
@@ -70,7 +87,8 @@ def reshape_dims(walk: Walk, dims: Dims, old: tuple[int, ...], new: tuple[int, .
     return tuple(out)
 
 
-@rule("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as")
+@rule("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
+@rule("view_as", "reshape_as", "_reshape_alias", "ravel")
 def reshape(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     source = node.args[0]
     if 0 in shape(source):
@@ -89,6 +107,7 @@ def reshape(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 
 
 @rule("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "numpy_T", "mT")
+@rule("adjoint", "mH", "matrix_H")
 def permute(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """Found by doing it: permute a tensor whose sizes tell its dimensions apart."""
     dims = walk.dims(node.args[0])
@@ -111,11 +130,18 @@ def slice_(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         first, stop, step = first, first + args["length"], 1
     else:
         first, stop, step = slice(args["start"], args["end"], args["step"]).indices(size)
-    dims[dim] = taken(dims[dim], first, stop, step)
+    whole = dims[dim]
+    dims[dim] = taken(whole, first, stop, step)
+    if whole is not None and step == 1:
+        walk.counted(node, whole[:stop], stop)
+        if first > 0:
+            walk.counted(node, whole[:first], first)
+        if "length" in args:
+            walk.counted(node, dims[dim], stop - first)
     return tuple(dims)
 
 
-@rule("split", "split_with_sizes", "chunk", "tensor_split")
+@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
 def split(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     dims, dim = walk.dims(node.args[0]), args["dim"]
     parts, first = [], 0
@@ -143,7 +169,9 @@ def _split_alike(walk: Walk, node: Node, vectors: list[Vector | None]) -> None:
 def select(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """A position picked by number has to stay where it is: nothing before it may go."""
     dims = list(walk.dims(node.args[0]))
-    walk.labels.freeze(dims.pop(args["dim"]), walk.reason(node))
+    picked = dims.pop(args["dim"])
+    if node.users:  # else it is there for its shape alone
+        walk.labels.freeze(picked, walk.reason(node))
     if isinstance(node.meta["val"], (list, tuple)):
         return [tuple(dims) for _ in node.meta["val"]]
     return tuple(dims)
@@ -197,6 +225,8 @@ def expand(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """Copies along a dimension stay: their number stands in the module's code."""
     source, out = shape(node.args[0]), shape(node)
     dims = walk.dims(node.args[0])
+    if "other" in args:  # their number follows the other tensor
+        return _expanded_as(walk, node, args["other"])
     kept: list[Vector | None] = [None] * (len(out) - len(source))
     for vector, old, new in zip(dims, source, out[len(kept) :], strict=True):
         if old != new:
@@ -205,87 +235,33 @@ def expand(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     return tuple(kept)
 
 
-# -- over whole dimensions ----------------------------------------------------------------------
+def _expanded_as(walk: Walk, node: Node, other: Any) -> Value:
+    dims, source = walk.dims(node.args[0]), shape(node.args[0])
+    out = list(walk.dims(other))
+    for back in range(-len(source), 0):
+        if source[back] == shape(other)[back]:
+            out[back] = dims[back]
+            walk.labels.unify(dims[back], walk.dims(other)[back], walk.reason(node))
+    return tuple(out)
 
 
-def reduced_dims(args: dict[str, Any], ndim: int) -> list[int]:
-    """The dimensions that an operator's `dim` argument names; all of them where it names none."""
-    given = args.get("dim")
-    if given is None or given == []:
-        return list(range(ndim))
-    return sorted({d % ndim for d in ([given] if isinstance(given, int) else given)})
-
-
-def _reduced(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """What is left of the labels when the reduced dimensions are gone."""
-    dims = walk.dims(node.args[0])
-    reduced = reduced_dims(args, len(dims))
-    if args.get("keepdim"):
-        out = tuple(None if d in reduced else v for d, v in enumerate(dims))
-    else:
-        out = tuple(v for d, v in enumerate(dims) if d not in reduced)
-    value = node.meta["val"]
-    return [out] * len(value) if isinstance(value, (list, tuple)) else out
-
-
-@rule("sum", "linalg_vector_norm", "norm")
-def contract(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Zeros add nothing: a reduced dimension may lose indices."""
-    return _reduced(walk, node, args)
-
-
-@rule("mean", "var", "std", "var_mean", "std_mean")
-def average(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """A reduced dimension may lose indices, and the average is then over those that are left."""
-    dims = walk.dims(node.args[0])
-    for d in reduced_dims(args, len(dims)):
-        walk.statistic(node, d, dims[d])
-        walk.kind("width", dims[d])
-    return _reduced(walk, node, args)
-
-
-@rule(
-    "amax", "amin", "max", "min", "logsumexp", "argmax", "argmin", "any", "all", "prod", "topk", "sort"
-)
-def reduce(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """A reduced dimension keeps all its indices; the others pass."""
-    dims = walk.dims(node.args[0])
-    freeze(walk, tuple(dims[d] for d in reduced_dims(args, len(dims))), walk.reason(node))
-    if "dim" in args and operator_name(node.target) not in ("topk", "sort"):
-        return _reduced(walk, node, args)
-    value = node.meta["val"]
-    return [dims] * len(value) if isinstance(value, (list, tuple)) else None
-
-
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum")
-def along(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    dims = walk.dims(node.args[0])
-    walk.labels.freeze(dims[args["dim"]], walk.reason(node))
-    return dims
-
-
-@rule(
-    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d"),
-    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-    *("upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"),
-)
-def spatial(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Batch and channels pass, spatial dimensions keep all their indices."""
-    dims = walk.dims(node.args[0])
-    freeze(walk, dims[2:], walk.reason(node))
-    out = (*dims[:2], *[None] * (len(dims) - 2))
-    value = node.meta["val"]
-    return [out] * len(value) if isinstance(value, (list, tuple)) else out
-
-
-@rule("pad", "constant_pad_nd")
-def pad(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Amounts come in pairs from the last dimension backwards; a padded dimension is frozen."""
+@rule("glu")
+def glu(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """One half gates the other, index by index."""
     dims = list(walk.dims(node.args[0]))
-    amounts = args["pad"]
-    for k in range(len(amounts) // 2):
-        if amounts[2 * k] or amounts[2 * k + 1]:
-            walk.labels.freeze(dims[-1 - k], walk.reason(node))
-            dims[-1 - k] = None
+    vector = dims[args["dim"]]
+    if vector is not None:
+        first, second = vector[: vector.size // 2], vector[vector.size // 2 :]
+        walk.labels.unify(first, second, walk.reason(node))
+        dims[args["dim"]] = first
     return tuple(dims)
+
+
+@rule("prelu")
+def prelu(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """A slope a channel, or one for all."""
+    dims, (slope,) = walk.dims(node.args[0]), walk.dims(args["weight"])
+    if shape(args["weight"])[0] > 1:
+        walk.labels.unify(dims[1], slope, walk.reason(node))
+        walk.attribute(node, args["weight"], "num_parameters", slope)
+    return dims

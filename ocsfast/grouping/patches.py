@@ -1,0 +1,157 @@
+"""Rules of operators on spatial dimensions: patches, shuffles, padding, resampling, transforms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ocsfast.grouping.labels import Vector
+from ocsfast.grouping.propagate import Node, Value, Walk, freeze, operator_name, rule, shape
+
+
+def _frozen_tail(walk: Walk, node: Node, lead: int) -> tuple[Vector | None, ...]:
+    """The first `lead` dimensions of the input; the others are frozen."""
+    dims = walk.dims(node.args[0])
+    freeze(walk, dims[lead:], walk.reason(node))
+    return dims[:lead]
+
+
+def _parts(node: Node, lead: int) -> list[int]:
+    """Output channels, and how many input channels become one of them."""
+    channels = shape(node)[lead - 1]
+    return [channels, shape(node.args[0])[lead - 1] // channels]
+
+
+@rule("unfold")
+def unfold(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """Windows along a dimension, their insides a new last one."""
+    dims = list(walk.dims(node.args[0]))
+    if dims:
+        walk.labels.freeze(dims[args["dimension"]], walk.reason(node))
+        dims[args["dimension"]] = None
+    return (*dims, None)
+
+
+@rule("im2col")
+def im2col(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """[.., C, H, W] -> [.., C * kernel, places]."""
+    lead = len(shape(node)) - 1
+    out = list(_frozen_tail(walk, node, lead))
+    if out[-1] is not None:
+        out[-1] = np.repeat(out[-1], math.prod(args["kernel_size"]))
+    return (*out, None)
+
+
+@rule("col2im")
+def col2im(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """[.., C * kernel, places] -> [.., C, H, W]."""
+    lead = len(shape(node)) - 2
+    out = list(_frozen_tail(walk, node, lead))
+    out[-1], kernel = walk.labels.split(out[-1], _parts(node, lead), walk.reason(node))
+    walk.labels.freeze(kernel, walk.reason(node))
+    return (*out, None, None)
+
+
+@rule("pixel_shuffle", "pixel_unshuffle")
+def pixel_shuffle(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """[.., C * r * r, H, W] -> [.., C, H * r, W * r], and back."""
+    lead = len(shape(node)) - 2
+    out = list(_frozen_tail(walk, node, lead))
+    if operator_name(node.target) == "pixel_unshuffle":
+        if out[-1] is not None:
+            out[-1] = np.repeat(out[-1], args["downscale_factor"] ** 2)
+    else:
+        out[-1], inside = walk.labels.split(out[-1], _parts(node, lead), walk.reason(node))
+        walk.labels.freeze(inside, walk.reason(node))
+    return (*out, None, None)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """[N, groups * C, ..] -> [N, C * groups, ..]."""
+    dims, groups = list(walk.dims(node.args[0])), args["groups"]
+    channels = shape(node)[1]
+    outer, inner = walk.labels.split(dims[1], [groups, channels // groups], walk.reason(node))
+    walk.labels.freeze(outer, walk.reason(node))  # their number stands in the module's code
+    dims[1] = walk.labels.merge([inner, outer], [channels // groups, groups])
+    return tuple(dims)
+
+
+@rule(
+    *("upsample_linear1d", "upsample_trilinear3d", "upsample_nearest3d", "_upsample_nearest_exact1d"),
+    *("_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "_upsample_bilinear2d_aa"),
+    *("_upsample_bicubic2d_aa", "_adaptive_avg_pool3d", "max_pool2d_with_indices", "max_unpool2d"),
+    *("fractional_max_pool2d", "mkldnn_max_pool2d", "_upsample_lanczos2d_aa"),
+)
+def resample(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """Batch and channels pass, spatial dimensions and all else keep their indices."""
+    for other in node.all_input_nodes[1:]:
+        walk.freeze_all(other, walk.reason(node))
+    lead = _frozen_tail(walk, node, 2)
+    value = node.meta["val"]
+    rank = len(shape(node.args[0]))
+    out = (*lead, *[None] * (rank - 2))
+    return [out] * len(value) if isinstance(value, (list, tuple)) else out
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
+def grid_sample(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """Each channel is sampled alike, wherever the grid says."""
+    return resample(walk, node, args)
+
+
+@rule(
+    *("reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
+    *("replication_pad1d", "replication_pad2d", "replication_pad3d", "_pad_circular"),
+)
+def pad_by_copies(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    padded = len(args.get("padding") or args["pad"]) // 2
+    rank = len(shape(node))
+    return (*_frozen_tail(walk, node, rank - padded), *[None] * padded)
+
+
+@rule(
+    *(
+        "fft_fft",
+        "fft_ifft",
+        "fft_rfft",
+        "fft_irfft",
+        "fft_fft2",
+        "fft_ifft2",
+        "fft_rfft2",
+        "fft_irfft2",
+    ),
+    *("fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn", "fft_fftshift", "fft_ifftshift"),
+)
+def transform(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """The transformed dimensions mix all their indices, the others pass."""
+    dims = list(walk.dims(node.args[0]))
+    given = args.get("dim")
+    several = given if given is not None else range(len(dims))
+    for d in (several,) if isinstance(several, int) else several:
+        walk.labels.freeze(dims[d], walk.reason(node))
+        dims[d] = None
+    return tuple(dims)
+
+
+@rule("view_as_real")
+def view_as_real(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    return (*walk.dims(node.args[0]), None)
+
+
+@rule("view_as_complex")
+def view_as_complex(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """The last dimension is a pair."""
+    return _frozen_tail(walk, node, len(shape(node)))
+
+
+@rule("tril", "triu", "rot90")
+def triangle(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """Which entries stay depends on their numbers."""
+    if operator_name(node.target) == "rot90":
+        freeze(walk, walk.dims(node.args[0]), walk.reason(node))
+        return None
+    lead = len(shape(node)) - 2
+    return (*_frozen_tail(walk, node, lead), None, None)
