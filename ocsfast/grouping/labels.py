@@ -58,14 +58,23 @@ class Labels:
 
     def _roots(self, atom: int) -> tuple[int, ...]:
         """The atoms that `atom` stands for in the end, frozen ones included; compresses the path."""
-        below = self._stands_for[atom]
-        if below is None:
+        if self._stands_for[atom] is None:
             return (atom,)
-        if all(self._stands_for[b] is None for b in below):
-            return below
-        roots = tuple(dict.fromkeys(root for b in below for root in self._roots(b)))
-        self._stands_for[atom] = roots
-        return roots
+        stack = [atom]  # not recursion: chains get longer than Python's stack
+        while stack:
+            below = self._stands_for[stack[-1]] or ()
+            deep = [b for b in below if not self._is_settled(b)]
+            if deep:
+                stack.extend(deep)
+                continue
+            roots = dict.fromkeys(root for b in below for root in self._stands_for[b] or (b,))
+            self._stands_for[stack.pop()] = tuple(roots)
+        return self._stands_for[atom] or ()
+
+    def _is_settled(self, atom: int) -> bool:
+        """Whether it stands for itself or for atoms that do."""
+        below = self._stands_for[atom]
+        return below is None or all(self._stands_for[b] is None for b in below)
 
     def _resolved(self, number: int) -> Term:
         term = self._terms[number]
