@@ -1,0 +1,61 @@
+"""docs/models.md from the results of bench/models.py."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+Entry = dict[str, Any]
+
+HEAD = """# Models
+
+One row a model: random weights, the smallest of its family, made shallower where that says so in
+`bench/zoo.py`; `python bench/models.py` writes this page.
+
+* **share**: parameters that some group takes, of all.
+* **error**: one random cut of 30 % of every family against the whole model with those slices zeroed,
+  in float64, relative to the largest output.
+* **MACs**: predicted equals counted, before and after the cut.
+* **s**: seconds for export and grouping, and with the proof (one thread, a shared machine).
+* **exact**: share above 0.95. **partly dense**: exact too, but more stays dense, and why.
+* Head dimensions stay by default (`kinds=`), so a bias or norm of one head's width is not counted.
+"""
+COLUMNS = ("model", "", "families", "groups", "share", "error", "MACs", "s", "what stays dense")
+
+
+def shorten(reason: str) -> str:
+    """A reason without the machine's paths, one line, no table marks."""
+    text = re.sub(r"\(?/\S*?/(?:site-packages|lib/python[0-9.]+)/(\S+?)\)?(?=[\s;,)]|$)", r"\1", reason)
+    text = re.sub(r"\s+", " ", text).replace("|", "/")
+    return text if len(text) <= 150 else text[:147] + "..."
+
+
+def row(model: str, entry: Entry, verdict: Callable[[Entry], str]) -> str:
+    said, name = verdict(entry), model.split("/", 1)[1]
+    if said in ("crashed", "refused"):
+        return f"| {name} | {said} | | | | | | | {shorten(entry[said])} |"
+    error, macs = entry["error"], entry["macs"]
+    agree = "error" if isinstance(macs, str) else "=" if macs[::2] == macs[1::2] else "differ"
+    apart = "fails" if isinstance(error, str) else f"{error:.0e}" if error else "0"
+    why = "; ".join(map(shorten, entry["reasons"][:2])) if said != "exact" else ""
+    cells = (
+        *(name, said, str(entry["families"]), str(entry["groups"]), f"{entry['share']:.3f}"),
+        *(apart, agree, f"{entry['seconds']:.1f}, {entry['proved_seconds']:.1f}", why),
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def page(results: dict[str, Entry], verdict: Callable[[Entry], str]) -> str:
+    totals = Counter(verdict(entry) for entry in results.values())
+    parts = [
+        HEAD,
+        f"{len(results)} models: " + ", ".join(f"{n} {said}" for said, n in totals.most_common()),
+    ]
+    parts[-1] += "."
+    for library in dict.fromkeys(model.split("/")[0] for model in results):
+        own = {model: entry for model, entry in results.items() if model.split("/")[0] == library}
+        parts += [f"\n## {library}\n", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        parts += [row(model, entry, verdict) for model, entry in own.items()]
+    return "\n".join(parts) + "\n"
