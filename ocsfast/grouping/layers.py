@@ -91,6 +91,13 @@ def batch_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if args.get(name) is not None:
             walk.labels.unify(dims[1], walk.dims(args[name])[0], why)
+    if args.get("training") or args.get("use_input_stats"):
+        # Statistics of the input itself: over a standardized weight's inputs, say.
+        last = len(dims) - 1
+        over = set(range(2, len(dims))) | ({0} if args.get("training") else set())
+        freeze(walk, [dims[d] for d in over if d != last or "training" not in args], why)
+        if last in over and "training" in args:
+            walk.statistic(node, last, dims[last])
     walk.attribute(node, args.get("weight"), "num_features", dims[1])
     return dims
 
@@ -117,6 +124,7 @@ def group_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """Whole groups may go (each has a mean of its own), or channels where there is one group."""
     dims, groups, why = walk.dims(args["input"]), args["num_groups"], walk.reason(node)
     channels = shape(args["input"])[1]
+    freeze(walk, dims[2:], why)
     for name in ("weight", "bias"):
         if args.get(name) is not None:
             walk.labels.unify(dims[1], walk.dims(args[name])[0], why)
