@@ -29,8 +29,6 @@ def recurrent(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     params = list(args["params"])
     if len(params) != args["num_layers"] * ways * per_layer or shape(states[0])[-1] != hidden:
         return give_up(walk, node)  # an LSTM's projection
-    for state in states:
-        walk.freeze_all(state, why)
     flowing, units = walk.dims(x)[-1], None
     owner = params[0]
     walk.attribute(node, owner, "input_size", flowing)
@@ -48,6 +46,8 @@ def recurrent(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         parts = [np.zeros(hidden, dtype=np.int64) if v is None else v for v in outputs]
         flowing = np.concatenate(parts)
     walk.attribute(node, owner, "hidden_size", units)
+    for state in states:  # mostly zeros that the module makes, as many as its attribute says
+        walk.labels.unify(units, walk.dims(state)[-1], why)
     leading = walk.dims(x)[:-1]
     for vector in leading:
         walk.labels.freeze(vector, why)

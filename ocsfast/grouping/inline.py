@@ -1,0 +1,37 @@
+"""Regions of a traced graph that ran under another autocast or gradient mode, put back in line.
+
+Export wraps each in a graph of its own. The labels, and the proof in float64, care for neither mode.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+WRAPPERS = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
+
+
+def inline(graph: torch.fx.GraphModule) -> None:
+    """Replace every call of a wrapped region by the operators in it."""
+    nodes = graph.graph
+    wrapped = [n for n in nodes.nodes if getattr(n.target, "__name__", "") in WRAPPERS]
+    for node in wrapped:
+        places = [k for k, a in enumerate(node.args) if isinstance(a, torch.fx.Node)]
+        region, *operands = [node.args[k] for k in places[:1]] + list(node.args[places[0] + 1 :])
+        body = getattr(graph, str(region.target))
+        inline(body)
+        inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
+        known: dict[torch.fx.Node, Any] = dict(zip(inputs, operands, strict=True))
+        with nodes.inserting_before(node):
+            results = nodes.graph_copy(body.graph, known)
+        for user in list(node.users):
+            replacement = results[user.args[1]] if isinstance(results, (tuple, list)) else results
+            user.replace_all_uses_with(replacement)
+            nodes.erase_node(user)
+        nodes.erase_node(node)
+        if not region.users:
+            nodes.erase_node(region)
+    if wrapped:
+        nodes.lint()
+        graph.recompile()
