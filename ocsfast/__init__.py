@@ -1,6 +1,6 @@
 """ocsfast: train, prune and finish a network in one training run."""
 
-from ocsfast import optim
+from ocsfast import detection, optim
 from ocsfast.api import attach, detach, step
 from ocsfast.checkpoint import load, save
 from ocsfast.config import Config
@@ -25,6 +25,7 @@ __all__ = [
     "attach",
     "cut_model",
     "detach",
+    "detection",
     "inspect",
     "load",
     "optim",

@@ -12,6 +12,7 @@ from torch import nn
 
 from ocsfast.errors import ConfigError, GroupingError, GroupingTimeout
 from ocsfast.grouping import (  # noqa: F401  (they register what operators say)
+    detection_ops,
     factories,
     indexing,
     layers,

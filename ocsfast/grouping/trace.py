@@ -141,7 +141,11 @@ def _output_names(program: torch.export.ExportedProgram) -> tuple[str, ...]:
 def forward_as(model: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Let the model, and copies of it, run `forward(model, ...)` instead of its own forward pass."""
     own = vars(model).get("forward")
-    vars(model)["forward"] = MethodType(forward, model)  # a copy's method is bound to the copy
+
+    def instead(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # export wants a plain function
+        return forward(self, *args, **kwargs)
+
+    vars(model)["forward"] = MethodType(instead, model)  # a copy's method is bound to the copy
     try:
         yield
     finally:
