@@ -8,6 +8,7 @@ import torch
 
 from ocsfast.grouping.labels import Dims, Vector
 from ocsfast.grouping.propagate import Node, Value, Walk, operator_name, rule, shape
+from ocsfast.grouping.shapes import whose_size
 
 # -- element by element -------------------------------------------------------------------------
 
@@ -99,11 +100,22 @@ def reshape(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     if name in ("view", "reshape"):
         for place, size in enumerate(new):
             walk.sized(node, place, dims[place], size)
+            _as_large_as(walk, node, place, dims[place])
     elif name == "unflatten":  # (dim, sizes)
         first = args["dim"] % len(shape(source))
         for place in range(len(args["sizes"])):
             walk.sized(node, 1 + place, dims[first + place], new[first + place])
     return dims
+
+
+def _as_large_as(walk: Walk, node: Node, place: int, vector: Vector | None) -> None:
+    """Where the code asked for another tensor's size, the two shrink together."""
+    known = whose_size(node, place)
+    if known is None:
+        return
+    other, dim = known
+    if dim < len(shape(other)) and shape(other)[dim] == shape(node)[place] and other in walk.values:
+        walk.labels.unify(vector, walk.dims(other)[dim], walk.reason(node))
 
 
 @rule("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "numpy_T", "mT")
