@@ -152,9 +152,11 @@ class Labels:
                 if atom in self._inner and len(other) == 1:
                     self._inner.update(other)
                 return
-            # Several atoms on both sides: no single solution. Give up the atom that stands in most
-            # terms, which costs the least freedom elsewhere.
-            self.freeze_atoms([self._most_used(a | b)], f"ambiguous: {reason}")
+            # Several atoms on both sides: no single solution. Give up positions within heads and groups,
+            # so that those can go whole; else the atom that stands in most terms, which costs the least
+            # freedom elsewhere.
+            inner = [atom for atom in sorted(a | b) if atom in self._inner]
+            self.freeze_atoms(inner or [self._most_used(a | b)], f"ambiguous: {reason}")
 
     def _most_used(self, atoms: Term) -> int:
         uses = dict.fromkeys(sorted(atoms), 0)
