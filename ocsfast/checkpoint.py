@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ocsfast.cut import replace_data, size_attributes, size_of, with_size
+from ocsfast.cut import replace_data, set_size, size_attributes
 from ocsfast.errors import CheckpointError
 from ocsfast.plan import is_channels_last
 
@@ -99,8 +99,8 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
     for old, new in swaps:
         old.grad = None
         replace_data(old, new)
-    for module, name, value in attributes:
-        setattr(module, name, value)
+    for module, name, size in attributes:
+        set_size(module, name, size)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _check_tensors(path: str, new: dict[str, Tensor], old: dict[str, Tensor]) ->
 
 def _checked_attributes(
     path: str, model: nn.Module, attributes: dict[str, dict[str, int]]
-) -> list[tuple[nn.Module, str, int | tuple[int, ...]]]:
+) -> list[tuple[nn.Module, str, int]]:
     """What to set: exactly the size attributes the model has, none larger than it is."""
     modules = dict(model.named_modules())
     own = {name: sizes for name, module in modules.items() if (sizes := size_attributes(module))}
@@ -174,8 +174,7 @@ def _checked_attributes(
                 raise CheckpointError(
                     f"{path}: {module}.{name} is {size}, the model's is {own[module][name]}"
                 )
-            value = with_size(getattr(modules[module], name), size)
-            result.append((modules[module], name, value))
+            result.append((modules[module], name, size))
     return result
 
 
@@ -202,10 +201,10 @@ def _check_layers(
     model: nn.Module,
     tensors: dict[str, Tensor],
     aliases: dict[str, str],
-    attributes: list[tuple[nn.Module, str, int | tuple[int, ...]]],
+    attributes: list[tuple[nn.Module, str, int]],
 ) -> None:
     """Refuse sizes that contradict the weights they belong to."""
-    sizes = {(id(module), name): size_of(value) for module, name, value in attributes}
+    sizes = {(id(module), name): size for module, name, size in attributes}
     for name, module in model.named_modules():
         full = f"{name}.weight".lstrip(".")
         weight = tensors.get(aliases.get(full, full))

@@ -90,11 +90,9 @@ def remove_groups(
         for old, new in zip(swap.tensor.shape, swap.data.shape, strict=True):
             became.setdefault(old, set()).add(new)
         _apply(swap)
-    for module, name, value in attributes:
-        old_size, new_size = size_of(getattr(module, name)), size_of(value)
-        if old_size is not None and new_size is not None:
-            became.setdefault(old_size, set()).add(new_size)
-        setattr(module, name, value)
+    for module, name, size in attributes:
+        became.setdefault(size_attributes(module)[name], set()).add(size)
+        set_size(module, name, size)
     # Autocast keeps low-precision copies of the weights by identity, which the cut preserves.
     torch.clear_autocast_cache()
     return left, became
@@ -174,45 +172,51 @@ def replace_data(tensor: Tensor, data: Tensor) -> None:
 
 def _kept_attributes(
     model: nn.Module, families: Families, gone: Tensor
-) -> list[tuple[nn.Module, str, int | tuple[int, ...]]]:
+) -> list[tuple[nn.Module, str, int]]:
     """The size attributes to set, checked against what they are now."""
     values: dict[tuple[str, str], tuple[nn.Module, int]] = {}
     for attribute in families.attributes:
         where = f"{attribute.module}.{attribute.name}".lstrip(".")
         module = model.get_submodule(attribute.module)
-        now = size_of(getattr(module, attribute.name, None))
+        now = size_attributes(module).get(attribute.name)
         if now != attribute.groups.numel():
             raise StateError(f"{where} is {now}, but {attribute.groups.numel()} when it was grouped")
         kept = int(kept_indices(attribute.groups, gone).numel())
         key = (attribute.module, attribute.name)
         if values.setdefault(key, (module, kept))[1] != kept:
             raise StateError(f"{where}: its records disagree ({values[key][1]} or {kept} stay)")
-    return [
-        (module, name, with_size(getattr(module, name), kept))
-        for (_, name), (module, kept) in values.items()
-    ]
-
-
-def size_of(value: object) -> int | None:
-    """The size an attribute stands for: itself, or a tuple's last entry; None if it is neither."""
-    if isinstance(value, tuple) and value:
-        value = value[-1]
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return [(module, name, kept) for (_, name), (module, kept) in values.items()]
 
 
 def size_attributes(module: nn.Module) -> dict[str, int]:
-    """The integers that may be sizes: all public ones, and the last of `normalized_shape`."""
+    """The module's integers that may be sizes, by name: "num_heads", or "splits[1]" inside a sequence.
+
+    Of `normalized_shape` it is the last entry, called like the whole.
+    """
     found = {}
     for name, value in vars(module).items():
-        size = size_of(value) if type(value) is int or name == "normalized_shape" else None
-        if size is not None and not name.startswith("_"):
-            found[name] = size
+        if name.startswith("_"):
+            continue
+        if type(value) is int:
+            found[name] = value
+        elif isinstance(value, (tuple, list)) and value and all(type(entry) is int for entry in value):
+            if name == "normalized_shape":
+                found[name] = value[-1]
+            else:
+                found.update({f"{name}[{k}]": entry for k, entry in enumerate(value)})
     return found
 
 
-def with_size(value: int | tuple[int, ...], size: int) -> int | tuple[int, ...]:
-    """The attribute's new value for another size."""
-    return (*value[:-1], size) if isinstance(value, tuple) else size
+def set_size(module: nn.Module, name: str, size: int) -> None:
+    """Set what `size_attributes` calls by this name."""
+    whole, _, place = name.partition("[")
+    value = getattr(module, whole)
+    if isinstance(value, (tuple, list)):
+        entries = list(value)
+        entries[int(place[:-1]) if place else -1] = size
+        setattr(module, whole, type(value)(entries))
+    else:
+        setattr(module, whole, size)
 
 
 def sliced_state(

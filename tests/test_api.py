@@ -332,18 +332,18 @@ def test_accumulated_gradients_and_scaler():
 
 
 def test_an_operator_without_a_rule_stays_dense_and_is_named_in_the_report():
-    class Rolled(nn.Module):
+    class Renormed(nn.Module):
         def __init__(self):
             super().__init__()
             self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 16)
             self.head = nn.Linear(16, 3)
 
         def forward(self, x):
-            x = self.first(x).relu().roll(1, dims=1)
+            x = self.first(x).relu().renorm(2, 0, 5.0)
             return self.head(self.second(x).relu())
 
     torch.manual_seed(0)
-    model = Rolled()
+    model = Renormed()
     optimizer = sgd(model)
     x, y = torch.randn(32, 6), torch.randint(3, (32,))
     for _ in range(20):
@@ -356,5 +356,5 @@ def test_an_operator_without_a_rule_stays_dense_and_is_named_in_the_report():
     assert (model.first.out_features, model.second.in_features) == (16, 16)
     assert model.second.out_features == model.head.in_features < 16
     reasons = {frozen.where: frozen.reason for frozen in report.dense}
-    assert "no rule for aten.roll" in reasons["first"]
+    assert "no rule for aten.renorm" in reasons["first"]
     assert reasons["head"] == "model output"

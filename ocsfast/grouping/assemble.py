@@ -180,8 +180,8 @@ def _product(
         else:
             axes.append(groups)
     rows, cols = (*axes, None, None)[:MAX_AXES]
-    # Rounded up where one sample costs no whole number: a product of weights alone, say.
-    return Product(-(-coefficient // samples), rows, cols, raw.where)
+    # Rounded up where one sample costs no whole number.
+    return Product(-(-coefficient // samples) if raw.batched else coefficient, rows, cols, raw.where)
 
 
 def _frozen(

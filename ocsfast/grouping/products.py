@@ -75,9 +75,10 @@ def matmul(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         if len(full) == 2:
             walk.labels.unify(full[0], full[1], why)
         batch.append(full[0] if full else None)
-    for vector in batch:
+    attends = left in walk.batched and right in walk.batched  # neither is a weight
+    for vector in batch if attends else ():
         walk.kind("head", vector)
-    if any(walk.labels.live(vector) for vector in batch):
+    if attends and any(walk.labels.live(vector) for vector in batch):
         walk.kind("head_dim", a[-1])
         walk.kind("head_dim", b[-1])
     result = (*batch, a[-2], b[-1])
@@ -127,7 +128,8 @@ def einsum(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         if letter not in result and sum(letter in term for term in terms) == 1:
             walk.labels.freeze(vector, why)
     if len(operands) > 1:
-        _name_kinds(walk, terms, result, vectors)
+        if all(operand in walk.batched for operand in operands):
+            _name_kinds(walk, terms, result, vectors)
         every = list(sizes)
         walk.product(node, 1, [vectors.get(letter) for letter in every], [sizes[x] for x in every])
     return tuple(vectors.get(letter) for letter in result)

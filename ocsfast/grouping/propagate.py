@@ -27,6 +27,7 @@ class RawProduct:
     vectors: tuple[Vector | None, ...]
     sizes: tuple[int, ...]
     where: str
+    batched: bool  # whether it depends on the inputs, and so grows with the number of samples
 
 
 @dataclass(eq=False)
@@ -68,13 +69,18 @@ class Walk:
         self.outputs = outputs  # numbers of those that keep their shape; None: all
         self.deadline = deadline
         self.values: dict[torch.fx.Node, Value] = {}
+        self.batched: set[torch.fx.Node] = set()  # what depends on the inputs
         self.names: dict[torch.fx.Node, str] = {}  # placeholders that are parameters or buffers
         self._canonical = _canonical_names(model)
 
     def run(self) -> None:
         position = 0
         for node in self.trace.graph.graph.nodes:
+            if any(source in self.batched for source in node.all_input_nodes):
+                self.batched.add(node)
             if node.op == "placeholder":
+                if position >= len(self.trace.state):
+                    self.batched.add(node)
                 self.values[node] = self._state(node, position)
                 position += 1
             elif node.op == "output":
@@ -125,7 +131,8 @@ class Walk:
         if self.count:
             macs = _count_macs(node)
             if macs:
-                self.found.products.append(RawProduct(macs, (), (), module_of(node)))
+                batched = node in self.batched
+                self.found.products.append(RawProduct(macs, (), (), module_of(node), batched))
         if name in HARMLESS or not self._is_live(node):
             return
         where = source_of(node)
@@ -166,7 +173,7 @@ class Walk:
             self.found.producers[(self.names[weight], axis)] = None
 
     def attribute(self, node: torch.fx.Node, weight: Any, name: str, vector: Vector | None) -> None:
-        """A module's integer attribute counts the indices of this vector."""
+        """An integer attribute of the weight's module, or of the one that runs, counts this vector."""
         if vector is None:
             return
         owner = self.names.get(weight, "").rpartition(".")[0]
@@ -175,7 +182,6 @@ class Walk:
             last = value[-1] if isinstance(value, tuple) and value else value
             if isinstance(last, int) and last == vector.size:
                 self._counts((path, name), vector, self.reason(node))
-                return
 
     def sized(self, node: torch.fx.Node, position: int, vector: Vector | None, size: int) -> None:
         """The size at this position of the call's arguments is `size` and counts these indices.
@@ -185,6 +191,12 @@ class Walk:
         origin = origins_of(node).get(position)
         if origin is not None and origin[2] == size:
             self._counts(origin[:2], vector, self.reason(node))
+
+    def counted(self, node: torch.fx.Node, vector: Vector | None, size: int) -> None:
+        """As `sized`, wherever in the arguments it stands: one attribute alone has this value there."""
+        named = {origin[:2] for origin in origins_of(node).values() if origin[2] == size}
+        if len(named) == 1:
+            self._counts(named.pop(), vector, self.reason(node))
 
     def _counts(self, attribute: tuple[str, str], vector: Vector | None, reason: str) -> None:
         """One number can only count dimensions that shrink together."""
@@ -217,8 +229,10 @@ class Walk:
     ) -> None:
         """The operator costs coefficient * the product of these sizes, in MACs of the whole batch."""
         if self.count:
-            where = module_of(node)
-            self.found.products.append(RawProduct(coefficient, tuple(vectors), tuple(sizes), where))
+            batched = node in self.batched
+            self.found.products.append(
+                RawProduct(coefficient, tuple(vectors), tuple(sizes), module_of(node), batched)
+            )
 
 
 Node = torch.fx.Node

@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ocsfast.errors import GroupingError
+from ocsfast.grouping.inline import inline
+from ocsfast.grouping.shapes import SIZES, remembered, sizes_in
 
 BATCH = 2  # a dimension of size 1 hides structure, so one sample would not do
 
@@ -33,10 +35,9 @@ class Trace:
     outputs: tuple[str, ...]  # what the model calls each of its outputs, e.g. "logits" or "0"
 
     def run(self, interpreter: torch.fx.Interpreter, state: dict[str, Tensor], inputs: Any) -> Any:
-        """Run the graph on other state and inputs; its outputs, flat."""
-        values = [
-            self.constants[n] if name is None else state[name] for n, name in enumerate(self.state)
-        ]
+        """Run the graph on other state and inputs, all float64; its outputs, flat."""
+        constants = {n: c.double() if c.is_floating_point() else c for n, c in self.constants.items()}
+        values = [constants[n] if name is None else state[name] for n, name in enumerate(self.state)]
         return interpreter.run(*values, *pytree.tree_leaves(inputs))
 
 
@@ -124,6 +125,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tr
             raise GroupingError(
                 f"the model cannot be exported: it holds a {spec.kind.name.lower()} input"
             )
+    inline(program.graph_module)
     return Trace(program.graph_module, tuple(state), constants, samples, _output_names(program))
 
 
@@ -161,7 +163,13 @@ class Origin(int):
     """
 
     module: str
-    name: str
+    name: str  # "num_heads", or "splits[1]" for an entry of a sequence
+
+    @classmethod
+    def of(cls, value: int, module: str, name: str) -> Origin:
+        known = cls(value)
+        known.module, known.name = module, name
+        return known
 
 
 class _Origins(TorchFunctionMode):
@@ -174,10 +182,11 @@ class _Origins(TorchFunctionMode):
         first = int(bool(args) and isinstance(args[0], Tensor))
         numbers = _numbers([*args[first:], *kwargs.values()])
         origins = {k: (n.module, n.name, int(n)) for k, n in enumerate(numbers) if isinstance(n, Origin)}
-        if not origins:
-            return func(*args, **kwargs)
-        with torch.fx.traceback.annotate({ORIGINS: origins}):
-            return func(*args, **kwargs)
+        sizes = sizes_in(numbers)
+        if not origins and not sizes:
+            return remembered(func, args, func(*args, **kwargs))
+        with torch.fx.traceback.annotate({ORIGINS: origins, SIZES: sizes}):
+            return remembered(func, args, func(*args, **kwargs))
 
 
 ORIGINS = "ocsfast_origins"
@@ -191,6 +200,8 @@ def _numbers(values: Iterable[Any]) -> list[int]:
             found.append(value)
         elif isinstance(value, (tuple, list)):
             found += _numbers(value)
+        elif isinstance(value, slice):
+            found += _numbers((value.start, value.stop, value.step))
     return found
 
 
@@ -206,13 +217,17 @@ def origins_of(node: torch.fx.Node) -> dict[int, tuple[str, str, int]]:
 @contextmanager
 def origins(model: nn.Module) -> Iterator[None]:
     """Let every integer attribute of the model's modules know where it comes from."""
-    before: list[tuple[nn.Module, str, int]] = []
+    before: list[tuple[nn.Module, str, Any]] = []
     for path, module in model.named_modules():
         for name, value in vars(module).items():
+            known: Any = None
             if type(value) is int:
+                known = Origin.of(value, path, name)
+            elif type(value) in (tuple, list) and all(type(entry) is int for entry in value):
+                entries = (Origin.of(entry, path, f"{name}[{k}]") for k, entry in enumerate(value))
+                known = type(value)(entries)
+            if known is not None:
                 before.append((module, name, value))
-                known = Origin(value)
-                known.module, known.name = path, name
                 vars(module)[name] = known
     try:
         with torch.fx.traceback.preserve_node_meta(), _Origins():

@@ -1,0 +1,64 @@
+"""Running a model in float64 although its own code, or its traced graph, asks for less."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+GROUPED_MM = ("grouped_mm", "_grouped_mm")
+RELU = ("relu", "relu_")
+
+
+def bent(x: Tensor, *, in_place: bool) -> Tensor:
+    """max(x, -x / 10) in the place of relu, which may be dead on all of an input and hide a label."""
+    out = torch.maximum(x, -0.1 * x)
+    return x.copy_(out) if in_place else out
+
+
+class Double(TorchFunctionMode):
+    """While it is entered, casts to narrower types go to float64, so that rounding stays rounding."""
+
+    def __enter__(self) -> Any:
+        self._default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        torch.set_default_dtype(self._default)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
+            func = Tensor.double
+        args, kwargs = doubled((args, kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in GROUPED_MM:
+            return grouped_mm(*args, **(kwargs or {}))
+        if name in RELU:
+            return bent(args[0], in_place=name == "relu_" or (kwargs or {}).get("inplace", False))
+        return func(*args, **kwargs)
+
+
+def doubled(arguments: Any) -> Any:
+    """The same arguments with float64 in the place of narrower types."""
+    return pytree.tree_map_only(
+        torch.dtype, lambda d: torch.float64 if d.is_floating_point else d, arguments
+    )
+
+
+def grouped_mm(
+    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, **_: Any
+) -> Tensor:
+    """Rows of a [n, k], in runs that end at `offs`, times b [runs, k, m]: torch's own is for float32."""
+    if a.dim() != 2 or b.dim() != 3 or offs is None or bias is not None:
+        raise NotImplementedError("grouped_mm in float64 is known for rows in runs only")
+    ends = offs.tolist()
+    runs = [a[start:end] @ b[k] for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False))]
+    rest = a.new_zeros(a.shape[0] - (ends[-1] if ends else 0), b.shape[2])
+    return torch.cat([*runs, rest])
