@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import zoo
 from models_page import page
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from ocsfast.cost import build_cost_model
@@ -108,17 +109,24 @@ def zeroing_error(model: Any, families: Any, setting: Any, pruned: Any) -> float
 
 
 def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -> list[int] | str:
-    """Predicted and counted, before and after the cut, for the whole batch."""
+    """Predicted and counted for one sample, before the cut and after it.
+
+    The counter does not see into the fused attention and recurrence of inference.
+    """
+    one_args, one_kwargs = tree_map_only(torch.Tensor, lambda x: x[:1], (args, kwargs))
 
     def both(families: Any) -> list[int]:
+        model.train().eval()  # in evaluation some models keep biases that they have computed
         cost = build_cost_model(families, families.macs, "MACs")
         with FlopCounterMode(display=False) as counter:
-            model(*args, **kwargs)
-        return [cost([f.size for f in families.families]) * 2, counter.get_total_flops() // 2]
+            model(*one_args, **one_kwargs)
+        return [cost([f.size for f in families.families]), counter.get_total_flops() // 2]
 
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        before = both(families)
-        return [*before, *both(cut_model(model, families, pruned))]
+        with torch.backends.mkldnn.flags(enabled=False):
+            before = both(families)
+            return [*before, *both(cut_model(model, families, pruned))]
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 

@@ -220,7 +220,7 @@ davit_tiny 64
 nest_tiny 64 img_size=64
 nextvit_small 64
 gcvit_xxtiny 64 img_size=64
-tiny_vit_5m_224 64 img_size=64
+tiny_vit_5m_224 224
 visformer_tiny 64 img_size=64
 vitamin_small_224 64 img_size=64
 sequencer2d_s 64
