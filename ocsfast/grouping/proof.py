@@ -289,8 +289,8 @@ def calibrate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     except Exception as error:  # too few values for a variance, say: then with those it has
         logger.debug("batch norms keep their statistics: %s", error)
     finally:
+        model.train().eval()  # drops what modules keep from a forward pass in evaluation
         for norm, momentum in before:
-            norm.eval()
             norm.momentum = momentum
             assert norm.running_var is not None
             norm.running_var.clamp_(min=0.1)
