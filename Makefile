@@ -25,7 +25,7 @@ demo: setup
 	$(BIN)/python -m ocsfast.train
 
 test: setup lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 	$(BIN)/python -m ocsfast.train --quick --out runs/quick
 	$(MAKE) sanitize
 
