@@ -22,7 +22,7 @@ densenet121 64
 efficientnet_b0 64
 efficientnet_v2_s 64
 googlenet 64 init_weights=False
-inception_v3 160 init_weights=False
+inception_v3 299 init_weights=False
 maxvit_t 224
 mnasnet0_5 64
 mnasnet1_0 64
@@ -198,7 +198,7 @@ deit_tiny_patch16_224 64 img_size=64
 deit_tiny_distilled_patch16_224 64 img_size=64
 deit3_small_patch16_224 64 img_size=64 depth=3
 beit_base_patch16_224 64 img_size=64 depth=2
-eva02_tiny_patch14_224 56 img_size=56
+eva02_tiny_patch14_336 56 img_size=56
 swin_tiny_patch4_window7_224 64 img_size=64
 swinv2_tiny_window8_256 64 img_size=64
 swinv2_cr_tiny_224 64 img_size=64

@@ -266,3 +266,29 @@ def test_a_picked_index_that_only_lends_its_shape_stays_free():
             return self.second(x + torch.arange(x[:, :, -1].shape[1])[None, :, None])
 
     assert free(grouped(Lends(), torch.randn(2, 6, 5)), "first.weight") == 8
+
+
+def test_sizes_read_off_another_tensor():
+    class Reads(nn.Module):
+        """Heads by their number, the width of the input asked of the output."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = 4
+            self.first, self.qkv, self.out = nn.Linear(5, 24), nn.Linear(24, 72), nn.Linear(24, 24)
+            self.second = nn.Linear(24, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            n, length, width = x.shape
+            start = torch.zeros(n, 1, width)
+            qkv = self.qkv(x).reshape(n, length, 3, self.heads, width // self.heads)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            y = F.scaled_dot_product_attention(q, k, v, scale=0.4).transpose(1, 2)
+            y = self.out(y.reshape(n, length, width))
+            scale = y.mean(-1, keepdim=True).sigmoid().expand(n, length, width)
+            return self.second(torch.cat([start, x + y * scale], 1))
+
+    families = grouped(Reads(), torch.randn(2, 9, 5))
+    assert [(f.kind, f.size) for f in families.families] == [("head", 4)], families.frozen
+    assert free(families, "first.weight") == 24

@@ -6,6 +6,7 @@ from typing import Any
 
 from ocsfast.grouping.labels import Vector
 from ocsfast.grouping.propagate import FACTORIES, Node, Value, Walk, rule, shape
+from ocsfast.grouping.rules import labels_of_size
 from ocsfast.grouping.trace import origins_of
 
 
@@ -20,5 +21,5 @@ def constant(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
             walk.sized(node, place, vector, size)
             dims.append(vector)
         else:
-            dims.append(None)
+            dims.append(labels_of_size(walk, node, place, size))
     return tuple(dims)

@@ -99,7 +99,7 @@ class Walk:
                 rule = RULES.get(name)
                 if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
                     rule = RULES["pointwise"]
-                if rule is not None and (name in COUNTED or name in FACTORIES or self._is_live(node)):
+                if rule is not None and (name in COUNTED or name in SIZED or self._is_live(node)):
                     self.values[node] = rule(self, node, arguments(node))
                 else:
                     self._without_rule(node, name)
@@ -286,6 +286,8 @@ def freeze(walk: Walk, vectors: Sequence[Vector | None], why: str) -> None:
 
 # Operators that make a tensor of one value.
 FACTORIES = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+# Operators whose sizes alone may tie their result to another tensor.
+SIZED = (*FACTORIES, "expand")
 # Operators whose rule also states a cost, so that they run even where no label is live.
 COUNTED = frozenset(
     {"conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul", "mm", "bmm", "addmm", "einsum"}

@@ -108,14 +108,22 @@ def reshape(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     return dims
 
 
+def labels_of_size(walk: Walk, node: Node, place: int, size: int) -> Vector | None:
+    """Where the code asked for another tensor's size: the labels that it has there."""
+    known = whose_size(node, place)
+    if known is None:
+        return None
+    other, dim = known
+    fits = other in walk.values and dim < len(shape(other)) and shape(other)[dim] == size
+    return walk.dims(other)[dim] if fits else None
+
+
 def _as_large_as(walk: Walk, node: Node, place: int, vector: Vector | None) -> None:
     """Where the code asked for another tensor's size, the two shrink together."""
     known = whose_size(node, place)
-    if known is None:
-        return
-    other, dim = known
-    if dim < len(shape(other)) and shape(other)[dim] == shape(node)[place] and other in walk.values:
-        walk.labels.unify(vector, walk.dims(other)[dim], walk.reason(node))
+    if known is not None and known[0] in walk.values:
+        size = shape(node)[place]
+        walk.labels.unify(vector, labels_of_size(walk, node, place, size), walk.reason(node))
 
 
 @rule("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "numpy_T", "mT")
@@ -239,11 +247,14 @@ def expand(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     dims = walk.dims(node.args[0])
     if "other" in args:  # their number follows the other tensor
         return _expanded_as(walk, node, args["other"])
-    kept: list[Vector | None] = [None] * (len(out) - len(source))
-    for vector, old, new in zip(dims, source, out[len(kept) :], strict=True):
-        if old != new:
+    lead = len(out) - len(source)
+    # The number of copies may be a size of another tensor, and then shrinks with it.
+    kept = [labels_of_size(walk, node, place, size) for place, size in enumerate(out)]
+    for d, (vector, old, new) in enumerate(zip(dims, source, out[lead:], strict=True)):
+        if old == new:
+            kept[lead + d] = vector
+        else:
             walk.labels.freeze(vector, walk.reason(node))
-        kept.append(vector if old == new else None)
     return tuple(kept)
 
 
