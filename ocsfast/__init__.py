@@ -10,6 +10,7 @@ from ocsfast.grouping.propagate import register_rule
 from ocsfast.history import StepReport
 from ocsfast.inspection import FamilyFacts, Inspection, inspect
 from ocsfast.pruner import Pruner
+from ocsfast.slicing import register_slicer
 
 __all__ = [
     "CheckpointError",
@@ -30,6 +31,7 @@ __all__ = [
     "load",
     "optim",
     "register_rule",
+    "register_slicer",
     "save",
     "step",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from ocsfast.arguments import Inputs, Unpacked, families_of, options_of, plain, unpacked
 from ocsfast.config import Config, checked_ratio
+from ocsfast.copies import Also
 from ocsfast.errors import ConfigError, GroupingError, StateError
 from ocsfast.history import StepReport
 from ocsfast.optimizers import check_owner, find_optimizer, register_counter
@@ -69,6 +71,7 @@ def step(
     *,
     optimizer: Optimizer | None = None,
     example_inputs: Inputs | None = None,
+    also: Iterable[Also] = (),
     config: Config | None = None,
     **config_fields: Any,
 ) -> StepReport:
@@ -79,10 +82,12 @@ def step(
     makes the first check. From then on it does what `Pruner.step` says, and after the cut nothing.
 
     Args:
-        model: a plain module; a compiled one is unwrapped.
+        model: a module, compiled or in DistributedDataParallel too; then every process has to call.
         ratio: the share of the target that is removed, between 0 and 1.
         optimizer: the one that owns the model's parameters; found by itself where only one does.
         example_inputs: one batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        also: what the cut has to follow besides: modules that hold a copy of the model, as moving
+            averages do, and further optimizers that keep state of its parameters. Used at attach.
         config: options as one object, say `Config.paper("cifar")`.
         **config_fields: fields of `Config`; they override `config`.
 
@@ -114,7 +119,7 @@ def step(
     if run.pruner is None:
         owner = _stepped(model, optimizer)
         inputs = _inputs(example_inputs, run.recorder)
-        run.pruner = _attach(model, ratio, owner, inputs, options_of(config, config_fields))
+        run.pruner = _attach(model, ratio, owner, inputs, options_of(config, config_fields), also)
         if run.recorder is not None:
             run.pruner.begin_at(run.recorder.steps)
         _forget_inputs(run)
@@ -134,6 +139,7 @@ def attach(
     *,
     optimizer: Optimizer | None = None,
     example_inputs: Inputs | None = None,
+    also: Iterable[Also] = (),
     config: Config | None = None,
     **config_fields: Any,
 ) -> Pruner:
@@ -155,7 +161,7 @@ def attach(
     owner = _trainable_owner(model) if optimizer is None else optimizer
     if run is None:
         run = _Run((ratio, config, config_fields))
-    run.pruner = _attach(model, ratio, owner, unpacked(example_inputs), options)
+    run.pruner = _attach(model, ratio, owner, unpacked(example_inputs), options, also)
     run.call = (ratio, config, config_fields)
     _forget_inputs(run)
     _runs[model] = run
@@ -177,6 +183,7 @@ def _attach(
     optimizer: Optimizer,
     inputs: Unpacked,
     config: Config,
+    also: Iterable[Also],
 ) -> Pruner:
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     families = families_of(model, inputs, config)
@@ -185,7 +192,7 @@ def _attach(
         raise GroupingError(f"nothing in this model can be pruned ({reasons or 'no coupled layers'})")
     coupled = {a.tensor: trainable[a.tensor] for a in families.axes if a.tensor in trainable}
     check_owner(optimizer, coupled)
-    return Pruner(model, ratio, config, optimizer, families, steps=_counter.steps(optimizer))
+    return Pruner(model, ratio, config, optimizer, families, steps=_counter.steps(optimizer), also=also)
 
 
 def _inputs(given: Inputs | None, recorder: _Recorder | None) -> Unpacked:

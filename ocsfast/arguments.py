@@ -17,8 +17,7 @@ from ocsfast.uniform import expressible
 
 # A model's wrappers by class name, so that none of torch's distributed packages has to be imported.
 _WRAPPERS = {
-    "DistributedDataParallel": "attach to the plain model before it is wrapped, or train unwrapped: "
-    "its buckets remember the sizes of parameters that the cut changes",
+    "DistributedDataParallel": "pass the outermost one, or the module that is wrapped",
     "FullyShardedDataParallel": "its shards hide the channels that would be cut",
     "FSDPModule": "its shards hide the channels that would be cut",
     "DataParallel": "pass model.module",
@@ -29,11 +28,12 @@ Unpacked = tuple[tuple[Any, ...], dict[str, Any]]  # one batch as (args, kwargs)
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The model itself: a compiled one unwrapped, a distributed one refused."""
+    """The model itself: a compiled or replicated one unwrapped, a sharded one refused."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model={type(model).__name__}: an nn.Module is expected")
-    if type(model).__name__ == "OptimizedModule":
-        model = model.get_submodule("_orig_mod")
+    wrapped = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module"}
+    while (inside := wrapped.get(type(model).__name__)) is not None:
+        model = model.get_submodule(inside)
     for name, module in model.named_modules():
         for base in type(module).__mro__:
             if base.__name__ in _WRAPPERS:

@@ -130,6 +130,18 @@ class Config:
         if self.check_every != "auto":
             _check_integer("check_every", self.check_every, 1, "'auto' or an integer")
 
+    def plain(self) -> dict[str, Any]:
+        """The fields that numbers and words say, as such: what a saved run is compared by."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("verify", "time_limit"):  # they do not change what is found
+            del values[name]
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if isinstance(value, (bool, int, float, str, type(None)))
+            or (isinstance(value, tuple) and all(isinstance(entry, str) for entry in value))
+        }
+
     @classmethod
     def paper(cls, data: str, **overrides: Any) -> Config:
         """The paper's settings (Table 8) for "cifar" or "imagenet".

@@ -6,7 +6,8 @@ Whole or not at all: everything that can fail happens before the first change.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families, kept_indices
 from ocsfast.model_config import describes_itself, update_config
-from ocsfast.plan import is_channels_last
+from ocsfast.slicing import crop, sliced_state
 
 logger = logging.getLogger("ocsfast")
 
@@ -29,44 +30,92 @@ class _Swap:
     tensor: Tensor
     data: Tensor
     grad: Tensor | None
-    states: tuple[tuple[dict[str, Any], dict[str, Tensor]], ...]  # (a state to update, its new tensors)
+    states: tuple[tuple[dict[str, Any], dict[str, Any]], ...]  # (a state to update, what changes in it)
+
+
+@dataclass(frozen=True, eq=False)
+class _Removal:
+    """Everything that a cut changes in one module."""
+
+    swaps: tuple[_Swap, ...]
+    attributes: tuple[tuple[nn.Module, str, int], ...]
+
+    def apply(self) -> dict[int, set[int]]:
+        """Cannot fail; returns what sizes became: before the cut -> after it."""
+        became: dict[int, set[int]] = {}
+        for swap in self.swaps:
+            for old, new in zip(swap.tensor.shape, swap.data.shape, strict=True):
+                became.setdefault(old, set()).add(new)
+            _apply(swap)
+        for module, name, size in self.attributes:
+            became.setdefault(size_attributes(module)[name], set()).add(size)
+            set_size(module, name, size)
+        return became
 
 
 def cut_model(
-    model: nn.Module, families: Families, pruned: Tensor, optimizers: Sequence[Optimizer] = ()
+    model: nn.Module,
+    families: Families,
+    pruned: Tensor,
+    optimizers: Sequence[Optimizer] = (),
+    copies: Sequence[nn.Module] = (),
 ) -> Families:
-    """Remove the groups of `pruned` from the model and from the optimizers' state.
+    """Remove the groups of `pruned` from the model, its copies, and the optimizers' state.
 
     Parameters and buffers keep their identity, device, dtype, memory format and hooks; gradients and
-    every optimizer state tensor of a parameter's shape are sliced with it; size attributes are set, and
-    the `config` of a transformers model as far as it can say what is left. A tensor with several names
-    is sliced once.
+    the optimizers' state (see `register_slicer`) are sliced with them; size attributes are set, and the
+    `config` of a transformers model as far as it can say what is left. A tensor with several names is
+    sliced once.
 
     Args:
-        model: the model `families` describes. Any copy of it (say, a moving average) does as well.
+        model: the model `families` describes.
         pruned: [num_groups] bool, on any device.
         optimizers: whose state to slice.
+        copies: modules of the same structure with values of their own, say a moving average.
 
     Returns:
         The families that are left.
 
     Raises:
         StateError: a tensor or an attribute does not have the size that `families` says, or a family
-            would be emptied. Nothing has been changed then.
+            would be emptied, or a training step is under way. Nothing has been changed then.
     """
-    left, became = remove_groups(model, families, pruned, optimizers)
-    misfits = update_config(model, became) if describes_itself(model) else 0
-    if misfits:
+    require_between_steps(model)
+    left, became = remove_groups(model, families, pruned, optimizers, copies)
+    if sum(update_config(m, became) for m in (model, *copies) if describes_itself(m)):
         logger.warning(
-            "no value of the model's config says what was cut (%d dimensions differ): from_pretrained "
-            "cannot read it; use ocsfast.save and ocsfast.load, or prune with uniform=True",
-            misfits,
+            "no value of the model's config says what was cut: from_pretrained cannot read it; use "
+            "ocsfast.save and ocsfast.load, or prune with uniform=True"
         )
     return left
 
 
+def require_between_steps(model: nn.Module) -> None:
+    """Refuse to cut in the midst of a training step.
+
+    Raises:
+        StateError: the model's forward pass, a backward pass or the capture of a CUDA graph is running.
+    """
+    running = None
+    if torch._C._current_graph_task_id() != -1:
+        running = "a backward pass"
+    elif torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        running = "the capture of a CUDA graph"
+    frame = sys._getframe()
+    while running is None and frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is model:
+            running = "the model's forward pass"
+    if running:
+        raise StateError(f"{running} is under way: a model can be cut between two training steps only")
+
+
 def remove_groups(
-    model: nn.Module, families: Families, pruned: Tensor, optimizers: Sequence[Optimizer] = ()
+    model: nn.Module,
+    families: Families,
+    pruned: Tensor,
+    optimizers: Sequence[Optimizer] = (),
+    copies: Sequence[nn.Module] = (),
 ) -> tuple[Families, dict[int, set[int]]]:
     """`cut_model` without the config; also what sizes became: before the cut -> after it."""
     gone = pruned.detach().cpu()
@@ -77,25 +126,21 @@ def remove_groups(
     for family in families.families:
         if family.size and bool(gone[family.first : family.first + family.size].all()):
             raise StateError(f"family {family.name} would lose all its {family.size} groups")
+    modules = dict.fromkeys((model, *copies))  # each once, in order
     with torch.no_grad():
-        swaps = [
-            _prepare(tensor, _cropper(kept), optimizers)
-            for tensor, kept in _kept_axes(model, families, gone)
-        ]
-    attributes = _kept_attributes(model, families, gone)
+        removals = [_removal(module, families, gone, optimizers) for module in modules]
     left = families.cropped(gone)
-
-    became: dict[int, set[int]] = {}
-    for swap in swaps:
-        for old, new in zip(swap.tensor.shape, swap.data.shape, strict=True):
-            became.setdefault(old, set()).add(new)
-        _apply(swap)
-    for module, name, size in attributes:
-        became.setdefault(size_attributes(module)[name], set()).add(size)
-        set_size(module, name, size)
+    became = [removal.apply() for removal in removals]
     # Autocast keeps low-precision copies of the weights by identity, which the cut preserves.
     torch.clear_autocast_cache()
-    return left, became
+    return left, became[0]
+
+
+def _removal(
+    module: nn.Module, families: Families, gone: Tensor, optimizers: Sequence[Optimizer]
+) -> _Removal:
+    swaps = [_prepare(tensor, kept, optimizers) for tensor, kept in _kept_axes(module, families, gone)]
+    return _Removal(tuple(swaps), tuple(_kept_attributes(module, families, gone)))
 
 
 def _kept_axes(
@@ -124,30 +169,14 @@ def _kept_axes(
     return list(axes.values())
 
 
-def _cropper(kept: Mapping[int, Tensor]) -> Callable[[Tensor], Tensor]:
-    """A function that takes the kept indices along each axis and keeps the memory format."""
-
-    def crop(tensor: Tensor) -> Tensor:
-        cropped = tensor.detach()
-        for axis, indices in kept.items():
-            cropped = cropped.index_select(axis, indices.to(tensor.device))
-        if is_channels_last(tensor):  # index_select always returns a contiguous tensor
-            form = torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
-            cropped = cropped.contiguous(memory_format=form)
-        return cropped
-
-    return crop
-
-
-def _prepare(tensor: Tensor, crop: Callable[[Tensor], Tensor], optimizers: Sequence[Optimizer]) -> _Swap:
-    states = []
-    if isinstance(tensor, nn.Parameter):
-        for optimizer in optimizers:
-            if tensor in optimizer.state:
-                state: dict[str, Any] = optimizer.state[tensor]
-                states.append((state, sliced_state(optimizer, tensor, crop)))
-    grad = None if tensor.grad is None else crop(tensor.grad)
-    return _Swap(tensor, crop(tensor), grad, tuple(states))
+def _prepare(tensor: Tensor, kept: dict[int, Tensor], optimizers: Sequence[Optimizer]) -> _Swap:
+    states = tuple(
+        (optimizer.state[tensor], sliced_state(optimizer, tensor, kept))
+        for optimizer in optimizers
+        if tensor in optimizer.state
+    )
+    grad = None if tensor.grad is None else crop(tensor.grad, kept)
+    return _Swap(tensor, crop(tensor, kept), grad, states)
 
 
 def _apply(swap: _Swap) -> None:
@@ -217,15 +246,3 @@ def set_size(module: nn.Module, name: str, size: int) -> None:
         setattr(module, whole, type(value)(entries))
     else:
         setattr(module, whole, size)
-
-
-def sliced_state(
-    optimizer: Optimizer, parameter: nn.Parameter, crop: Callable[[Tensor], Tensor]
-) -> dict[str, Tensor]:
-    """The state tensors of `parameter`'s shape, cropped; nothing is changed yet."""
-    state = optimizer.state.get(parameter, {})
-    return {
-        key: crop(value)
-        for key, value in state.items()
-        if isinstance(value, Tensor) and value.shape == parameter.shape
-    }

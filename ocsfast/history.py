@@ -13,7 +13,7 @@ from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families, Frozen
 from ocsfast.optimizers import Scalar
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 STAGES = ("observe", "sparsify", "pruned")
 
 
@@ -59,6 +59,7 @@ class Progress:
     t_sl: int | None = None  # check at which sparsity learning began
     t_cut: int | None = None  # check at which the cut came
     start: int | None = None  # optimizer step at which sparsity learning began
+    position: tuple[int, int] | None = None  # optimizer and scheduler steps when its scheduler was found
     planned: int = 0  # optimizer steps the automatic ramp takes
     scale: float | None = None  # slice norm that scales Eq. 8; None: Eq. 8 as written
     nats: Scalar = 0.0
@@ -78,13 +79,16 @@ class Loaded:
 
 def pack(
     progress: Progress,
-    ratio: float,
-    families: Families,
+    facts: Mapping[str, Any],
     masks: list[Tensor],
     mask: Tensor | None,
     scores: Tensor | None,
 ) -> dict[str, Any]:
-    """A pruner's state as CPU tensors, plain numbers, strings, lists and dicts."""
+    """A pruner's state as CPU tensors, plain numbers, strings, lists and dicts.
+
+    Args:
+        facts: what has to be equal where the state is loaded, by name: plain values.
+    """
     numbers = {f.name: getattr(progress, f.name) for f in fields(Progress)}
     reports = [asdict(report) for report in progress.history]
     for report in reports:
@@ -92,10 +96,10 @@ def pack(
         del report["dense"]  # `unpack` has it from the families
     return {
         "version": STATE_VERSION,
-        "ratio": ratio,
-        "families": [[family.name, family.size] for family in families.families],
+        "facts": dict(facts),
         "progress": {
             **numbers,
+            "position": None if progress.position is None else list(progress.position),
             "nats": float(progress.nats),
             "indices": list(progress.indices),
             "history": reports,
@@ -106,21 +110,20 @@ def pack(
     }
 
 
-def unpack(state: Mapping[str, Any], ratio: float, families: Families, device: torch.device) -> Loaded:
-    """The inverse of `pack`, for the same ratio and families.
+def unpack(
+    state: Mapping[str, Any], facts: Mapping[str, Any], families: Families, device: torch.device
+) -> Loaded:
+    """The inverse of `pack`, for the same facts.
 
     Raises:
         StateError: it is not what `pack` returns, or of another run.
     """
-    wanted = {"version", "ratio", "families", "progress", "masks", "mask", "scores"}
+    wanted = {"version", "facts", "progress", "masks", "mask", "scores"}
     if not isinstance(state, Mapping) or set(state) != wanted:
         raise StateError("this is not a pruner's state")
     if state["version"] != STATE_VERSION:
         raise StateError(f"the state has version {state['version']}, this is {STATE_VERSION}")
-    if state["ratio"] != ratio:
-        raise StateError(f"the state is of ratio={state['ratio']}, the run's is {ratio}")
-    if state["families"] != [[f.name, f.size] for f in families.families]:
-        raise StateError("the state is of another model: its families differ")
+    _require_same(state["facts"], facts)
     progress = _progress(state["progress"], families.frozen)
     masks, mask, scores = list(state["masks"]), state["mask"], state["scores"]
     size = (families.num_groups,)
@@ -139,6 +142,21 @@ def unpack(state: Mapping[str, Any], ratio: float, families: Families, device: t
     )
 
 
+def _require_same(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    if not isinstance(saved, Mapping) or set(saved) != set(facts):
+        raise StateError("this is not a pruner's state: it does not say what it is of")
+    for name, value in facts.items():
+        if saved[name] == value:
+            continue
+        if name == "families":
+            raise StateError("the state is of another model: its families differ")
+        if isinstance(value, Mapping) and isinstance(saved[name], Mapping):
+            now, then = value, saved[name]
+            name = next(k for k in {**now, **then} if now.get(k, None) != then.get(k, None))
+            raise StateError(f"the state is of {name}={then.get(name)!r}, here it is {now.get(name)!r}")
+        raise StateError(f"the state is of {name}={saved[name]!r}, here it is {value!r}")
+
+
 def _progress(state: Mapping[str, Any], dense: tuple[Frozen, ...]) -> Progress:
     try:
         if set(state) != {f.name for f in fields(Progress)} or state["stage"] not in STAGES:
@@ -155,6 +173,9 @@ def _progress(state: Mapping[str, Any], dense: tuple[Frozen, ...]) -> Progress:
         ]
         indices = [float(x) for x in state["indices"]]
         nats = float(state["nats"])
-        return Progress(**{**state, "nats": nats, "indices": indices, "history": reports})
+        position = None if state["position"] is None else tuple(int(n) for n in state["position"])
+        return Progress(
+            **{**state, "nats": nats, "indices": indices, "history": reports, "position": position}
+        )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise StateError(f"this is not a pruner's state: {error}") from error

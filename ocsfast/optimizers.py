@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ocsfast.errors import StateError
 from ocsfast.optim import SGD
+from ocsfast.slicing import unsliceable
 
 # Their state is tensors of the parameter's shape, and scalars; known before the first step.
 SUPPORTED = (SGD, optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.NAdam, optim.Adagrad)
@@ -106,17 +107,12 @@ def check_supported(optimizer: Optimizer, stepped: bool) -> None:
             f"optimizer {name} is not one of {known}, and before its first step nothing tells whether "
             "its state can be cut. Attach after the first training step"
         )
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, (bool, int, float, str, type(None))):
-                continue
-            if isinstance(value, Tensor) and (value.numel() == 1 or value.shape == parameter.shape):
-                continue
-            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise StateError(
-                f"optimizer {name} cannot be cut: its state {key!r} ({what}) of a parameter of shape "
-                f"{tuple(parameter.shape)} is neither a scalar nor of that shape. Use one of {known}"
-            )
+    what = unsliceable(optimizer)
+    if what is not None:
+        raise StateError(
+            f"optimizer {name} cannot be cut: {what}. Use one of {known}, or say how with "
+            "ocsfast.register_slicer"
+        )
 
 
 Scalar = float | Tensor  # a Tensor lies on an accelerator: reading it would wait for the device

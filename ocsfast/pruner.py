@@ -6,7 +6,7 @@ import logging
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ocsfast import history, penalty, schedule, stability
 from ocsfast.config import Config, checked_ratio
-from ocsfast.cut import cut_model
+from ocsfast.copies import Also, Copies
+from ocsfast.cut import cut_model, require_between_steps
 from ocsfast.errors import StateError
+from ocsfast.fitting import FitHook, surplus
 from ocsfast.grouping.families import Families
 from ocsfast.history import Progress, StepReport
 from ocsfast.optim import SGD
 from ocsfast.optimizers import Scalar, check_owner, check_supported, followed_by, weak_hook
+from ocsfast.replicas import Replicas
 from ocsfast.selection import (
     Choice,
     choose,
@@ -56,15 +59,17 @@ class Pruner:
         families: Families,
         *,
         steps: int = 0,
+        also: Iterable[Also] = (),
     ) -> None:
         """Prepare to prune; see `ocsfast.attach`, which finds `families`.
 
         Args:
             steps: optimizer steps already taken.
+            also: modules that hold a copy of the model, and optimizers, that the cut follows too.
 
         Raises:
             ConfigError: a bad ratio, or one that cannot be reached.
-            StateError: the optimizer or the weights are not what pruning needs.
+            StateError: the optimizer, the weights or a copy are not what pruning needs.
         """
         self.ratio = checked_ratio(ratio)
         self.config = config
@@ -77,7 +82,11 @@ class Pruner:
         self._masks: deque[Tensor] = deque(maxlen=config.lag)
         self._lam: Scalar = 0.0
         self._scheduler: weakref.ref[LRScheduler] | None = None
-        self._position = (0, 0)  # optimizer and scheduler steps when the scheduler was found
+        self._fitted: tuple[int, ...] | None = (
+            None  # groups left, a family, where weights to load said so
+        )
+        self._replicas = Replicas(model)
+        self._copies = Copies(model, also)
 
         parameters = dict(model.named_parameters(remove_duplicate=False))
         check_owner(
@@ -92,6 +101,10 @@ class Pruner:
         self._hooks = [
             optimizer.register_step_pre_hook(weak_hook(self._before_step)),
             optimizer.register_step_post_hook(weak_hook(self._after_step)),
+        ]
+        self._load_hooks = [
+            module.register_load_state_dict_pre_hook(FitHook(weak_hook(self._fit)))  # type: ignore[no-untyped-call]
+            for module in (model, *self._copies.modules)
         ]
         dense = self._aim.dense
         self._resting = StepReport(
@@ -187,9 +200,9 @@ class Pruner:
 
     def detach(self) -> None:
         """Remove the optimizer hooks. The model stays as it is; this pruner cannot go on."""
-        for hook in self._hooks:
+        for hook in (*self._hooks, *self._load_hooks):
             hook.remove()
-        self._hooks = []
+        self._hooks, self._load_hooks = [], []
         self._coupled = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,35 +210,65 @@ class Pruner:
 
         CPU tensors, numbers, strings, lists and dicts: `torch.load(weights_only=True)` reads it.
         """
-        return history.pack(
-            self._progress, self.ratio, self.families, list(self._masks), self.mask, self.scores
-        )
+        return history.pack(self._progress, self._facts(), list(self._masks), self.mask, self.scores)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken. Attach to a dense instance of the model first.
+        """Go on where `state` was taken, with the model's and the optimizer's own state loaded as well.
 
-        If the cut had come by then, the model is cut here: load the model's and the optimizer's own
-        state afterwards, when their shapes fit.
+        Attach to a dense instance of the model first. If the cut had come by then, the model is cut
+        here, unless its weights were loaded before and it has been cut to their shapes already.
 
         Raises:
-            StateError: the state is of another model or ratio, or not a state at all. Nothing has been
-                changed then.
+            StateError: the state is of another model, ratio, configuration or number of processes, of
+                another stage than the weights, or not a state at all. Nothing has been changed then.
         """
-        self._require_attached()
-        if self.stage == "pruned":
-            raise StateError("the model is cut already: attach to a dense instance to load a state")
-        device = self._current().bound.plan.tables.device
-        loaded = history.unpack(state, self.ratio, self.families, device)
+        if self._fitted is None:
+            self._require_attached()
+            if self.stage == "pruned":
+                raise StateError("the model is cut already: attach to a dense instance to load a state")
+        device = torch.device("cpu") if self._coupled is None else self._coupled.bound.plan.tables.device
+        loaded = history.unpack(state, self._facts(), self.families, device)
         progress = loaded.progress
         if progress.stage == "pruned":
             assert loaded.mask is not None  # unpack() sees to it
-            cut_model(self._alive(), self.families, loaded.mask, [self.optimizer])
-            self.detach()
+            left = tuple(family.size for family in self.families.cropped(loaded.mask.cpu()).families)
+            if self._fitted is None:
+                self._remove(loaded.mask)
+            elif left != self._fitted:
+                raise StateError("the state and the weights that were loaded are of different cuts")
+        elif self._fitted is not None:
+            raise StateError(
+                "the state is from before the cut, the weights that were loaded from after it"
+            )
         self._progress, self.mask, self.scores = progress, loaded.mask, loaded.scores
         self._masks = deque(loaded.masks, maxlen=self.config.lag)
         self._scheduler = None
         if progress.history:
             self._resting = replace(progress.history[-1], cut=False, seconds=0.0)
+
+    def _facts(self) -> dict[str, Any]:
+        """What must be the same where a state is saved, where it is loaded, and on every process."""
+        return {
+            "ratio": self.ratio,
+            "config": self.config.plain(),
+            "families": [[family.name, family.size] for family in self.families.families],
+            "processes": self._replicas.size,
+        }
+
+    def _fit(self, module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
+        """Cut everything to the widths of weights that are about to be loaded into a module."""
+        if self.stage == "pruned" or module not in (self._alive(), *self._copies.modules):
+            return
+        pruned = surplus(self.families, shapes)
+        if pruned is None:
+            return
+        running, self._load_hooks = self._load_hooks, []  # torch is just going through them
+        self._remove(pruned)
+        self._load_hooks = running
+        self._fitted = tuple(family.size for family in self.families.cropped(pruned).families)
+        self._progress.stage = "pruned"
+        cost = self._aim.cost_model(self._fitted)
+        self._resting = replace(self._resting, stage="pruned", cost=cost, cost_at_cut=cost)
 
     # The optimizer's hooks: no host synchronisation here.
 
@@ -282,9 +325,19 @@ class Pruner:
 
     def _evaluate(self, forced: bool) -> StepReport:
         begun = time.perf_counter()
+        require_between_steps(self._alive())
+        self._replicas.require_cuttable()
         coupled, config, now = self._current(), self.config, self._progress
-        choice = choose(
-            self._aim, coupled.bound, config.criterion, config, self.optimizer, list(self._masks)
+        self._replicas.require_agreement(
+            {
+                **self._facts(),
+                "dtypes": [str(w.dtype) for w in coupled.bound.weights],
+                "progress": (now.stage, now.check, now.steps, now.at_check, float(now.nats)),
+                "choice": [mask.tolist() for mask in self._masks],
+            }
+        )
+        choice = self._shared(
+            choose(self._aim, coupled.bound, config.criterion, config, self.optimizer, list(self._masks))
         )
         if choice.stability is not None:
             now.indices.append(choice.stability)
@@ -329,6 +382,16 @@ class Pruner:
         self._resting = replace(report, cut=False, seconds=0.0)
         return report
 
+    def _shared(self, choice: Choice) -> Choice:
+        """Rank 0's choice where several processes train the model; else this one."""
+        if self._replicas.size == 1:
+            return choice
+        device = choice.mask.device
+        first = self._replicas.first_of_all(
+            replace(choice, scores=choice.scores.cpu(), mask=choice.mask.cpu())
+        )
+        return replace(first, scores=first.scores.to(device), mask=first.mask.to(device))
+
     def _should_start(self, stage: schedule.Stage) -> bool:
         now = self._progress
         if self.config.sparsify_from is not None:
@@ -362,11 +425,17 @@ class Pruner:
 
     def _cut(self, choice: Choice) -> None:
         now = self._progress
-        cut_model(self._alive(), self.families, choice.mask, [self.optimizer])
-        self.detach()
+        self._remove(choice.mask)
         now.stage, now.t_cut = "pruned", now.check
         cost, dense, unit = quantity(choice.cost), quantity(self._aim.dense), self._aim.cost_model.unit
         logger.info("cut at check %d: %s of %s%s stay", now.check, cost.strip(), dense, unit)
+
+    def _remove(self, pruned: Tensor) -> None:
+        """Cut the model and all that follows it, and drive it no longer."""
+        optimizers = [self.optimizer, *self._copies.optimizers]
+        cut_model(self._alive(), self.families, pruned, optimizers, self._copies.modules)
+        self._replicas.rebuild()
+        self.detach()
 
     def _warn(self, choice: Choice) -> None:
         mean = stability.mean_stability(self._progress.indices, self.config.window)
@@ -393,12 +462,13 @@ class Pruner:
             if scheduler is None:
                 return None
             self._scheduler = weakref.ref(scheduler)
-            self._position = (self.steps, schedule.scheduler_position(scheduler))
+            if self._progress.position is None:
+                self._progress.position = (self.steps, schedule.scheduler_position(scheduler))
         length = schedule.scheduler_length(scheduler)
         if length is None:
             return None
         now = (self.steps, schedule.scheduler_position(scheduler))
-        return schedule.run_length(length, self._position, now)
+        return schedule.run_length(length, self._progress.position or now, now)
 
     # The model.
 

@@ -404,8 +404,11 @@ def test_a_state_that_does_not_fit_changes_nothing():
     bad = [
         ({}, "not a pruner's state"),
         (other.state_dict(), "ratio=0.4"),
+        (run(lag=1)[2].state_dict(), "lag=1, here it is 2"),
+        ({**good, "facts": {**good["facts"], "processes": 4}}, "processes=4, here it is 1"),
         ({**good, "version": 9}, "version 9"),
-        ({**good, "families": [["x", 3]]}, "another model"),
+        ({**good, "facts": {**good["facts"], "families": [["x", 3]]}}, "another model"),
+        ({**good, "facts": {}}, "what it is of"),
         ({**good, "mask": good["mask"][1:]}, "do not fit"),
         ({**good, "mask": good["mask"].float()}, "not boolean"),
         ({**good, "progress": {**good["progress"], "stage": "lunch"}}, "not a pruner's state"),

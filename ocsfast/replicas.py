@@ -1,0 +1,129 @@
+"""The processes of DistributedDataParallel: one decision for all, and buckets that fit after the cut."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import weakref
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ocsfast.errors import StateError
+
+INSTEAD = (
+    "Give ocsfast.step the module inside, and wrap it anew after the cut:\n"
+    "    if ocsfast.step(ddp.module, ratio).cut:\n"
+    "        ddp = DistributedDataParallel(ddp.module)"
+)
+
+T = TypeVar("T")
+
+
+class Replicas:
+    """The processes that train copies of a model, if DistributedDataParallel holds it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+        self._wrappers: list[weakref.ref[DistributedDataParallel]] = []
+
+    @property
+    def wrappers(self) -> list[DistributedDataParallel]:
+        """What wraps the model, or a module that it is part of, at this moment.
+
+        Frameworks wrap a model where nobody sees it, and a wrapper is not known to what it wraps. So it
+        is searched for until it is found: never in a process that trains alone.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return []
+        found = [w for w in (reference() for reference in self._wrappers) if w is not None]
+        if not found:
+            model = self._model()
+            found = [
+                thing
+                for thing in gc.get_objects()
+                if issubclass(type(thing), DistributedDataParallel)
+                and any(module is model for module in thing.module.modules())
+            ]
+            self._wrappers = [weakref.ref(wrapper) for wrapper in found]
+        return found
+
+    @property
+    def size(self) -> int:
+        """How many processes train together: 1 without a wrapper."""
+        wrappers = self.wrappers
+        return dist.get_world_size(wrappers[0].process_group) if wrappers else 1
+
+    def require_cuttable(self) -> None:
+        """Refuse, before a check, what the cut could not carry on.
+
+        Raises:
+            StateError: a wrapper is inside `no_sync`, or of a kind that cannot be given new buckets.
+        """
+        for wrapper in self.wrappers:
+            if not wrapper.require_backward_grad_sync:
+                raise StateError(
+                    "ocsfast.step was called inside no_sync(): call it after optimizer.step()"
+                )
+            rebuilds = all(hasattr(wrapper, name) for name in _REBUILD)
+            if not rebuilds or wrapper.mixed_precision is not None:
+                raise StateError(f"this DistributedDataParallel cannot follow a cut. {INSTEAD}")
+
+    def require_agreement(self, facts: Mapping[str, Any]) -> None:
+        """Compare what the processes are about to decide by.
+
+        Raises:
+            StateError: on every process, if one of `facts` differs; it names which and where.
+        """
+        if self.size == 1:
+            return
+        group = self.wrappers[0].process_group
+        mine = {name: _digest(value) for name, value in facts.items()}
+        theirs: list[Any] = [None] * self.size
+        dist.all_gather_object(theirs, mine, group=group)
+        for name in facts:
+            different = [rank for rank, other in enumerate(theirs) if other[name] != theirs[0][name]]
+            if different:
+                raise StateError(
+                    f"the processes have drifted apart: {name} of rank {different[0]} differs from "
+                    "rank 0's. Each has to train the same model with the same options, and to call "
+                    "ocsfast.step after the same steps"
+                )
+
+    def first_of_all(self, value: T) -> T:
+        """Rank 0's value, on every rank. It must hold no tensor on an accelerator."""
+        if self.size == 1:
+            return value
+        group = self.wrappers[0].process_group
+        box = [value]
+        dist.broadcast_object_list(box, src=dist.get_global_rank(group, 0), group=group)
+        return box[0]
+
+    def rebuild(self) -> None:
+        """Give every wrapper buckets for the parameters as they are now, as unpickling one does."""
+        for wrapper in self.wrappers:
+            hooks = list(wrapper._comm_hooks)
+            parameters, sparse = wrapper._build_params_for_reducer()  # type: ignore[no-untyped-call]
+            names = wrapper._build_debug_param_to_name_mapping(parameters)  # type: ignore[no-untyped-call]
+            wrapper._ddp_init_helper(  # type: ignore[no-untyped-call]
+                parameters, sparse, names, wrapper.static_graph
+            )
+            if wrapper.static_graph:
+                wrapper._set_static_graph()  # type: ignore[no-untyped-call]
+            wrapper._has_rebuilt_buckets = False
+            wrapper._comm_hooks = []
+            for hook, state in hooks:
+                wrapper.register_comm_hook(state, hook)
+
+
+_REBUILD = (
+    *("_build_params_for_reducer", "_build_debug_param_to_name_mapping", "_ddp_init_helper"),
+    *("_set_static_graph", "_comm_hooks"),
+)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=16).hexdigest()
