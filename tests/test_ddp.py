@@ -1,0 +1,259 @@
+"""DistributedDataParallel, for real: two gloo processes on the CPU."""
+
+import os
+import socket
+import time
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from networks import BATCH, Net, batch, net, sgd, train
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+import ocsfast
+from ocsfast import StateError
+
+EPOCH = 5
+EPOCHS = 14
+RANKS = 2
+
+
+class Smooth(Net):
+    """Without batch norm, so that two halves of a batch make the whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn1 = self.bn2 = nn.Identity()
+
+
+def smooth(seed=0):
+    torch.manual_seed(seed)
+    return Smooth()
+
+
+def spawn(worker, folder, *args):
+    """Run worker(rank, folder, *args) in two processes; what they put into files is their result."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    processes = [
+        context.Process(target=_enter, args=(worker, rank, str(port), str(folder), *args))
+        for rank in range(RANKS)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(180)
+        if process.is_alive():
+            process.kill()
+            pytest.fail("a rank hangs")
+    return [process.exitcode for process in processes]
+
+
+def _enter(worker, rank, port, folder, *args):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+    try:
+        worker(rank, folder, *args)
+    except Exception:
+        with open(f"{folder}/error{rank}", "w") as file:
+            file.write(traceback.format_exc())
+        raise
+    dist.destroy_process_group()
+
+
+def passed(folder, codes):
+    errors = [file.read_text() for file in sorted(folder.glob("error*"))]
+    assert codes == [0] * RANKS, "\n".join(errors)
+
+
+def step(model, optimizer, k, rank=None):
+    """One training step; a rank takes its half of the batch."""
+    x, y = batch(k)
+    if rank is not None:
+        half = slice(rank * BATCH // RANKS, (rank + 1) * BATCH // RANKS)
+        x, y = x[half], y[half]
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
+def whole_run(model, optimizer, drive, rank=None, first=0, last=EPOCHS):
+    masks = []
+    for e in range(first, last):
+        for k in range(EPOCH):
+            step(model, optimizer, e * EPOCH + k, rank)
+        pruner = drive()
+        masks.append(None if pruner is None or pruner.mask is None else pruner.mask.clone())
+    return masks
+
+
+def options():
+    return {"example_inputs": batch(0)[0], "total_steps": EPOCHS * EPOCH}
+
+
+def replicated(rank, folder, wrapped, more):
+    """A run of two ranks, driven through the wrapper or through the module inside it."""
+    model = smooth()
+    optimizer = sgd(model)
+    ddp = DistributedDataParallel(model, **more)
+    pruner = ocsfast.attach(ddp, 0.5, optimizer=optimizer, **options())
+
+    def drive():
+        ocsfast.step(ddp if wrapped else model, 0.5)
+        weights = [p.detach().double().sum().item() for p in model.parameters()]
+        everywhere = [None] * RANKS
+        dist.all_gather_object(everywhere, (weights, pruner.stage, pruner.mask.tolist()))
+        assert everywhere[0] == everywhere[1]
+        return pruner
+
+    masks = whole_run(ddp, optimizer, drive, rank)
+    assert pruner.stage == "pruned"
+    assert model.conv2.out_channels < 12
+    torch.save((masks, model.state_dict()), f"{folder}/rank{rank}")
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "more"),
+    [
+        (True, {}),
+        (False, {"static_graph": True}),
+        (True, {"find_unused_parameters": True, "gradient_as_bucket_view": True, "bucket_cap_mb": 1}),
+    ],
+    ids=["plain", "static_graph", "unused"],
+)
+def test_two_ranks_equal_one_with_twice_the_batch(tmp_path, wrapped, more):
+    passed(tmp_path, spawn(replicated, tmp_path, wrapped, more))
+    model = smooth()
+    optimizer = sgd(model)
+    pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, **options())
+
+    def drive():
+        pruner.step()
+        return pruner
+
+    masks = whole_run(model, optimizer, drive)
+    for rank in range(RANKS):
+        theirs, state = torch.load(tmp_path / f"rank{rank}")
+        assert all(torch.equal(a, b) for a, b in zip(masks, theirs, strict=True))
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-5)
+
+
+def one_line_and_the_two(rank, folder):
+    """`step` finds everything by itself; and the module inside, wrapped anew by hand after the cut."""
+    model = smooth()
+    ddp = DistributedDataParallel(model)
+    optimizer = sgd(ddp)
+    for e in range(EPOCHS):
+        for k in range(EPOCH):
+            step(ddp, optimizer, e * EPOCH + k, rank)
+        report = ocsfast.step(ddp, 0.5, total_steps=EPOCHS * EPOCH)
+    assert report.stage == "pruned"
+    with ddp.no_sync():
+        step(ddp, optimizer, 0, rank)
+
+    model = smooth()
+    ddp = DistributedDataParallel(model)
+    optimizer = sgd(model)
+    cuts = 0
+    for e in range(EPOCHS):
+        for k in range(EPOCH):
+            step(ddp, optimizer, e * EPOCH + k, rank)
+        if ocsfast.step(ddp.module, 0.5, total_steps=EPOCHS * EPOCH).cut:
+            ddp = DistributedDataParallel(ddp.module)
+            cuts += 1
+    assert cuts == 1
+
+    # What is refused, on every rank and before anything changes.
+    model = smooth()
+    ddp = DistributedDataParallel(model)
+    optimizer = sgd(model)
+    pruner = ocsfast.attach(ddp, 0.5, optimizer=optimizer, **options())
+    with ddp.no_sync():
+        step(ddp, optimizer, 0, rank)
+        with pytest.raises(StateError, match="no_sync"):
+            pruner.cut()
+    if rank == 1:  # a step that the other rank does not take
+        optimizer.step()
+    with pytest.raises(StateError, match="drifted apart: progress of rank 1"):
+        pruner.cut()
+    assert pruner.stage == "observe"
+    ocsfast.detach(model)
+    pruner = ocsfast.attach(ddp, 0.5 if rank == 0 else 0.4, optimizer=optimizer, **options())
+    step(ddp, optimizer, 1, rank)
+    with pytest.raises(StateError, match="drifted apart: ratio of rank 1"):
+        pruner.cut()
+    ddp.mixed_precision = object()
+    with pytest.raises(StateError, match=r"Give ocsfast\.step the module inside"):
+        pruner.cut()
+
+
+def test_the_one_line_the_two_lines_and_what_is_refused(tmp_path):
+    passed(tmp_path, spawn(one_line_and_the_two, tmp_path))
+
+
+def dies(rank, folder):
+    model = smooth()
+    optimizer = sgd(model)
+    ddp = DistributedDataParallel(model)
+    pruner = ocsfast.attach(ddp, 0.5, optimizer=optimizer, **options())
+    for e in range(EPOCHS):
+        for k in range(EPOCH):
+            step(ddp, optimizer, e * EPOCH + k, rank)
+        if e == 5 and rank == 1:
+            os._exit(9)  # as if it were killed
+        if e == 5:
+            try:
+                pruner.step()
+            except Exception as error:
+                with open(f"{folder}/survivor", "w") as file:
+                    file.write(repr(error))
+                os._exit(3)
+        pruner.step()
+        if rank == 0:
+            parts = {"model": model, "optimizer": optimizer, "pruner": pruner}
+            torch.save({n: part.state_dict() for n, part in parts.items()}, f"{folder}/checkpoint")
+
+
+def goes_on(rank, folder):
+    model = smooth(seed=4)
+    optimizer = sgd(model)
+    ddp = DistributedDataParallel(model)
+    pruner = ocsfast.attach(ddp, 0.5, optimizer=optimizer, **options())
+    state = torch.load(f"{folder}/checkpoint", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    pruner.load_state_dict(state["pruner"])
+    whole_run(ddp, optimizer, lambda: pruner.step() and None, rank, first=5)
+    torch.save(model.state_dict(), f"{folder}/end{rank}")
+
+
+def test_a_killed_rank_ends_the_others_and_the_run_goes_on_from_its_checkpoint(tmp_path):
+    begun = time.perf_counter()
+    codes = spawn(dies, tmp_path)
+    assert codes == [3, 9], codes
+    assert time.perf_counter() - begun < 150
+    passed(tmp_path, spawn(goes_on, tmp_path))
+    passed(tmp_path, spawn(replicated, tmp_path, True, {}))
+    _, whole = torch.load(tmp_path / "rank0")
+    for rank in range(RANKS):
+        for key, value in torch.load(tmp_path / f"end{rank}").items():
+            assert torch.equal(value, whole[key]), key
+
+
+def test_without_processes_nothing_is_searched(monkeypatch):
+    import gc
+
+    model = net()
+    optimizer = sgd(model)
+    pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, **options())
+    train(model, optimizer, 2)
+    monkeypatch.setattr(gc, "get_objects", lambda: pytest.fail("searched"))
+    pruner.cut()
