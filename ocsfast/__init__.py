@@ -6,6 +6,7 @@ from ocsfast.checkpoint import load, save
 from ocsfast.config import Config
 from ocsfast.cut import cut_model
 from ocsfast.errors import CheckpointError, ConfigError, GroupingError, OcsfastError, StateError
+from ocsfast.fitting import fit_on_load
 from ocsfast.grouping.propagate import register_rule
 from ocsfast.history import StepReport
 from ocsfast.inspection import FamilyFacts, Inspection, inspect
@@ -27,6 +28,7 @@ __all__ = [
     "cut_model",
     "detach",
     "detection",
+    "fit_on_load",
     "inspect",
     "load",
     "optim",

@@ -14,8 +14,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ocsfast.arguments import Inputs, families_of, options_of, unpacked
+from ocsfast.config import Config
+from ocsfast.cut import cut_model
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Axis, Families
+
+
+def fit_on_load(
+    model: nn.Module, example_inputs: Inputs, *, config: Config | None = None, **config_fields: Any
+) -> None:
+    """Let the next `load_state_dict` of a dense model cut it to the widths of the weights that arrive.
+
+    For weights that were saved as a plain state dict; a file of `ocsfast.save` needs none of this.
+    A model with a pruner does so anyway. The structure is looked for only once other shapes come.
+
+    Args:
+        model: as dense as when the saved one was built.
+        example_inputs, config, **config_fields: those of the run that cut the saved one, see `step`.
+
+    Raises, from `load_state_dict`, before anything is changed:
+        StateError: no cut of the model has these shapes.
+    """
+    options = options_of(config, config_fields)
+
+    def fit(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
+        own = module.state_dict(keep_vars=True)
+        if all(shape == own[name].shape for name, shape in shapes.items() if name in own):
+            return
+        families = families_of(module, unpacked(example_inputs), options)
+        pruned = surplus(families, shapes)
+        if pruned is not None:
+            cut_model(module, families, pruned)
+
+    model.register_load_state_dict_pre_hook(FitHook(fit))  # type: ignore[no-untyped-call]
 
 
 class FitHook:

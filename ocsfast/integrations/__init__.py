@@ -1,0 +1,1 @@
+"""Callbacks for training frameworks, each of which is imported only with its own module."""
