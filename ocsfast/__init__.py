@@ -1,7 +1,7 @@
 """ocsfast: train, prune and finish a network in one training run."""
 
 from ocsfast import detection, optim
-from ocsfast.api import attach, detach, step
+from ocsfast.api import attach, detach, group, step
 from ocsfast.checkpoint import load, save
 from ocsfast.config import Config
 from ocsfast.cut import cut_model
@@ -29,6 +29,7 @@ __all__ = [
     "detach",
     "detection",
     "fit_on_load",
+    "group",
     "inspect",
     "load",
     "optim",
