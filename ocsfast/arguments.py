@@ -13,6 +13,7 @@ from ocsfast.errors import ConfigError, StateError
 from ocsfast.grouping import Choice, group
 from ocsfast.grouping.families import Families
 from ocsfast.model_config import describes_itself
+from ocsfast.slicing import is_sharded
 from ocsfast.uniform import expressible
 
 # A model's wrappers by class name, so that none of torch's distributed packages has to be imported.
@@ -40,13 +41,6 @@ def plain(model: nn.Module) -> nn.Module:
                 where = f"its part {name}" if name else "the model"
                 raise StateError(f"{where} is a {base.__name__}: {_WRAPPERS[base.__name__]}")
     return model
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether a process holds but a part of some parameter, as after `fully_shard`."""
-    if any(base.__name__ == "FSDPModule" for m in model.modules() for base in type(m).__mro__):
-        return True
-    return any(hasattr(parameter, "placements") for parameter in model.parameters())
 
 
 def require_whole(model: nn.Module) -> None:

@@ -24,7 +24,14 @@ from ocsfast.fitting import FitHook, surplus
 from ocsfast.grouping.families import Families
 from ocsfast.history import Progress, StepReport
 from ocsfast.optim import SGD
-from ocsfast.optimizers import Scalar, check_owner, check_supported, followed_by, weak_hook
+from ocsfast.optimizers import (
+    Scalar,
+    check_owner,
+    check_supported,
+    followed_by,
+    stands_still,
+    weak_hook,
+)
 from ocsfast.replicas import processes_of
 from ocsfast.selection import (
     Choice,
@@ -277,6 +284,8 @@ class Pruner:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if self.stage != "sparsify" or self._coupled is None or self.mask is None:
             return None
+        if stands_still(optimizer):
+            return None
         if not self._coupled.is_current():
             self._rebind()
         kind, mask, parts = self.config.penalty, self.mask, penalty.parts_now(self._coupled, optimizer)
@@ -301,6 +310,8 @@ class Pruner:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if stands_still(optimizer):
+            return
         now = self._progress
         now.steps += 1
         if now.stage != "sparsify" or self._coupled is None or self.mask is None:

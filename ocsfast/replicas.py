@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ocsfast import penalty
-from ocsfast.arguments import is_sharded
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families
+from ocsfast.slicing import is_sharded
 
 INSTEAD = (
     "Give ocsfast.step the module inside, and wrap it anew after the cut:\n"

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
@@ -25,19 +24,8 @@ from ocsfast.grouping.families import Families
 from ocsfast.optim import SGD
 from ocsfast.plan import Plan, shard_plan
 from ocsfast.replicas import Processes
+from ocsfast.resharding import local_of, managed, part_of, settle
 from ocsfast.tables import group_scores, matrices, slice_sums
-
-
-def part_of(size: int, rank: int, ranks: int) -> range:
-    """The indices of a dim 0 of `size` that a rank holds: as `torch.chunk`, the last may have fewer."""
-    most = -(-size // ranks)
-    return range(min(rank * most, size), min((rank + 1) * most, size))
-
-
-def local_of(tensor: Tensor) -> Tensor:
-    """The rows that this process holds, without a copy."""
-    with torch.no_grad():
-        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class ShardedWeights:
@@ -63,11 +51,12 @@ class ShardedWeights:
         return tuple(local_of(weight).data_ptr() for weight in self.weights)
 
     def forget(self) -> None:
-        self._rows.forget()
+        """Nothing is remembered."""
 
     def saliency(
         self, criterion: str = "l2", others: Sequence[Tensor | None] = ()
     ) -> tuple[Tensor, Tensor]:
+        self._rows.forget()  # what changes a DTensor does not raise the version of its rows
         beside = [None if other is None else local_of(other) for other in others]
         _, sums = ops.group_saliency(self._rows, criterion, beside)
         sums = self._joined(sums, dist.ReduceOp.MAX if criterion == "linf" else dist.ReduceOp.SUM)
@@ -158,7 +147,7 @@ class Shards(Processes):
         model = self._model()
         assert model is not None  # the pruner has seen to it
         settle(model)
-        for parameter in _managed(model).values():
+        for parameter in managed(model).values():
             whole = getattr(parameter, "_unsharded_param", None)
             if whole is not None and whole.grad is not None:
                 raise StateError(
@@ -167,29 +156,12 @@ class Shards(Processes):
                 )
 
 
-def settle(model: nn.Module) -> None:
-    """Let the parameters be the sharded ones: an evaluation leaves the root module's gathered."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
-def _managed(model: nn.Module) -> dict[int, Any]:
-    """What fully_shard knows of each parameter, by the id of the sharded one."""
-    found: dict[int, Any] = {}
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            for group in module._get_fsdp_state()._fsdp_param_groups:
-                found.update({id(p.sharded_param): p for p in group.fsdp_params})
-    return found
-
-
 def _mesh_of(model: nn.Module) -> DeviceMesh:
     """The mesh that all parameters are sharded over."""
-    managed = _managed(model)
+    records = managed(model)
     mesh: DeviceMesh | None = None
     for name, parameter in _sharded(model):
-        if id(parameter) not in managed:
+        if id(parameter) not in records:
             raise StateError(
                 f"{name} is a DTensor that fully_shard did not make, as of tensor parallelism: prune "
                 "with fully_shard alone, and parallelize the model that is left"
@@ -201,7 +173,7 @@ def _mesh_of(model: nn.Module) -> DeviceMesh:
                 "Call fully_shard with a mesh of one dimension, without shard_placement_fn=, and "
                 "without tensor parallelism"
             )
-        if managed[id(parameter)].offload_to_cpu:
+        if records[id(parameter)].offload_to_cpu:
             raise StateError(f"{name} is offloaded: call fully_shard without CPUOffloadPolicy")
         if mesh is not None and parameter.device_mesh != mesh:
             raise StateError(
