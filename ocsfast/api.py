@@ -27,6 +27,7 @@ from ocsfast.grouping.families import Families
 from ocsfast.history import StepReport
 from ocsfast.optimizers import find_optimizer, register_counter
 from ocsfast.pruner import Pruner
+from ocsfast.replicas import processes_of
 
 
 class _Recorder:
@@ -170,18 +171,19 @@ def attach(
     run = _runs.get(model)
     if run is not None and run.pruner is not None:
         raise StateError("this model has a pruner already: call ocsfast.detach(model) first")
-    checked_ratio(ratio)
-    options = options_of(config, config_fields)
-    if families is None:
-        require_whole(model)
-        if example_inputs is None:
-            raise StateError("attach needs example_inputs= (one batch as the model takes it)")
-    else:
-        require_described(families, model)
-    owner = _trainable_owner(model) if optimizer is None else optimizer
-    if families is None:
-        assert example_inputs is not None  # refused above
-        families = families_of(model, unpacked(example_inputs), options)
+    with processes_of(model).together():
+        checked_ratio(ratio)
+        options = options_of(config, config_fields)
+        if families is None:
+            require_whole(model)
+            if example_inputs is None:
+                raise StateError("attach needs example_inputs= (one batch as the model takes it)")
+        else:
+            require_described(families, model)
+        owner = _trainable_owner(model) if optimizer is None else optimizer
+        if families is None:
+            assert example_inputs is not None  # refused above
+            families = families_of(model, unpacked(example_inputs), options)
     if run is None:
         run = _Run((ratio, config, config_fields))
     run.pruner = _attach(model, ratio, owner, families, options, also)

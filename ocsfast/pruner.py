@@ -93,16 +93,15 @@ class Pruner:
             None  # groups left, a family, where weights to load said so
         )
         self._processes = processes_of(model)
-        self._copies = Copies(model, also)
+        with self._processes.together():
+            self._copies = Copies(model, also)
+            parameters = dict(model.named_parameters(remove_duplicate=False))
+            coupled = {a.tensor: parameters[a.tensor] for a in families.axes if a.tensor in parameters}
+            check_owner(optimizer, coupled)
+            check_supported(optimizer, stepped=steps > 0)
+            self._aim = make_aim(families, dict(model.named_parameters()), config, self.ratio)
+            self._coupled: penalty.Coupled | None = self._bind(parameters)
         self._processes.begin(self._facts())
-
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        check_owner(
-            optimizer, {a.tensor: parameters[a.tensor] for a in families.axes if a.tensor in parameters}
-        )
-        check_supported(optimizer, stepped=steps > 0)
-        self._aim = make_aim(families, dict(model.named_parameters()), config, self.ratio)
-        self._coupled: penalty.Coupled | None = self._bind(parameters)
         # By Eq. 2: what a criterion may need besides the weights is not there before the first step.
         choice = choose(self._aim, self._coupled.bound, "l2", config, optimizer)
         require_reachable(self._aim, choice, families, config, self.ratio)

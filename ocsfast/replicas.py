@@ -6,7 +6,8 @@ import gc
 import hashlib
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -41,6 +42,11 @@ class Processes(ABC):
         """How many processes train together."""
         group = self.group
         return 1 if group is None else dist.get_world_size(group)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around what must fail on every rank if it does on one; nothing where they need not meet."""
+        yield
 
     @abstractmethod
     def begin(self, facts: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -113,6 +114,26 @@ class Shards(Processes):
     def group(self) -> dist.ProcessGroup:
         return self._mesh.get_group()
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Raise on every rank what one of them raises inside, so that none waits for it in vain.
+
+        Raises:
+            StateError: with what another rank said; on that one, its own error.
+        """
+        mine: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            mine = error
+        said: list[str | None] = [None] * self.size
+        dist.all_gather_object(said, None if mine is None else str(mine), group=self.group)
+        if mine is not None:
+            raise mine
+        for rank, message in enumerate(said):
+            if message is not None:
+                raise StateError(f"rank {rank} refused: {message}")
+
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Refuse, on every rank, what differs between them: from here on they communicate."""
         self.require_agreement(facts)
@@ -181,7 +202,8 @@ def _mesh_of(model: nn.Module) -> DeviceMesh:
                 "with one mesh for all"
             )
         mesh = parameter.device_mesh
-    assert mesh is not None  # is_sharded() has seen one
+    if mesh is None:
+        raise StateError("fully_shard holds no parameter of this model: call it without ignored_params=")
     return mesh
 
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import ocsfast
-from ocsfast import CheckpointError, ConfigError, StateError
+from ocsfast import CheckpointError, ConfigError, OcsfastError, StateError
 from ocsfast.resharding import crop_shards, local_of
 from ocsfast.slicing import crop
 
@@ -168,6 +168,17 @@ def refused(rank, folder):
     attach(r"use torch\.optim\.SGD", optimizer=own)
     other = ocsfast.group(net(), batch(0)[0])
     attach(r"of another model: bn1\.\w+ should have 8 indices along axis 0, here it is", families=other)
+
+    for more in (
+        {"ratio": 0.5 + rank},
+        {"families": (structure(), other)[rank]},
+        {"also": [None] * rank},
+    ):
+        attach(
+            "ratio|of another model|also=" if rank == 1 else "^rank 1 refused: ",
+            error=OcsfastError,
+            **more,
+        )
 
     line = init_device_mesh("cpu", (RANKS,))
     plane = init_device_mesh("cpu", (1, RANKS), mesh_dim_names=("copies", "rows"))
