@@ -276,10 +276,11 @@ def calibrate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
     With any others activations grow from layer to layer, and gates amplify the rounding to a difference.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    held = (m for m in model.modules() if isinstance(getattr(m, "running_var", None), Tensor))
+    norms: list[Any] = [m for m in held if hasattr(m, "momentum")]
+    before = [(norm, norm.momentum) for norm in norms]
     if not norms:
         return
-    before = [(norm, norm.momentum) for norm in norms if norm.running_var is not None]
     try:
         for norm, _ in before:
             norm.train()
@@ -292,7 +293,6 @@ def calibrate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         model.train().eval()  # drops what modules keep from a forward pass in evaluation
         for norm, momentum in before:
             norm.momentum = momentum
-            assert norm.running_var is not None
             norm.running_var.clamp_(min=0.1)
 
 
