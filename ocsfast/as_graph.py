@@ -1,12 +1,13 @@
 """A model as its own graph: the same parameters and the same function, every size an attribute.
 
 Where a model's code fixes a width (a literal in a `view`, equal halves, the checks of
-`nn.MultiheadAttention`), its layers stay dense. The graph that `torch.export` makes of it has no such code.
+`nn.MultiheadAttention`), its layers stay dense. The graph that `torch.export` makes has no such code.
 """
 
 from __future__ import annotations
 
 import linecache
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ocsfast.arguments import Inputs, plain, unpacked
 from ocsfast.errors import ConfigError, GroupingError
-from ocsfast.grouping.literals import Program, Sizes, program
+from ocsfast.grouping.literals import Program, program
 from ocsfast.grouping.trace import BATCH, trace, undisturbed, with_batch
 
 SAMPLES = 5  # a graph traced at 2 and 3 is tried at
@@ -57,27 +58,22 @@ class GraphModel(nn.Module):
         for leaf, fixed in zip(leaves, self._fixed, strict=True):
             if fixed is not None and leaf != fixed[0]:
                 raise ConfigError(
-                    f"the graph of {self._name} was traced with {fixed[0]!r}, not {leaf!r}"
+                    f"the graph of {self._name} was traced with {fixed[0]!r} where it now gets {leaf!r}"
                 )
         out = self._functions[self.training](self, *leaves)
         return pytree.tree_unflatten(out, self._outputs[self.training])
 
     def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The leaves of inputs whose keywords come in another order than when they were traced."""
-        example = pytree.tree_unflatten([0] * self._input.num_leaves, self._input)[1]
-        if example.keys() == kwargs.keys():
-            leaves, spec = pytree.tree_flatten((args, {name: kwargs[name] for name in example}))
+        positions, keywords = pytree.tree_unflatten([0] * self._input.num_leaves, self._input)
+        if keywords.keys() == kwargs.keys():
+            leaves, spec = pytree.tree_flatten((args, {name: kwargs[name] for name in keywords}))
             if spec == self._input:
                 return leaves
-        wanted = ", ".join([*("a positional argument" for _ in range(self._positional)), *example])
         raise ConfigError(
-            f"the graph of {self._name} takes what it was traced with ({wanted}), not {len(args)} "
-            f"positional arguments and {', '.join(kwargs) or 'no others'}: pass example inputs of this form"
+            f"the graph of {self._name} was traced with {_spoken(positions, keywords)}, not "
+            f"{_spoken(args, kwargs)}: make it with example_inputs= of this form"
         )
-
-    @property
-    def _positional(self) -> int:
-        return len(pytree.tree_unflatten([0] * self._input.num_leaves, self._input)[0])
 
     def _compiled(self) -> dict[bool, Callable[..., Any]]:
         return {mode: _function(source, self._name, mode) for mode, source in self._sources.items()}
@@ -86,17 +82,18 @@ class GraphModel(nn.Module):
         return {name: value for name, value in vars(self).items() if name != "_functions"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._functions = self._compiled()
 
 
 def as_graph(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """The same model, run from the graphs of its forward pass: more of it may be cut then.
 
-    The result owns the model's parameters and buffers, the same objects under the same names: an optimizer
-    or a checkpoint of the model is one of the result. `ocsfast.step`, `inspect`, `save` and `load` take it
-    like any model; a file is loaded into `as_graph` of a fresh one. It runs at any batch size, at the other
-    sizes it was traced with; the model's own hooks and methods stay behind.
+    The result has the model's parameters and buffers, the same objects under the same names: an optimizer
+    or a state dict of the model is one of the result. `ocsfast.step`, `inspect`, `save` and `load` take
+    it like any model; a file is loaded into `as_graph` of a fresh one. It runs at any batch size; other
+    sizes are those of the example, wherever the model's code computed with them. Hooks, methods and the
+    class of the model and its layers stay behind; batch norms keep their `momentum` and `training`.
 
     Args:
         model: one that `torch.export` takes, in training mode too.
@@ -104,24 +101,28 @@ def as_graph(model: nn.Module, example_inputs: Inputs) -> nn.Module:
 
     Raises:
         ConfigError: the inputs hold no tensor.
-        GroupingError: the model cannot be exported, branches on the number of samples, or its graph does
-            not compute what it computes.
+        GroupingError: the model cannot be exported, enters autocast by itself, branches on the number of
+            samples, or its graph does not compute what it computes.
     """
-    model = plain(model)
+    return graph_of(plain(model), *unpacked(example_inputs))
+
+
+def graph_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
+    """`as_graph` of a plain model, with one batch as it is called."""
     if isinstance(model, GraphModel):
         return model
-    args, kwargs = unpacked(example_inputs)
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
         raise ConfigError("example_inputs= holds no tensor: pass one batch as the model takes it")
     programs, outputs = {}, {}
     for mode in (False, True):
-        traced = trace(model, args, kwargs, training=mode, gradients=True)
+        traced, other = (
+            trace(model, args, kwargs, training=mode, samples=samples, gradients=True)
+            for samples in (BATCH, BATCH + 1)
+        )
         if traced.autocast:
-            raise GroupingError("the model's own code enters autocast, which its graph cannot do")
-        several = traced.samples == BATCH and with_batch(args, kwargs, BATCH + 1)[2] != BATCH
-        other = traced
-        if several:
-            other = trace(model, args, kwargs, training=mode, samples=BATCH + 1, gradients=True)
+            raise GroupingError(
+                "the model's own code enters autocast, which no graph can: leave that to the training loop"
+            )
         programs[mode] = program(traced, other, sizes_name(model, mode), training=mode)
         outputs[mode] = traced.structure
     graph = GraphModel(model, programs, (args, kwargs), outputs)
@@ -153,7 +154,8 @@ def _fill(shell: nn.Module, module: nn.Module, known: dict[int, nn.Module]) -> N
 
 def _function(source: str, name: str, training: bool) -> Callable[..., Any]:
     """The function of a program; its lines are known to tracebacks."""
-    file = f"<{'training' if training else 'evaluation'} graph of {name} {hash(source):x}>"
+    number = zlib.crc32(source.encode())  # models of one class are told apart
+    file = f"<{'training' if training else 'evaluation'} graph of {name}, {number:x}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     scope: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": float("inf")}
     scope["nan"] = float("nan")
@@ -169,17 +171,17 @@ def _compare(model: nn.Module, graph: nn.Module, args: Any, kwargs: Any) -> None
     for one in (model, graph):
         with undisturbed(one, training=False):
             torch.manual_seed(0)
-            results.append(
-                [x for x in pytree.tree_leaves(one(*args, **kwargs)) if isinstance(x, Tensor)]
-            )
+            leaves = pytree.tree_leaves(one(*args, **kwargs))
+        results.append([leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)])
     for a, b in zip(*results, strict=True):
-        scale = float(a.detach().abs().max()) if a.numel() else 0.0
-        same = a.shape == b.shape and torch.allclose(a, b, 0.0, TOLERANCE * scale, equal_nan=True)
-        if not same:
+        scale = float(a.abs().max()) if a.numel() else 0.0
+        if a.shape != b.shape or not torch.allclose(a, b, 0.0, TOLERANCE * scale, equal_nan=True):
             raise GroupingError(
-                f"with {samples} samples the model's graph, traced with {BATCH} and {BATCH + 1}, does not "
-                "compute what the model does: its code depends on their number"
+                f"the model's graph, traced with {BATCH} and {BATCH + 1} samples, is not the model with "
+                f"{samples}: its code does more with their number than to multiply and add"
             )
 
 
-__all__ = ["GraphModel", "Sizes", "as_graph"]
+def _spoken(args: Any, kwargs: Any) -> str:
+    named = "".join(f" and {name}=" for name in kwargs)
+    return f"{len(args)} positional argument{'' if len(args) == 1 else 's'}{named}"

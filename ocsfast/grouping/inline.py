@@ -1,7 +1,7 @@
 """Regions of a traced graph that ran under another autocast or gradient mode, put back in line.
 
-Export wraps each in a graph of its own. The labels, and the proof in float64, care for neither mode; what
-ran without gradients is detached, for those who run the graph.
+Export wraps each in a graph of its own. The labels, and the proof in float64, care for neither mode;
+what ran without gradients is detached, for those who run the graph.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A traced graph as a program that runs at any batch size, its size literals integers of a module.
 
-In a graph every size that a model's code computed is a number. Here each becomes an attribute of its own,
-so that a cut can set it; one that grows with the number of samples is computed from that. What counts on
-whole dimensions is spelled out: `chunk` by the sizes of its parts, attention with the scale that it had.
+In a graph every size that a model's code computed is a number. Here each becomes an attribute of its
+own, so that a cut can set it; one that grows with the number of samples is computed from that. What
+counts on whole dimensions is spelled out: `chunk` by the sizes of its parts, attention with its scale.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class _Writer:
         if operator_name(node.target) == "_assert_tensor_metadata":
             return  # dtypes of the trace
         if node.target is operator.getitem:
-            source, place = node.args
-            self.copies[node] = self.graph.call_function(operator.getitem, (self.copies[source], place))
+            part = (self._merged(node, node.args[0], self.twins[node].args[0]), node.args[1])
+            self.copies[node] = self.graph.call_function(operator.getitem, part)
             return
         if not isinstance(node.target, torch._ops.OpOverload):
             self._refuse(node, f"it calls {node.target}, no operator of one kernel")
@@ -146,7 +146,7 @@ class _Writer:
 
     def _argument(self, node: Node, name: str, given: dict[str, Any], other: dict[str, Any]) -> Any:
         value, again = given[name], other[name]
-        norm = self.state.get(given.get("running_mean"))  # type: ignore[arg-type]
+        norm = self.state.get(given.get("running_mean", node))
         if norm is not None and name in ("training", "momentum"):
             return self._of_norm(norm.rpartition(".")[0], name, value)
         if name not in SIZE_ARGUMENTS:
@@ -198,9 +198,8 @@ class _Writer:
         if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
             return type(a)(self._merged(node, x, y) for x, y in zip(a, b, strict=True))
         if isinstance(a, torch.device) and a == b == self.device:
-            return self._once(
-                "device", lambda: self.graph.call_function(getattr, (self.batch, "device"))
-            )
+            held = (self.batch, "device")
+            return self._once("device", lambda: self.graph.call_function(getattr, held))
         if type(a) is type(b) and (a == b or (a != a and b != b)):
             return a
         if type(a) is not int or type(b) is not int:

@@ -249,7 +249,7 @@ def expand(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     if "other" in args:  # their number follows the other tensor
         return _expanded_as(walk, node, args["other"])
     lead = len(out) - len(source)
-    kept = [asked_for(walk, node, place, size) for place, size in enumerate(out)]
+    kept = [copies(walk, node, place, size) for place, size in enumerate(out)]
     for d, (vector, old, new) in enumerate(zip(dims, source, out[lead:], strict=True)):
         if old == new:
             kept[lead + d] = vector
@@ -257,6 +257,16 @@ def expand(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         else:
             walk.labels.freeze(vector, walk.reason(node))
     return tuple(kept)
+
+
+def copies(walk: Walk, node: Node, place: int, size: int) -> Vector | None:
+    """The labels of the copies along a dimension; none where the tensor has labels of its own.
+
+    A key that several queries share would else have two owners.
+    """
+    if any(walk.labels.live(vector) for vector in walk.dims(node.args[0])):
+        return labels_of_size(walk, node, place, size)
+    return asked_for(walk, node, place, size)
 
 
 def asked_for(walk: Walk, node: Node, place: int, size: int) -> Vector | None:
