@@ -89,11 +89,11 @@ class GraphModel(nn.Module):
 def as_graph(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """The same model, run from the graphs of its forward pass: more of it may be cut then.
 
-    The result has the model's parameters and buffers, the same objects under the same names: an optimizer
-    or a state dict of the model is one of the result. `ocsfast.step`, `inspect`, `save` and `load` take
-    it like any model; a file is loaded into `as_graph` of a fresh one. It runs at any batch size; other
-    sizes are those of the example, wherever the model's code computed with them. Hooks, methods and the
-    class of the model and its layers stay behind; batch norms keep their `momentum` and `training`.
+    The result has the model's parameters and buffers, the same objects under the same names: an
+    optimizer or a state dict of the model is one of the result. `ocsfast.step`, `inspect`, `save` and
+    `load` take it like any model; a file is loaded into `as_graph` of a fresh one. It runs at any batch
+    size; other sizes are those of the example, wherever the model's code computed with them. Hooks,
+    methods and the classes of the layers stay behind; batch norms keep their `momentum` and `training`.
 
     Args:
         model: one that `torch.export` takes, in training mode too.
@@ -121,7 +121,7 @@ def graph_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         )
         if traced.autocast:
             raise GroupingError(
-                "the model's own code enters autocast, which no graph can: leave that to the training loop"
+                "the model's own code enters autocast, which its graph cannot: leave it to your loop"
             )
         programs[mode] = program(traced, other, sizes_name(model, mode), training=mode)
         outputs[mode] = traced.structure

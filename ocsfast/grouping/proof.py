@@ -35,6 +35,7 @@ SHARE = 0.3  # of every family's groups are cut in a trial
 TOLERANCE = 1e-8  # relative to the largest output; rounding in float64 stays below 1e-11
 NOISE = 1e-14  # relative, in the weights: some ten times what float64 rounds away
 SEED = 0
+CUT_FAILS = "cutting it fails"  # how the reason begins where a cut model does not compute what it should
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ def proved(model: nn.Module, families: Families, setting: Setting) -> Families:
             return families
         names = ", ".join(families.families[f].name for f in failed)
         logger.warning("%s: cutting is not the same as zeroing, so it stays dense", names)
-        left = families.without({f: f"cutting it fails: {why}" for f, why in failed.items()})
+        left = families.without({f: f"{CUT_FAILS}: {why}" for f, why in failed.items()})
         if left.families:
             again = Trial(model, left, setting)
             why = again.difference(range(len(left.families)))
