@@ -89,7 +89,7 @@ class GraphModel(nn.Module):
 def as_graph(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """The same model, run from the graphs of its forward pass: more of it may be cut then.
 
-    The result has the model's parameters and buffers, the same objects under the same names: an
+    Use it in the model's place. It has the same parameters and buffers, under the same names, so that an
     optimizer or a state dict of the model is one of the result. `ocsfast.step`, `inspect`, `save` and
     `load` take it like any model; a file is loaded into `as_graph` of a fresh one. It runs at any batch
     size; other sizes are those of the example, wherever the model's code computed with them. Hooks,

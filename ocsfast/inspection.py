@@ -158,9 +158,7 @@ def _table(found: Inspection) -> str:
         lines += ["", "dense:"]
         lines += [f"  {frozen.where}: {frozen.reason}" for frozen in found.frozen]
     if found.graph_may:
-        lines.append(
-            "what fails when cut is held by the model's code: try ocsfast.as_graph(model, inputs)"
-        )
+        lines.append("what fails when cut is held by the model's code: try ocsfast.as_graph(model, x)")
     lines += [
         "",
         f"{quantity(found.macs)}MACs, {quantity(found.parameters)}parameters, "

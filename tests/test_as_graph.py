@@ -317,7 +317,7 @@ def test_save_and_load(tmp_path):
     ocsfast.load(fresh, tmp_path / "pruned.safetensors")
     assert torch.equal(fresh.eval()(IMAGES), graph.eval()(IMAGES))
     fresh.train()(IMAGES).sum().backward()
-    with pytest.raises(CheckpointError, match="holds a ocsfast.as_graph.GraphModel"):
+    with pytest.raises(CheckpointError, match=r"holds a ocsfast\.as_graph\.GraphModel"):
         ocsfast.load(vision_transformer(), tmp_path / "pruned.safetensors")
 
 
@@ -339,9 +339,7 @@ def test_inputs_by_name():
     assert out["scale"] == 2.0
     with pytest.raises(ConfigError, match=r"traced with 2\.0 where it now gets 3\.0"):
         graph(x=x, mask=mask, scale=3.0)
-    with pytest.raises(
-        ConfigError, match="0 positional arguments and x= and mask= and scale=, not 1 pos"
-    ):
+    with pytest.raises(ConfigError, match="0 positional arguments and x= and mask= and scale=, not 1"):
         graph(x)
 
 
@@ -390,5 +388,5 @@ def test_models_without_one_graph(body, message):
 def test_inputs_without_tensors():
     with pytest.raises(ConfigError, match="example_inputs= holds no tensor"):
         ocsfast.as_graph(net(), {"x": 3})
-    with pytest.raises(ConfigError, match="an nn.Module is expected"):
+    with pytest.raises(ConfigError, match=r"an nn\.Module is expected"):
         ocsfast.as_graph(lambda x: x, torch.randn(2, 4))

@@ -111,7 +111,7 @@ def test_what_the_graph_may_free_is_said():
 
     found = ocsfast.inspect(Literal(), torch.randn(3, 4))
     assert found.graph_may
-    assert "try ocsfast.as_graph(model, inputs)" in str(found)
+    assert "try ocsfast.as_graph(model, x)" in str(found)
     graph = ocsfast.as_graph(Literal(), torch.randn(3, 4))
     assert not ocsfast.inspect(graph, torch.randn(3, 4)).graph_may
     assert not ocsfast.inspect(net(), X).graph_may

@@ -151,7 +151,8 @@ def by_labels(
                 raise
             logger.info("no trace in training mode: %s", error)
         else:
-            Walk(model, training, found, count=False, deadline=deadline).run()
+            wanted = outputs if training.outputs == evaluation.outputs else None
+            Walk(model, training, found, count=False, outputs=wanted, deadline=deadline).run()
             both_modes = True
     protected = _protected(model, choice.keep)
     for name, dims in found.state.items():

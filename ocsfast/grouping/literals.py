@@ -202,7 +202,7 @@ class _Writer:
             return self._once("device", lambda: self.graph.call_function(getattr, held))
         if type(a) is type(b) and (a == b or (a != a and b != b)):
             return a
-        if type(a) is not int or type(b) is not int:
+        if type(a) is not int or type(b) is not int or self.other.samples == self.traced.samples:
             self._refuse(node, f"the number of samples turns {a} into {b}")
         slope = (b - a) // (self.other.samples - self.traced.samples)
         offset = a - slope * self.traced.samples

@@ -126,7 +126,8 @@ def trace(
         with undisturbed(model, training=training), torch.set_grad_enabled(gradients), origins(model):
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:  # export raises whatever the model's own code raises, and more
-        raise GroupingError(f"the model cannot be exported: {_cause(error)}") from error
+        mode = " in training mode" if training else ""
+        raise GroupingError(f"the model cannot be exported{mode}: {_cause(error)}") from error
     state: list[str | None] = []
     constants: dict[int, Tensor] = {}
     for spec in program.graph_signature.input_specs:
