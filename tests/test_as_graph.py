@@ -141,6 +141,16 @@ def test_what_runs_without_gradients_still_does():
     assert graph.c.weight.grad is not None
 
 
+def test_arguments_by_name_behind_others_left_out():
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.ops.aten.max_pool2d(x, 2, ceil_mode=True)
+            return torch.ops.aten.topk(x, 2, sorted=False)[0].sum(-1)
+
+    x = torch.randn(2, 3, 7, 7)
+    torch.testing.assert_close(ocsfast.as_graph(Pooled(), x)(x), Pooled()(x))
+
+
 def test_parameters_and_names_are_the_models():
     model = net()
     optimizer = sgd(model)

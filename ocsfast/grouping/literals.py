@@ -11,6 +11,7 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -134,11 +135,11 @@ class _Writer:
         (target, given), (_, other) = spelled_out(node), spelled_out(self.twins[node])
         if given.get("split_sizes") != other.get("split_sizes"):  # of samples
             target, given, other = node.target, named(node), named(self.twins[node])
-        # Two shapes that differ by an argument left out, say, are two graphs.
         if list(given) != list(other):
-            self._refuse(node, "its call depends on the number of samples")
+            self._refuse(node, "which arguments it gives depends on the number of samples")
         values = {name: self._argument(node, name, given, other) for name in given}
-        by_position = [a.name for a in target._schema.arguments if not a.kwarg_only and a.name in given]
+        ordered = (a for a in target._schema.arguments if not a.kwarg_only)
+        by_position = [a.name for a in takewhile(lambda a: a.name in given, ordered)]
         args = tuple(values.pop(name) for name in by_position)
         copy = self.graph.create_node("call_function", target, args, values, name=node.name)
         self.copies[node] = copy
