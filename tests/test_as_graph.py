@@ -19,7 +19,7 @@ import ocsfast
 from ocsfast.as_graph import graph_of
 from ocsfast.cut import cut_model, size_attributes
 from ocsfast.errors import CheckpointError, ConfigError, GroupingError
-from ocsfast.grouping import Families, group
+from ocsfast.grouping import Choice, Families, group
 from ocsfast.grouping.propagate import RULES
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -220,7 +220,7 @@ def test_a_literal_view():
     assert graph.embed.weight.shape == (48, 5)
     # Attention's scale is that of the width it was trained with, so positions within heads may go too.
     graph = ocsfast.as_graph(Literal(), x)
-    inner = group(graph, (x,), choice=ocsfast.grouping.Choice(kinds=("head_dim",)))
+    inner = group(graph, (x,), choice=Choice(kinds=("head_dim",)))
     assert names(inner) == {"embed head_dim": 16}
 
 
@@ -305,6 +305,25 @@ def test_sizes_that_training_alone_has_are_cut_too():
     cut_model(graph, families, third(families))
     assert graph.graph_train.full_size == [graph.first.weight.shape[0]] == [11]
     assert graph.train()(torch.randn(3, 4)).shape == (3, 3)
+
+
+def test_outputs_that_need_not_keep_their_shape():
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            hidden = self.first(x)
+            return {"hidden": hidden, "logits": self.second(hidden.view(-1, 2, 8).flatten(1))}
+
+    x = torch.randn(2, 4)
+    graph = ocsfast.as_graph(Features(), x)
+    assert not group(graph, (x,)).families
+    families = group(graph, (x,), choice=Choice(outputs=("logits",)))
+    assert [f.size for f in families.families] == [2]
+    cut_model(graph, families, torch.tensor([True, False]))
+    assert graph.train()(x)["hidden"].shape == (2, 8)
 
 
 def test_a_wrong_rule_is_still_found(monkeypatch):
