@@ -334,6 +334,14 @@ def test_a_wrong_rule_is_still_found(monkeypatch):
     assert any("cutting it fails" in frozen.reason for frozen in families.frozen)
 
 
+def test_what_stays_dense_is_named_by_the_users_line():
+    graph = ocsfast.as_graph(Body(lambda x: x.sort(dim=1).values), torch.randn(2, 4))
+    (frozen,) = group(graph, (torch.randn(2, 4),)).frozen
+    assert frozen.where == "linear"
+    assert "aten.sort" in frozen.reason
+    assert f"{__file__}:" in frozen.reason
+
+
 # -- files, inputs, outputs ---------------------------------------------------------------------------
 
 

@@ -281,7 +281,7 @@ def module_of(node: torch.fx.Node) -> str:
 def source_of(node: torch.fx.Node) -> str:
     """file:line of the user's statement that made the node, or its module."""
     stack = node.meta.get("stack_trace") or ""
-    noted = re.findall(r"  # at (.+)$", stack, re.MULTILINE)  # by a program of `literals`
+    noted = re.findall(r"  # at (.+:\d+)$", stack, re.MULTILINE)  # by a program of `literals`
     if noted:
         return str(noted[-1])
     where = re.findall(r'File "([^"]+)", line (\d+)', stack)
