@@ -98,3 +98,20 @@ def test_only_some_layers():
 def test_time_limit():
     with pytest.raises(GroupingError, match="more than time_limit=1e-09 s, and was at"):
         ocsfast.inspect(net(), X, time_limit=1e-9)
+
+
+def test_what_the_graph_may_free_is_said():
+    class Literal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.second(self.first(x).view(-1, 2, 4).flatten(1))
+
+    found = ocsfast.inspect(Literal(), torch.randn(3, 4))
+    assert found.graph_may
+    assert "try ocsfast.as_graph(model, x)" in str(found)
+    graph = ocsfast.as_graph(Literal(), torch.randn(3, 4))
+    assert not ocsfast.inspect(graph, torch.randn(3, 4)).graph_may
+    assert not ocsfast.inspect(net(), X).graph_may

@@ -287,7 +287,7 @@ def freeze(walk: Walk, vectors: Sequence[Vector | None], why: str) -> None:
 # Operators that make a tensor of one value.
 FACTORIES = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
 # Operators whose sizes alone may tie their result to another tensor.
-SIZED = (*FACTORIES, "expand")
+SIZED = (*FACTORIES, "expand", "repeat")
 # Operators whose rule also states a cost, so that they run even where no label is live.
 COUNTED = frozenset(
     {"conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul", "mm", "bmm", "addmm", "einsum"}
