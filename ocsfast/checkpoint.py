@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -44,23 +46,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             name: sizes for name, module in model.named_modules() if (sizes := size_attributes(module))
         },
     }
-    target = os.path.abspath(os.fspath(path))
-    folder, name = os.path.split(target)
-    # In the same folder, so that the last step is a rename; its name says whose it is.
-    part = os.path.join(folder, f".{name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     plain = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     try:
-        if os.path.isdir(target):
-            raise IsADirectoryError("it is a folder")
-        save_file(plain, part, metadata={KEY: json.dumps(structure)})
-        _flush(part)
-        os.replace(part, target)
-        _flush(folder)
+        with replacing(path) as part:
+            save_file(plain, part, metadata={KEY: json.dumps(structure)})
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {target}: {error}") from error
-    finally:
-        if os.path.exists(part):
-            os.unlink(part)
+        raise CheckpointError(f"cannot write {os.fspath(path)}: {error}") from error
 
 
 def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -263,6 +254,28 @@ def _placed(new: Tensor, old: Tensor) -> Tensor:
         form = torch.channels_last if old.dim() == 4 else torch.channels_last_3d
         placed = placed.contiguous(memory_format=form)
     return placed
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Write a file whole or not at all: to the path it yields, which then takes the place of `path`.
+
+    A process killed in the midst of it leaves the old file as it was, and a hidden .tmp beside it.
+    """
+    target = os.path.abspath(os.fspath(path))
+    if os.path.isdir(target):
+        raise IsADirectoryError(f"{target} is a folder")
+    folder, name = os.path.split(target)
+    # In the same folder, so that the last step is a rename; its name says whose it is.
+    part = os.path.join(folder, f".{name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield part
+        _flush(part)
+        os.replace(part, target)
+        _flush(folder)
+    finally:
+        if os.path.exists(part):
+            os.unlink(part)
 
 
 def _flush(path: str) -> None:
