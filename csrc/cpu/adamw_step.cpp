@@ -18,7 +18,8 @@ void adamw_step(const Tensor& ticket, const std::vector<Tensor>& grads,
     using T = std::remove_reference_t<decltype(*bands.w)>;
     using A = accumulator_t<T>;
     const Correction& correction = a.corrections[tensor];
-    const AdamwStep<A> how{static_cast<A>(1 - beta1),
+    const AdamwStep<A> how{static_cast<A>(beta1),
+                           static_cast<A>(1 - beta1),
                            static_cast<A>(beta2),
                            static_cast<A>(1 - beta2),
                            static_cast<A>(1 - *step.lr * weight_decay),

@@ -64,11 +64,11 @@ struct SgdStep {
   bool begins;  // the momentum holds nothing yet
 };
 
-// average += gain1 * (gradient - average); square = beta2 * square + gain2 * gradient ** 2;
+// average = beta1 * average + gain1 * gradient; square = beta2 * square + gain2 * gradient ** 2;
 // w = keep * w - rate * average / (scale * sqrt(square) + eps).
 template <class A>
 struct AdamwStep {
-  A gain1, beta2, gain2, keep, rate, scale, eps, sign;
+  A beta1, gain1, beta2, gain2, keep, rate, scale, eps, sign;
 };
 
 template <class T>

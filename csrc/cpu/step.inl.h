@@ -38,10 +38,11 @@ template <class A>
 struct Adamw {
   using V = typename Lanes<A>::type;
   static constexpr int kStates = 2;
-  V gain1, beta2, gain2, left, rate, scale, eps, slope, sign;
+  V beta1, gain1, beta2, gain2, left, rate, scale, eps, slope, sign;
 
   explicit Adamw(const AdamwStep<A>& step)
-      : gain1(splat<A>(step.gain1)),
+      : beta1(splat<A>(step.beta1)),
+        gain1(splat<A>(step.gain1)),
         beta2(splat<A>(step.beta2)),
         gain2(splat<A>(step.gain2)),
         left(splat<A>(step.keep)),
@@ -55,8 +56,7 @@ struct Adamw {
   // divide by next to nothing.
   template <class Held, class Keep>
   OCSFAST_INLINE V move(V before, V change, const Held& held, const Keep& keep) const {
-    V average = held(0);
-    average += (change - average) * gain1;
+    const V average = held(0) * beta1 + change * gain1;
     const V square = held(1) * beta2 + change * change * gain2;
     keep(0, average);
     keep(1, square);

@@ -5,7 +5,7 @@ namespace {
 
 template <class C>
 struct Rates {
-  C gain1, beta2, gain2, eps;
+  C beta1, gain1, beta2, gain2, eps;
 };
 
 struct Adamw {
@@ -43,8 +43,7 @@ struct Adamw {
   template <class T, class C>
   __device__ C move(C before, C change, const Of<C>& of, T* states, bool) const {
     const Rates<C>& r = rates<C>();
-    C average = to_number(states[0]);
-    average += (change - average) * r.gain1;
+    const C average = to_number(states[0]) * r.beta1 + change * r.gain1;
     const C square = to_number(states[1]) * r.beta2 + change * change * r.gain2;
     states[0] = from_number<T>(average);
     states[1] = from_number<T>(square);
@@ -66,9 +65,9 @@ void adamw_step(const Tensor& ticket, const std::vector<Tensor>& grads,
   const Step step = check_step(kOp, *bound, grads, lr, maximize, mask, strength, factor, known);
   const AdamwArguments a = check_adamw(kOp, *bound, step, exp_avgs, exp_avg_sqs, steps, beta1, beta2);
   Adamw rule{};
-  rule.wide = {1 - beta1, beta2, 1 - beta2, eps};
-  rule.single = {static_cast<float>(1 - beta1), static_cast<float>(beta2), static_cast<float>(1 - beta2),
-                 static_cast<float>(eps)};
+  rule.wide = {beta1, 1 - beta1, beta2, 1 - beta2, eps};
+  rule.single = {static_cast<float>(beta1), static_cast<float>(1 - beta1), static_cast<float>(beta2),
+                 static_cast<float>(1 - beta2), static_cast<float>(eps)};
   rule.weight_decay = weight_decay;
   take_step(kOp, *bound, step, {&a.averages, &a.squares}, a, rule);
 }
