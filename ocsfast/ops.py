@@ -52,6 +52,7 @@ class Bound:
         plan: the tables, on the device of the weights.
         weights: `plan.names` in order, of the shapes and strides the plan was built for; float32,
             bfloat16, float16 and float64 may be mixed.
+        strides: of the weights, as they were bound.
 
     Raises:
         RuntimeError: a weight is not what the plan was built for, or the plan contradicts itself.
@@ -64,7 +65,7 @@ class Bound:
             self.ticket = torch.ops.ocsfast.bind(self.weights, plan.tables, plan.shapes, plan.layout)
         weakref.finalize(self, _C.release, int(self.ticket))
         self._known: tuple[int, Tensor | None, int] | None = None
-        self._strides = [weight.stride() for weight in self.weights]
+        self.strides = [weight.stride() for weight in self.weights]
         self._none = plan.tables.new_empty(0)
 
     def forget(self) -> None:
@@ -375,7 +376,7 @@ def _beside(bound: Bound, tensors: Sequence[Tensor | None]) -> list[Tensor]:
         raise ValueError(f"{len(tensors)} tensors for {len(bound.weights)} weights")
     return [
         bound._none if t is None else t if t.stride() == stride else _with_stride(t, stride)
-        for t, stride in zip(tensors, bound._strides, strict=True)
+        for t, stride in zip(tensors, bound.strides, strict=True)
     ]
 
 

@@ -75,7 +75,7 @@ class SGD(torch.optim.SGD):
             for k, (weight, grad) in enumerate(zip(bound.weights, grads, strict=True)):
                 if grad is None:
                     continue
-                momenta[k] = beside(weight, self.state[weight], "momentum_buffer")
+                momenta[k] = beside(weight, bound.strides[k], self.state[weight], "momentum_buffer")
                 if momenta[k] is None:
                     momenta[k] = new[k] = torch.zeros_like(weight, memory_format=torch.preserve_format)
         ops.sgd_step_(
@@ -202,7 +202,8 @@ class AdamW(torch.optim.AdamW):
                     "exp_avg": torch.zeros_like(weight, memory_format=torch.preserve_format),
                     "exp_avg_sq": torch.zeros_like(weight, memory_format=torch.preserve_format),
                 }
-            averages[k], squares[k] = (beside(weight, state, key) for key in ("exp_avg", "exp_avg_sq"))
+            averages[k] = beside(weight, bound.strides[k], state, "exp_avg")
+            squares[k] = beside(weight, bound.strides[k], state, "exp_avg_sq")
             counters.append(state["step"])
         steps = [0] * len(grads)
         for k, taken in zip(stepped, torch.stack(counters).tolist() if counters else (), strict=True):
@@ -221,7 +222,7 @@ class AdamW(torch.optim.AdamW):
             penalty=penalty,
         )
         if counters:
-            torch._foreach_add_(counters, 1)
+            torch._foreach_add_(counters, torch.tensor(1.0))  # a number would become a tensor for each
         for k, state in new.items():
             self.state[bound.weights[k]] = state
 

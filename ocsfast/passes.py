@@ -96,12 +96,13 @@ def _step_bound(
     by_kernel(bound, grads, lr, group, penalty)
 
 
-def beside(weight: Tensor, state: dict[str, Tensor], key: str) -> Tensor | None:
+def beside(weight: Tensor, stride: tuple[int, ...], state: dict[str, Tensor], key: str) -> Tensor | None:
     """A weight's state, if it has any, with the weight's strides: a loaded one may have others."""
     value = state.get(key)
-    if value is not None and value.stride() != weight.stride() and value.shape == weight.shape:
-        value = state[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
-    return value
+    if value is None or value.stride() == stride or value.shape != weight.shape:
+        return value
+    state[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+    return state[key]
 
 
 def walkable(parameter: Tensor, beside: Tensor) -> bool:
