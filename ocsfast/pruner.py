@@ -23,7 +23,7 @@ from ocsfast.errors import StateError
 from ocsfast.fitting import FitHook, surplus
 from ocsfast.grouping.families import Families
 from ocsfast.history import Progress, StepReport
-from ocsfast.optim import SGD
+from ocsfast.optim import OnePass
 from ocsfast.optimizers import Scalar, check_owner, check_supported, followed_by, weak_hook
 from ocsfast.replicas import Replicas
 from ocsfast.selection import (
@@ -281,7 +281,7 @@ class Pruner:
         kind, mask, parts = self.config.penalty, self.mask, penalty.parts_now(self._coupled, optimizer)
         self._lam = self._lambda_now(penalty.mean_rate(parts, optimizer))
         penalty.prepare(parts, optimizer, self._lam, self._progress.scale, kind)
-        if isinstance(optimizer, SGD) and kind != "none":
+        if isinstance(optimizer, OnePass) and kind != "none":
             penalty.hand_over(parts, optimizer, mask)
             return None
         if kind not in ("both", "lasso"):
@@ -305,10 +305,10 @@ class Pruner:
         if now.stage != "sparsify" or self._coupled is None or self.mask is None:
             return
         parts = penalty.parts_now(self._coupled, optimizer)
-        if not isinstance(optimizer, SGD):
+        if not isinstance(optimizer, OnePass):
             self._coupled.forget()
         now.nats = now.nats + self._lam * penalty.mean_rate(parts, optimizer)
-        if self.config.penalty in ("both", "shrink") and not isinstance(optimizer, SGD):
+        if self.config.penalty in ("both", "shrink") and not isinstance(optimizer, OnePass):
             penalty.shrink(parts, optimizer, self.mask)
 
     def _lambda_now(self, rate: Scalar) -> Scalar:
