@@ -75,6 +75,8 @@ def measure(library: str, name: str, graph: bool) -> Entry:
     pruned = torch.zeros(families.num_groups, dtype=torch.bool)
     for family in families.families:
         count = min(family.size - 1, max(1, round(SHARE * family.size)))
+        kept = family.size - count
+        count = max(0, count - -kept % families.multiple)  # so many stay as the operators want
         pruned[family.first + torch.randperm(family.size, generator=generator)[:count]] = True
     model.requires_grad_(False)  # the counter's hooks fail on modules that read parameters
     with torch.no_grad():
@@ -122,7 +124,7 @@ def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -
     def both(families: Any) -> list[int]:
         model.train().eval()  # in evaluation some models keep biases that they have computed
         cost = build_cost_model(families, families.macs, "MACs")
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=experts()) as counter:
             model(*one_args, **one_kwargs)
         return [cost([f.size for f in families.families]), counter.get_total_flops() // 2]
 
@@ -133,6 +135,19 @@ def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -
             return [*before, *both(cut_model(model, families, pruned))]
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+def experts() -> dict[Any, Any]:
+    """What torch's counter does not know: rows times the matrix of each one's expert."""
+
+    def flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return 2 * int(x[0]) * int(weight[-2]) * int(weight[-1])
+
+    import transformers.integrations.moe  # noqa: F401  (registers its operator)
+
+    spaces = (torch.ops.aten, torch.ops.transformers)
+    names = ("_grouped_mm", "grouped_mm_fallback")
+    return {getattr(s, n): flops for s in spaces for n in names if hasattr(s, n)}
 
 
 def reasons(families: Any) -> list[str]:
