@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +25,7 @@ from ocsfast.errors import CheckpointError
 from ocsfast.plan import is_channels_last
 
 KEY = "ocsfast"  # the metadata entry that holds the structure
-FORMAT = 1
+FORMAT = 2
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -38,6 +40,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             tensors.
     """
     tensors, aliases = _distinct(_state(model))
+    plain = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     structure = {
         "format": FORMAT,
         "class": _class_of(model),
@@ -46,7 +49,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             name: sizes for name, module in model.named_modules() if (sizes := size_attributes(module))
         },
     }
-    plain = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
+    structure["checksum"] = checksum(structure, plain)
     try:
         with replacing(path) as part:
             save_file(plain, part, metadata={KEY: json.dumps(structure)})
@@ -74,7 +77,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    structure = _parse(metadata, path)
+    structure = _parse(metadata, path, tensors)
     if structure.class_name != _class_of(model):
         raise CheckpointError(
             f"{path} holds a {structure.class_name}, the model is a {_class_of(model)}"
@@ -101,7 +104,19 @@ class _Structure:
     attributes: dict[str, dict[str, int]]
 
 
-def _parse(metadata: dict[str, str], path: str) -> _Structure:
+def checksum(structure: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of everything that a file says, but for the checksum itself."""
+    said = {name: value for name, value in structure.items() if name != "checksum"}
+    crc = zlib.crc32(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        if tensor.numel():
+            crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return crc
+
+
+def _parse(metadata: dict[str, str], path: str, tensors: Mapping[str, Tensor]) -> _Structure:
     """The structure in a file's metadata, every type checked."""
     if KEY not in metadata:
         raise CheckpointError(f"{path} was not written by ocsfast.save")
@@ -111,7 +126,7 @@ def _parse(metadata: dict[str, str], path: str) -> _Structure:
             raise CheckpointError(f"{path} has format {raw['format']!r}, this version reads {FORMAT}")
         aliases, attributes = raw["aliases"], raw["attributes"]
         sound = (
-            set(raw) == {"format", "class", "aliases", "attributes"}
+            set(raw) == {"format", "class", "aliases", "attributes", "checksum"}
             and isinstance(raw["class"], str)
             and all(isinstance(x, str) for x in aliases.values())
             and all(
@@ -124,6 +139,8 @@ def _parse(metadata: dict[str, str], path: str) -> _Structure:
         raise CheckpointError(f"{path}: its structure cannot be read: {error!r}") from error
     if not sound:
         raise CheckpointError(f"{path}: its structure cannot be read: unexpected fields")
+    if raw["checksum"] != checksum(raw, tensors):
+        raise CheckpointError(f"{path} is damaged: its checksum is not that of what it holds")
     return _Structure(raw["class"], aliases, attributes)
 
 

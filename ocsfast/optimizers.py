@@ -103,6 +103,11 @@ def check_supported(optimizer: Optimizer, stepped: bool) -> None:
     known = ", ".join(kind.__name__ for kind in TORCHS)
     if type(optimizer) in SUPPORTED:
         return
+    if name == "ZeroRedundancyOptimizer":
+        raise StateError(
+            "a ZeroRedundancyOptimizer cannot be cut: it keeps parts of its state on other ranks. Use "
+            "the optimizer inside it on every rank"
+        )
     if not stepped and not optimizer.state:
         raise StateError(
             f"optimizer {name} is not one of {known}, and before its first step nothing tells whether "
