@@ -207,6 +207,12 @@ def _named(model: nn.Module, entries: Sequence[str | nn.Module], option: str) ->
 
 
 def _check_parameters(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        where = f"its part {name}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise GroupingError(f"{where} is scripted: nothing in it can be cut. Pass its source")
+        if ".quantized" in type(module).__module__ and type(module).__module__.startswith("torch."):
+            raise GroupingError(f"{where} is quantized: prune first, and quantize what is left")
     for name, parameter in model.named_parameters():
         if parameter.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             raise GroupingError(

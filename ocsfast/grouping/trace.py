@@ -6,7 +6,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import MethodType
 from typing import Any
 
@@ -123,7 +123,12 @@ def trace(
     """
     args, kwargs, samples = with_batch(args, kwargs, samples)
     try:
-        with undisturbed(model, training=training), torch.set_grad_enabled(gradients), origins(model):
+        with (
+            undisturbed(model, training=training),
+            torch.set_grad_enabled(gradients),
+            known_outputs(model),
+            origins(model),
+        ):
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:  # export raises whatever the model's own code raises, and more
         mode = " in training mode" if training else ""
@@ -145,6 +150,23 @@ def trace(
     assert spec is not None
     names = _output_names(spec)
     return Trace(program.graph_module, tuple(state), constants, samples, names, spec, autocast)
+
+
+@contextmanager
+def known_outputs(model: nn.Module) -> Iterator[None]:
+    """Tell torch how to take apart the dataclasses that the model returns, as it returns them."""
+
+    def register(module: nn.Module, args: Any, output: Any) -> None:
+        for leaf in pytree.tree_leaves(output):
+            if is_dataclass(leaf) and not isinstance(leaf, type):
+                torch.export.register_dataclass(type(leaf))
+                register(module, args, leaf)
+
+    handle = model.register_forward_hook(register)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _output_names(spec: pytree.TreeSpec) -> tuple[str, ...]:
