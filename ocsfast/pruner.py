@@ -347,6 +347,13 @@ class Pruner:
         self.scores, self.mask = choice.scores, choice.mask
 
         stage = self._plan_stage()
+        unplanned = stage.deadline is None and self.config.deadline is not None
+        if unplanned and now.check == self.config.window:
+            logger.warning(
+                "nothing tells how long this run is: groups shrink from check %d on at the latest, and "
+                "the cut may take twice as many more. Pass total_steps= (optimizer steps) to plan it",
+                stage.latest_start * now.check // max(1, now.steps),
+            )
         late, ready = self._is_late(stage), self._is_ready(choice)
         cut = forced or late or ready
         if cut:
