@@ -117,16 +117,20 @@ def zeroing_error(model: Any, families: Any, setting: Any, pruned: Any) -> float
 def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -> list[int] | str:
     """Predicted and counted for one sample, before the cut and after it.
 
-    The counter does not see into the fused attention and recurrence of inference.
+    Where the two differ, for two samples: a contrastive model multiplies the batch by itself. The counter does not see into the fused attention and recurrence of inference.
     """
-    one_args, one_kwargs = tree_map_only(torch.Tensor, lambda x: x[:1], (args, kwargs))
 
     def both(families: Any) -> list[int]:
-        model.train().eval()  # in evaluation some models keep biases that they have computed
-        cost = build_cost_model(families, families.macs, "MACs")
-        with FlopCounterMode(display=False, custom_mapping=experts()) as counter:
-            model(*one_args, **one_kwargs)
-        return [cost([f.size for f in families.families]), counter.get_total_flops() // 2]
+        cost = build_cost_model(families, families.macs, "MACs")([f.size for f in families.families])
+        for samples in (1, 2):
+            some = tree_map_only(torch.Tensor, lambda x, n=samples: x[:n], (args, kwargs))
+            model.train().eval()  # in evaluation some models keep biases that they have computed
+            with FlopCounterMode(display=False, custom_mapping=experts()) as counter:
+                model(*some[0], **some[1])
+            counted = counter.get_total_flops() // 2
+            if samples * cost == counted:
+                break
+        return [samples * cost, counted]
 
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -17,7 +17,8 @@ One row a model: random weights, the smallest of its family, made shallower wher
 * **share**: parameters that some group takes, of all.
 * **error**: one random cut of 30 % of every family against the whole model with those slices zeroed,
   in float64, relative to the largest output.
-* **MACs**: predicted equals counted, of one sample, before and after the cut.
+* **MACs**: predicted equals counted, of one sample (of two for CLIP, which multiplies the batch by
+  itself), before and after the cut.
 * **s**: seconds for export and grouping, and with the proof (one thread, a shared machine).
 * **exact**: share above 0.95. **partly dense**: exact too, but more stays dense, and why.
 * **tier**: `module` is the model's own class. What is not exact there was tried as `ocsfast.as_graph`
