@@ -117,7 +117,8 @@ def zeroing_error(model: Any, families: Any, setting: Any, pruned: Any) -> float
 def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -> list[int] | str:
     """Predicted and counted for one sample, before the cut and after it.
 
-    Where the two differ, for two samples: a contrastive model multiplies the batch by itself. The counter does not see into the fused attention and recurrence of inference.
+    Where the two differ, for two samples: a contrastive model multiplies the batch by itself.
+    The counter does not see into the fused attention and recurrence of inference.
     """
 
     def both(families: Any) -> list[int]:
