@@ -1,7 +1,7 @@
 """ocsfast: train, prune and finish a network in one training run."""
 
 from ocsfast import detection, optim
-from ocsfast.api import attach, detach, step
+from ocsfast.api import attach, detach, group, step
 from ocsfast.as_graph import as_graph
 from ocsfast.checkpoint import load, save
 from ocsfast.config import Config
@@ -31,6 +31,7 @@ __all__ = [
     "detach",
     "detection",
     "fit_on_load",
+    "group",
     "inspect",
     "load",
     "optim",

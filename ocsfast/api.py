@@ -10,12 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ocsfast.arguments import Inputs, Unpacked, families_of, options_of, plain, unpacked
+from ocsfast.arguments import (
+    Inputs,
+    Unpacked,
+    families_of,
+    options_of,
+    plain,
+    require_described,
+    require_whole,
+    unpacked,
+)
 from ocsfast.config import Config, checked_ratio
 from ocsfast.copies import Also
 from ocsfast.errors import ConfigError, GroupingError, StateError
+from ocsfast.grouping.families import Families
 from ocsfast.history import StepReport
-from ocsfast.optimizers import check_owner, find_optimizer, register_counter
+from ocsfast.optimizers import find_optimizer, register_counter
 from ocsfast.pruner import Pruner
 
 
@@ -105,6 +115,7 @@ def step(
     call: _Call = (ratio, config, config_fields)
     run = _runs.get(model)
     if run is None:
+        require_whole(model)
         checked_ratio(ratio)
         options_of(config, config_fields)
         owner = _stepped(model, optimizer)
@@ -123,7 +134,9 @@ def step(
     if run.pruner is None:
         owner = _stepped(model, optimizer)
         inputs = _inputs(example_inputs, run.recorder)
-        run.pruner = _attach(model, ratio, owner, inputs, options_of(config, config_fields), also)
+        options = options_of(config, config_fields)
+        families = families_of(model, inputs, options)
+        run.pruner = _attach(model, ratio, owner, families, options, also)
         if run.recorder is not None:
             run.pruner.begin_at(run.recorder.steps)
         _forget_inputs(run)
@@ -143,16 +156,19 @@ def attach(
     *,
     optimizer: Optimizer | None = None,
     example_inputs: Inputs | None = None,
+    families: Families | None = None,
     also: Iterable[Also] = (),
     config: Config | None = None,
     **config_fields: Any,
 ) -> Pruner:
     """Attach ahead of the training loop; later calls of `step(model, ratio, ...)` use this pruner.
 
-    Args: as for `step`. Without `optimizer`, one must have stepped; `example_inputs` is required.
+    Args: as for `step`. Without `optimizer`, one must have stepped; `example_inputs` is required, or
+        families: what `group` found in this model before it was sharded; then options that say what may
+            go have been said there. On a sharded model every process has to call.
 
     Raises:
-        As for `step`; StateError too if the model has a pruner already.
+        As for `step`; StateError too if the model has a pruner already, or is not the one of `families`.
     """
     model = plain(model)
     run = _runs.get(model)
@@ -160,16 +176,39 @@ def attach(
         raise StateError("this model has a pruner already: call ocsfast.detach(model) first")
     checked_ratio(ratio)
     options = options_of(config, config_fields)
-    if example_inputs is None:
-        raise StateError("attach needs example_inputs= (one batch as the model takes it)")
+    if families is None:
+        require_whole(model)
+        if example_inputs is None:
+            raise StateError("attach needs example_inputs= (one batch as the model takes it)")
+    else:
+        require_described(families, model)
     owner = _trainable_owner(model) if optimizer is None else optimizer
+    if families is None:
+        assert example_inputs is not None  # refused above
+        families = families_of(model, unpacked(example_inputs), options)
     if run is None:
         run = _Run((ratio, config, config_fields))
-    run.pruner = _attach(model, ratio, owner, unpacked(example_inputs), options, also)
+    run.pruner = _attach(model, ratio, owner, families, options, also)
     run.call = (ratio, config, config_fields)
     _forget_inputs(run)
     _runs[model] = run
     return run.pruner
+
+
+def group(
+    model: nn.Module, example_inputs: Inputs, *, config: Config | None = None, **config_fields: Any
+) -> Families:
+    """Find the families of a model now, for `attach(..., families=)` once it has been sharded.
+
+    Args: as for `step`; of the options, those count that say what may go.
+
+    Raises:
+        ConfigError, GroupingError: as for `step`.
+        StateError: the model is sharded already.
+    """
+    model = plain(model)
+    require_whole(model)
+    return families_of(model, unpacked(example_inputs), options_of(config, config_fields))
 
 
 def detach(model: nn.Module) -> None:
@@ -185,17 +224,13 @@ def _attach(
     model: nn.Module,
     ratio: float,
     optimizer: Optimizer,
-    inputs: Unpacked,
+    families: Families,
     config: Config,
     also: Iterable[Also],
 ) -> Pruner:
-    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    families = families_of(model, inputs, config)
     if not families.families:
         reasons = "; ".join(f"{f.where}: {f.reason}" for f in families.frozen[:3])
         raise GroupingError(f"nothing in this model can be pruned ({reasons or 'no coupled layers'})")
-    coupled = {a.tensor: trainable[a.tensor] for a in families.axes if a.tensor in trainable}
-    check_owner(optimizer, coupled)
     return Pruner(model, ratio, config, optimizer, families, steps=_counter.steps(optimizer), also=also)
 
 

@@ -13,13 +13,14 @@ from ocsfast.errors import ConfigError, StateError
 from ocsfast.grouping import Choice, group
 from ocsfast.grouping.families import Families
 from ocsfast.model_config import describes_itself
+from ocsfast.slicing import is_sharded
 from ocsfast.uniform import expressible
 
 # A model's wrappers by class name, so that none of torch's distributed packages has to be imported.
 _WRAPPERS = {
     "DistributedDataParallel": "pass the outermost one, or the module that is wrapped",
-    "FullyShardedDataParallel": "its shards hide the channels that would be cut",
-    "FSDPModule": "its shards hide the channels that would be cut",
+    "FullyShardedDataParallel": "its flat shards hide the channels: use torch.distributed.fsdp."
+    "fully_shard, which keeps each parameter",
     "DataParallel": "pass model.module",
 }
 
@@ -28,7 +29,7 @@ Unpacked = tuple[tuple[Any, ...], dict[str, Any]]  # one batch as (args, kwargs)
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The model itself: a compiled or replicated one unwrapped, a sharded one refused."""
+    """The model itself: a compiled or replicated one unwrapped, other wrappers refused."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model={type(model).__name__}: an nn.Module is expected")
     wrapped = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module"}
@@ -40,6 +41,40 @@ def plain(model: nn.Module) -> nn.Module:
                 where = f"its part {name}" if name else "the model"
                 raise StateError(f"{where} is a {base.__name__}: {_WRAPPERS[base.__name__]}")
     return model
+
+
+def require_whole(model: nn.Module) -> None:
+    """Refuse a sharded model where its structure has to be found.
+
+    Raises:
+        StateError: with the lines to write instead.
+    """
+    if is_sharded(model):
+        raise StateError(
+            "the model is sharded, which hides its channels. Find them before, and attach after it:\n"
+            "    families = ocsfast.group(model, example_inputs)\n"
+            "    fully_shard(model)  # and make the optimizer\n"
+            "    ocsfast.attach(model, ratio, optimizer=optimizer, families=families)"
+        )
+
+
+def require_described(families: Families, model: nn.Module) -> None:
+    """Refuse families of another model, or of another state of this one.
+
+    Raises:
+        StateError: naming the first parameter that is missing or of another size.
+    """
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    for axis in families.axes:
+        tensor = tensors.get(axis.tensor)
+        shape = () if tensor is None else tuple(tensor.shape)
+        if axis.axis >= len(shape) or shape[axis.axis] != axis.groups.numel():
+            raise StateError(
+                f"families= is of another model: {axis.tensor} should have {axis.groups.numel()} "
+                f"indices along axis {axis.axis}, here it "
+                + ("is missing" if tensor is None else f"has the shape {shape}")
+            )
 
 
 def unpacked(inputs: Inputs) -> Unpacked:

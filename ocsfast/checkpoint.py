@@ -20,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ocsfast.cut import replace_data, set_size, size_attributes
+from ocsfast.cut import set_size, size_attributes
 from ocsfast.errors import CheckpointError
 from ocsfast.plan import is_channels_last
+from ocsfast.slicing import is_sharded, replace_data
 
 KEY = "ocsfast"  # the metadata entry that holds the structure
 FORMAT = 2
@@ -36,9 +37,14 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: the file; what is there is replaced only once the new one is complete and on the disk.
 
     Raises:
-        CheckpointError: the path cannot be written, or the model's state holds something besides
-            tensors.
+        CheckpointError: the path cannot be written, the model is sharded, or its state holds something
+            besides tensors.
     """
+    if is_sharded(model):
+        raise CheckpointError(
+            "the model is sharded: gather its weights with torch.distributed.checkpoint.state_dict."
+            "get_model_state_dict, load them into a plain one (ocsfast.fit_on_load), and save that"
+        )
     tensors, aliases = _distinct(_state(model))
     plain = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     structure = {

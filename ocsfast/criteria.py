@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ocsfast import ops, reference
 from ocsfast.errors import StateError
+from ocsfast.ops import Weights
+from ocsfast.tables import group_means
 
 # Of a weight: itself, its gradient or None, its optimizer state (may be empty) -> what each of its
 # elements is worth, of its shape.
@@ -26,7 +27,7 @@ OF_STATE = {"taylor_state": ("momentum_buffer", "exp_avg"), "obd_state": ("exp_a
 NAMES = (*OF_WEIGHTS, *OF_GRADIENTS, *OF_STATE)
 
 
-def saliency(bound: ops.Bound, criterion: Criterion, optimizer: Optimizer) -> tuple[Tensor, Tensor]:
+def saliency(bound: Weights, criterion: Criterion, optimizer: Optimizer) -> tuple[Tensor, Tensor]:
     """The criterion's score of every group, and every group's Eq. 2 (the same tensor where it is that).
 
     Raises:
@@ -34,11 +35,11 @@ def saliency(bound: ops.Bound, criterion: Criterion, optimizer: Optimizer) -> tu
             did not give a value an element.
     """
     if criterion in ("l2", "l2_squared"):
-        scores, _ = ops.group_saliency(bound, str(criterion))
+        scores, _ = bound.saliency(str(criterion))
         return scores, scores
-    sizes, _ = ops.group_saliency(bound)
+    sizes, _ = bound.saliency()
     if isinstance(criterion, str):
-        return ops.group_saliency(bound, criterion, _others(bound, criterion, optimizer))[0], sizes
+        return bound.saliency(criterion, _others(bound, criterion, optimizer))[0], sizes
     elements = []
     for name, weight in zip(bound.plan.names, bound.weights, strict=True):
         with torch.no_grad():
@@ -49,11 +50,11 @@ def saliency(bound: ops.Bound, criterion: Criterion, optimizer: Optimizer) -> tu
                 f"{tuple(weight.shape)}: a tensor of that shape is expected"
             )
         elements.append(value)
-    sums = reference.slice_sums(bound.plan, elements, sizes.dtype)
-    return reference.group_means(bound.plan, sums / bound.plan.table("slice_size").clamp(min=1)), sizes
+    sums = bound.slice_sums(elements, sizes.dtype)
+    return group_means(bound.plan, sums / bound.plan.table("slice_size").clamp(min=1)), sizes
 
 
-def _others(bound: ops.Bound, criterion: str, optimizer: Optimizer) -> Sequence[Tensor | None]:
+def _others(bound: Weights, criterion: str, optimizer: Optimizer) -> Sequence[Tensor | None]:
     if criterion in OF_WEIGHTS:
         return ()
     if criterion in OF_GRADIENTS:

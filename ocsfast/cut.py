@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families, kept_indices
 from ocsfast.model_config import describes_itself, update_config
-from ocsfast.slicing import crop, sliced_state
+from ocsfast.slicing import crop, is_sharded, replace_data, sliced_state
 
 logger = logging.getLogger("ocsfast")
 
@@ -37,6 +37,7 @@ class _Swap:
 class _Removal:
     """Everything that a cut changes in one module."""
 
+    place: Callable[[Tensor, Tensor], None]  # what gives a tensor its new data
     swaps: tuple[_Swap, ...]
     attributes: tuple[tuple[nn.Module, str, int], ...]
 
@@ -46,7 +47,7 @@ class _Removal:
         for swap in self.swaps:
             for old, new in zip(swap.tensor.shape, swap.data.shape, strict=True):
                 became.setdefault(old, set()).add(new)
-            _apply(swap)
+            _apply(swap, self.place)
         for module, name, size in self.attributes:
             became.setdefault(size_attributes(module)[name], set()).add(size)
             set_size(module, name, size)
@@ -139,8 +140,17 @@ def remove_groups(
 def _removal(
     module: nn.Module, families: Families, gone: Tensor, optimizers: Sequence[Optimizer]
 ) -> _Removal:
+    place = _placer(module)
     swaps = [_prepare(tensor, kept, optimizers) for tensor, kept in _kept_axes(module, families, gone)]
-    return _Removal(tuple(swaps), tuple(_kept_attributes(module, families, gone)))
+    return _Removal(place, tuple(swaps), tuple(_kept_attributes(module, families, gone)))
+
+
+def _placer(module: nn.Module) -> Callable[[Tensor, Tensor], None]:
+    if not is_sharded(module):
+        return replace_data
+    from ocsfast.resharding import placer
+
+    return placer(module)
 
 
 def _kept_axes(
@@ -179,24 +189,13 @@ def _prepare(tensor: Tensor, kept: dict[int, Tensor], optimizers: Sequence[Optim
     return _Swap(tensor, crop(tensor, kept), grad, states)
 
 
-def _apply(swap: _Swap) -> None:
+def _apply(swap: _Swap, place: Callable[[Tensor, Tensor], None]) -> None:
     tensor = swap.tensor
     tensor.grad = None
-    replace_data(tensor, swap.data)
+    place(tensor, swap.data)
     tensor.grad = swap.grad
     for state, new in swap.states:
         state.update(new)
-
-
-def replace_data(tensor: Tensor, data: Tensor) -> None:
-    """Give a tensor data of another shape; it stays the same object, with its hooks.
-
-    Assigning directly would keep the node that accumulates gradients, which remembers the old shape
-    while any old graph is alive; a change of dtype drops it.
-    """
-    other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
-    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
-    tensor.data = data
 
 
 def _kept_attributes(

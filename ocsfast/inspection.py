@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ocsfast.arguments import Inputs, families_of, options_of, plain, unpacked
+from ocsfast.arguments import Inputs, families_of, options_of, plain, require_whole, unpacked
 from ocsfast.config import Config, checked_ratio
 from ocsfast.cost import CostModel, build_cost_model, parameter_products
 from ocsfast.grouping.families import Frozen
@@ -75,6 +75,7 @@ def inspect(
         GroupingError: no engine can trace the model; both say why.
     """
     model, options = plain(model), options_of(config, config_fields)
+    require_whole(model)
     if ratio is not None:
         checked_ratio(ratio)
     begun = time.perf_counter()

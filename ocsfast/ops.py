@@ -11,13 +11,14 @@ import operator
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ocsfast.cost import CostModel
 from ocsfast.plan import COUNTS, Plan
+from ocsfast.tables import slice_sums
 
 try:
     from ocsfast import _C
@@ -36,6 +37,37 @@ _SHRINK = torch.ops.ocsfast.shrink_.default
 _LASSO_GRAD = torch.ops.ocsfast.lasso_grad_.default
 _SGD_STEP = torch.ops.ocsfast.sgd_step_.default
 _ADAMW_STEP = torch.ops.ocsfast.adamw_step_.default
+
+
+class Weights(Protocol):
+    """A plan's weights, and what a pruner does with them; `Bound` where one process holds them whole."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """`plan.names` in order: the model's own parameters."""
+
+    def pointers(self) -> tuple[int, ...]:
+        """Where the weights lie in memory."""
+
+    def forget(self) -> None:
+        """Take what was learned of the weights anew when next it is needed."""
+
+    def saliency(
+        self, criterion: str = "l2", others: Sequence[Tensor | None] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """As `group_saliency`."""
+
+    def slice_sums(self, elements: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """The sum over each slice of a tensor of elements beside each weight: [slices]."""
+
+    def add_lasso(self, grads: Sequence[Tensor | None], mask: Tensor, strength: Tensor) -> None:
+        """As `lasso_grad_`."""
+
+    def shrink(self, mask: Tensor, factor: Tensor) -> None:
+        """As `shrink_`."""
 
 
 class Bound:
@@ -87,6 +119,25 @@ class Bound:
 
     def _learn(self, mask: Tensor | None = None) -> None:
         self._known = (self._version(), mask, 0 if mask is None else mask._version)
+
+    # As `Weights` says.
+
+    def pointers(self) -> tuple[int, ...]:
+        return tuple(weight.data_ptr() for weight in self.weights)
+
+    def saliency(
+        self, criterion: str = "l2", others: Sequence[Tensor | None] = ()
+    ) -> tuple[Tensor, Tensor]:
+        return group_saliency(self, criterion, others)
+
+    def slice_sums(self, elements: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        return slice_sums(self.plan, elements, dtype)
+
+    def add_lasso(self, grads: Sequence[Tensor | None], mask: Tensor, strength: Tensor) -> None:
+        lasso_grad_(self, grads, mask, strength)
+
+    def shrink(self, mask: Tensor, factor: Tensor) -> None:
+        shrink_(self, mask, factor)
 
 
 def group_saliency(

@@ -132,6 +132,15 @@ def learning_rate(group: Mapping[str, Any]) -> Scalar:
     return float(lr)
 
 
+def stands_still(optimizer: Optimizer) -> bool:
+    """Whether a step moves no weight, as every learning rate is 0.
+
+    torch.distributed.checkpoint takes such steps, to have the state that it saves or loads.
+    """
+    rates = (learning_rate(group) for group in optimizer.param_groups)
+    return all(not isinstance(rate, Tensor) and rate == 0 for rate in rates)
+
+
 def momentum_gain(group: Mapping[str, Any]) -> float:
     """1 - momentum: a constant gradient moves a weight by lr / (this) a step in the long run.
 

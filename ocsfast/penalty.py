@@ -5,17 +5,16 @@ Nothing here waits for the device: strengths and factors are 0-dim device tensor
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ocsfast import ops
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families
-from ocsfast.ops import Bound, Penalty
+from ocsfast.ops import Bound, Penalty, Weights
 from ocsfast.optim import OnePass
 from ocsfast.optimizers import (
     Scalar,
@@ -27,14 +26,16 @@ from ocsfast.optimizers import (
     same_scalar,
 )
 from ocsfast.passes import fill, is_sparse, walkable
-from ocsfast.plan import build_plan
+from ocsfast.plan import Plan, build_plan
+
+WeightsOf = Callable[[Plan, Sequence[Tensor]], Weights]
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
     """Coupled weights whose learning rate is that of one parameter group."""
 
-    bound: Bound
+    bound: Weights
     group: int  # number of the optimizer's parameter group
     share: float  # of all coupled weights' elements
     strength: Tensor  # 0-dim float32, scratch: what multiplies Eq. 8's direction
@@ -50,7 +51,7 @@ class Coupled:
     pointers: tuple[int, ...]
 
     @property
-    def bound(self) -> Bound:
+    def bound(self) -> Weights:
         return self.whole.bound
 
     def forget(self) -> None:
@@ -60,8 +61,7 @@ class Coupled:
 
     def is_current(self) -> bool:
         """Whether no weight has been given other memory, as `.to()` and `.half()` do."""
-        weights = self.bound.weights
-        return all(w.data_ptr() == p for w, p in zip(weights, self.pointers, strict=True))
+        return self.bound.pointers() == self.pointers
 
 
 def bind(
@@ -69,6 +69,7 @@ def bind(
     parameters: Mapping[str, nn.Parameter],
     optimizer: Optimizer,
     include_bias: bool,
+    weights_of: WeightsOf = Bound,
 ) -> Coupled:
     """Build the plan, and one more for each parameter group where several hold coupled weights.
 
@@ -98,7 +99,7 @@ def bind(
         )
         scratch = torch.zeros(2, dtype=torch.float32, device=plan.tables.device)
         return Part(
-            Bound(plan, [parameters[name] for name in plan.names]),
+            weights_of(plan, [parameters[name] for name in plan.names]),
             group,
             sum(parameters[name].numel() for name in coupled.names if name in names) / total,
             scratch[0],
@@ -109,8 +110,7 @@ def bind(
     parts = []
     for group in groups if len(groups) > 1 else ():
         parts.append(part({name for name in coupled.names if group_of[name] == group}, group, True))
-    pointers = tuple(w.data_ptr() for w in whole.bound.weights)
-    return Coupled(whole, tuple(parts) or (whole,), pointers)
+    return Coupled(whole, tuple(parts) or (whole,), whole.bound.pointers())
 
 
 def check_identity(
@@ -180,7 +180,13 @@ def prepare(
 
 def hand_over(parts: Sequence[Part], optimizer: OnePass, mask: Tensor) -> None:
     """Let the optimizer do both in its own pass."""
-    optimizer.penalize({p.group: (p.bound, Penalty(mask, p.strength, p.factor)) for p in parts})
+    optimizer.penalize(
+        {
+            part.group: (part.bound, Penalty(mask, part.strength, part.factor))
+            for part in parts
+            if isinstance(part.bound, Bound)  # its kernel walks no other
+        }
+    )
 
 
 def add_lasso(parts: Sequence[Part], optimizer: Optimizer, mask: Tensor) -> None:
@@ -194,7 +200,7 @@ def add_lasso(parts: Sequence[Part], optimizer: Optimizer, mask: Tensor) -> None
             strength = -strength  # the optimizer climbs, the weights are to shrink
         # Eq. 8 would make a sparse gradient dense.
         grads = [None if is_sparse(w.grad) else w.grad for w in part.bound.weights]
-        ops.lasso_grad_(part.bound, grads, mask, strength)
+        part.bound.add_lasso(grads, mask, strength)
 
 
 def shrink(parts: Sequence[Part], optimizer: Optimizer, mask: Tensor) -> None:
@@ -203,4 +209,4 @@ def shrink(parts: Sequence[Part], optimizer: Optimizer, mask: Tensor) -> None:
     for part in parts:
         if skipped is not None:
             part.factor.copy_(part.factor.where((skipped == 0).to(part.factor.device), 1.0))
-        ops.shrink_(part.bound, mask, part.factor)
+        part.bound.shrink(mask, part.factor)

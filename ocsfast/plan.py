@@ -199,6 +199,56 @@ def build_plan(
         "family_start": torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(sizes, 0)]),
         "family_layers": torch.tensor([len(f.layers) for f in families.families], dtype=torch.int64),
     }
+    device = parameters[names[0]].device if names else torch.device("cpu")
+    counts = (num_slices, families.num_groups, len(families.families))
+    return _assembled(names, sections, shapes, counts, device)
+
+
+def shard_plan(plan: Plan, sizes: Sequence[torch.Size], parts: Sequence[range]) -> Plan:
+    """The plan for a part of every tensor: some indices of its dim 0, as one of several processes has.
+
+    Slices keep their numbers, groups and sizes; those that lie in other parts are empty here.
+
+    Args:
+        sizes: of the whole tensors.
+        parts: the part of each, which may be empty.
+    """
+    sections = {name: plan.table(name).cpu().long() for name in TABLES}
+    shapes: list[list[int]] = []
+    row_slice: list[Tensor] = []
+    col_slice: list[Tensor] = []
+    num_rows = num_cols = 0
+    for size, part, (rows, cols, inner, form, row_base, col_base) in zip(
+        sizes, parts, plan.shapes.tolist(), strict=True
+    ):
+        along = len(size) >= 2  # else its indices are the columns
+        each = rows // size[0] if along else 1
+        first, count = part.start * each, len(part) * each
+        rows, skipped, cols = (count, 0, cols) if along else (rows, first, count)
+        if row_base >= 0:
+            begin = row_base + (first if along else 0)
+            row_slice.append(sections["row_slice"][begin : begin + rows])
+            row_base, num_rows = num_rows, num_rows + rows
+        if col_base >= 0:
+            begin = col_base + skipped
+            col_slice.append(sections["col_slice"][begin : begin + cols])
+            col_base, num_cols = num_cols, num_cols + cols
+        shapes.append([rows, cols, inner, form, row_base, col_base])
+    sections["row_slice"], sections["col_slice"] = _joined(row_slice), _joined(col_slice)
+    sections["slice_start"], sections["slice_entry"] = _csr(
+        _joined([*row_slice, *col_slice]), plan.count("slices")
+    )
+    counts = (plan.count("slices"), plan.count("groups"), plan.count("families"))
+    return _assembled(plan.names, sections, shapes, counts, plan.tables.device)
+
+
+def _assembled(
+    names: tuple[str, ...],
+    sections: Mapping[str, Tensor],
+    shapes: list[list[int]],
+    counts: tuple[int, int, int],
+    device: torch.device,
+) -> Plan:
     offsets, end = [], 0
     for key in TABLES:
         offsets.append(end)
@@ -211,13 +261,11 @@ def build_plan(
         raise StateError(
             "a coupled tensor has a slice of 2**31 elements or more: too large for the plan"
         )
-    device = parameters[names[0]].device if names else torch.device("cpu")
-    counts = (len(names), num_slices, families.num_groups, len(families.families))
     return Plan(
         names,
         tables.to(device=device, dtype=torch.int32),
         shape_table.to(torch.int32),
-        (*counts, *offsets),
+        (len(names), *counts, *offsets),
     )
 
 

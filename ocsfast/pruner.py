@@ -24,8 +24,15 @@ from ocsfast.fitting import FitHook, surplus
 from ocsfast.grouping.families import Families
 from ocsfast.history import Progress, StepReport
 from ocsfast.optim import OnePass
-from ocsfast.optimizers import Scalar, check_owner, check_supported, followed_by, weak_hook
-from ocsfast.replicas import Replicas
+from ocsfast.optimizers import (
+    Scalar,
+    check_owner,
+    check_supported,
+    followed_by,
+    stands_still,
+    weak_hook,
+)
+from ocsfast.replicas import processes_of
 from ocsfast.selection import (
     Choice,
     choose,
@@ -82,11 +89,11 @@ class Pruner:
         self._masks: deque[Tensor] = deque(maxlen=config.lag)
         self._lam: Scalar = 0.0
         self._scheduler: weakref.ref[LRScheduler] | None = None
-        self._fitted: tuple[int, ...] | None = (
-            None  # groups left, a family, where weights to load said so
-        )
-        self._replicas = Replicas(model)
+        # How many groups of each family are left, where weights that were loaded said so.
+        self._fitted: tuple[int, ...] | None = None
+        self._processes = processes_of(model)
         self._copies = Copies(model, also)
+        self._processes.begin(self._facts())
 
         parameters = dict(model.named_parameters(remove_duplicate=False))
         check_owner(
@@ -143,7 +150,7 @@ class Pruner:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps taken, as far as they were seen."""
+        """Optimizer steps taken, as far as they were seen; none whose learning rates are all 0."""
         return self._progress.steps
 
     @property
@@ -252,7 +259,7 @@ class Pruner:
             "ratio": self.ratio,
             "config": self.config.plain(),
             "families": [[family.name, family.size] for family in self.families.families],
-            "processes": self._replicas.size,
+            "processes": self._processes.size,
         }
 
     def _fit(self, module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
@@ -275,6 +282,8 @@ class Pruner:
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if self.stage != "sparsify" or self._coupled is None or self.mask is None:
+            return None
+        if stands_still(optimizer):
             return None
         if not self._coupled.is_current():
             self._rebind()
@@ -300,6 +309,8 @@ class Pruner:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if stands_still(optimizer):
+            return
         now = self._progress
         now.steps += 1
         if now.stage != "sparsify" or self._coupled is None or self.mask is None:
@@ -326,9 +337,9 @@ class Pruner:
     def _evaluate(self, forced: bool) -> StepReport:
         begun = time.perf_counter()
         require_between_steps(self._alive())
-        self._replicas.require_cuttable()
+        self._processes.require_cuttable()
         coupled, config, now = self._current(), self.config, self._progress
-        self._replicas.require_agreement(
+        self._processes.require_agreement(
             {
                 **self._facts(),
                 "dtypes": [str(w.dtype) for w in coupled.bound.weights],
@@ -391,10 +402,10 @@ class Pruner:
 
     def _shared(self, choice: Choice) -> Choice:
         """Rank 0's choice where several processes train the model; else this one."""
-        if self._replicas.size == 1:
+        if self._processes.size == 1:
             return choice
         device = choice.mask.device
-        first = self._replicas.first_of_all(
+        first = self._processes.first_of_all(
             replace(choice, scores=choice.scores.cpu(), mask=choice.mask.cpu())
         )
         return replace(first, scores=first.scores.to(device), mask=first.mask.to(device))
@@ -441,7 +452,7 @@ class Pruner:
         """Cut the model and all that follows it, and drive it no longer."""
         optimizers = [self.optimizer, *self._copies.optimizers]
         cut_model(self._alive(), self.families, pruned, optimizers, self._copies.modules)
-        self._replicas.rebuild()
+        self._processes.rebuild()
         self.detach()
 
     def _warn(self, choice: Choice) -> None:
@@ -490,7 +501,7 @@ class Pruner:
         return model
 
     def _bind(self, parameters: Mapping[str, nn.Parameter]) -> penalty.Coupled:
-        return penalty.bind(self.families, parameters, self.optimizer, self.config.include_bias)
+        return self._processes.bind(self.families, parameters, self.optimizer, self.config.include_bias)
 
     def _rebind(self) -> None:
         """Weights were moved or converted: build the plan for where and what they are now."""

@@ -5,7 +5,7 @@ Written to be read: tests and benchmarks hold the kernels against them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from ocsfast.cost import CostModel
 from ocsfast.ops import Bound, Penalty
 from ocsfast.plan import Plan
+from ocsfast.tables import group_scores, matrices, slice_sums
 
 # What a criterion takes from each element w, x being the one in its place of another tensor.
 _ELEMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -39,24 +40,7 @@ def group_saliency(
         x = torch.zeros_like(w) if other is None else other.detach().to(dtype)
         elements.append(_ELEMENTS[criterion](w, x) if other is not None else x)
     sums = slice_sums(bound.plan, elements, dtype, "amax" if criterion == "linf" else "sum")
-    size = bound.plan.table("slice_size").clamp(min=1).to(dtype)
-    scores = {
-        "l2": lambda: (sums / size).sqrt(),
-        "l2_squared": lambda: sums / size.sqrt(),
-        "l1": lambda: sums / size,
-        "linf": lambda: sums,
-        "taylor": lambda: sums.abs(),
-        "taylor_state": lambda: sums.abs(),
-        "obd": lambda: sums / 2,
-        "obd_state": lambda: sums / 2,
-    }
-    return group_means(bound.plan, scores[criterion]()), sums
-
-
-def group_means(plan: Plan, values: Tensor) -> Tensor:
-    """[groups] from [slices]: the mean over each group's slices, 0 where it has none."""
-    sums = values.new_zeros(plan.count("groups")).index_add_(0, plan.table("slice_group"), values)
-    return sums / plan.table("group_start").diff().clamp(min=1)
+    return group_scores(bound.plan, sums, criterion), sums
 
 
 def partition(
@@ -102,7 +86,7 @@ def shrink_(bound: Bound, mask: Tensor, factor: Tensor) -> None:
     """Eq. 9; see `ocsfast.ops.shrink_`."""
     plan = bound.plan
     with torch.no_grad():
-        for weight, rows, cols in _matrices(plan, bound.weights):
+        for weight, rows, cols in matrices(plan, bound.weights):
             dtype = _accumulator(weight.dtype)
             once = factor.to(dtype)
             factors = torch.stack([torch.ones_like(once), once, once * once])
@@ -121,7 +105,7 @@ def lasso_grad_(bound: Bound, grads: Sequence[Tensor | None], mask: Tensor, stre
         counts = mask[plan.table("slice_group").long()] & (norm != 0)
         # A last entry that label -1 reads.
         factor = torch.cat([torch.where(counts, strength.double() / norm, 0.0), norm.new_zeros(1)])
-        for grad, (weight, rows, cols) in zip(grads, _matrices(plan, weights), strict=True):
+        for grad, (weight, rows, cols) in zip(grads, matrices(plan, weights), strict=True):
             if grad is None:
                 continue
             dtype = _accumulator(weight.dtype)
@@ -220,36 +204,6 @@ def jaccard(plan: Plan, mask_a: Tensor, mask_b: Tensor) -> Tensor:
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _matrices(
-    plan: Plan, tensors: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
-    """Each tensor as [rows, cols, inner], with the slices of its rows and of its columns.
-
-    Slices are int64, -1 where there is none. A weight that the plan describes is not copied.
-    """
-    row_slice, col_slice = plan.table("row_slice").long(), plan.table("col_slice").long()
-    for tensor, (rows, cols, inner, _, row_base, col_base) in zip(
-        tensors, plan.shapes.tolist(), strict=True
-    ):
-        of_rows = None if row_base < 0 else row_slice[row_base : row_base + rows]
-        of_cols = None if col_base < 0 else col_slice[col_base : col_base + cols]
-        yield tensor.reshape(rows, cols, inner), of_rows, of_cols
-
-
-def slice_sums(
-    plan: Plan, elements: Sequence[Tensor], dtype: torch.dtype, reduce: str = "sum"
-) -> Tensor:
-    """Sum (or "amax") of a tensor of elements beside each weight, over each slice: [slices]."""
-    total = torch.zeros(plan.count("slices") + 1, dtype=dtype, device=plan.tables.device)
-    for element, rows, cols in _matrices(plan, elements):
-        for labels, axis in ((rows, 0), (cols, 1)):
-            if labels is not None and element.numel():
-                joined = getattr(torch, reduce)(element.to(dtype), (1 - axis, 2))
-                index = labels.where(labels >= 0, total.numel() - 1)
-                total.scatter_reduce_(0, index, joined, reduce)
-    return total[:-1]
 
 
 def _pruned(plan: Plan, labels: Tensor, mask: Tensor) -> Tensor:

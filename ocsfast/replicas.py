@@ -1,18 +1,23 @@
-"""The processes of DistributedDataParallel: one decision for all, and buckets that fit after the cut."""
+"""The processes that train a model: one decision for all, and buckets that fit after the cut."""
 
 from __future__ import annotations
 
 import gc
 import hashlib
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
+from ocsfast import penalty
 from ocsfast.errors import StateError
+from ocsfast.grouping.families import Families
+from ocsfast.slicing import is_sharded
 
 INSTEAD = (
     "Give ocsfast.step the module inside, and wrap it anew after the cut:\n"
@@ -23,7 +28,73 @@ INSTEAD = (
 T = TypeVar("T")
 
 
-class Replicas:
+class Processes(ABC):
+    """The processes that train a model together: what a pruner asks of them."""
+
+    @property
+    @abstractmethod
+    def group(self) -> dist.ProcessGroup | None:
+        """Through which they speak; None where there is but one."""
+
+    @property
+    def size(self) -> int:
+        """How many processes train together."""
+        group = self.group
+        return 1 if group is None else dist.get_world_size(group)
+
+    @abstractmethod
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Before a pruner does anything; `facts` are what it is made of."""
+
+    @abstractmethod
+    def bind(
+        self,
+        families: Families,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: Optimizer,
+        include_bias: bool,
+    ) -> penalty.Coupled:
+        """As `penalty.bind`, for the weights as they lie in the processes. Must not communicate."""
+
+    @abstractmethod
+    def require_cuttable(self) -> None:
+        """Refuse, before a check, what the cut could not carry on."""
+
+    def rebuild(self) -> None:  # noqa: B027  (nothing, where nothing is built from the parameters)
+        """Fit what was built from the parameters to those that the cut left."""
+
+    def require_agreement(self, facts: Mapping[str, Any]) -> None:
+        """Compare what the processes are about to decide by.
+
+        Raises:
+            StateError: on every process, if one of `facts` differs; it names which and where.
+        """
+        group = self.group
+        if group is None:
+            return
+        mine = {name: _digest(value) for name, value in facts.items()}
+        theirs: list[Any] = [None] * self.size
+        dist.all_gather_object(theirs, mine, group=group)
+        for name in facts:
+            different = [rank for rank, other in enumerate(theirs) if other[name] != theirs[0][name]]
+            if different:
+                raise StateError(
+                    f"the processes have drifted apart: {name} of rank {different[0]} differs from "
+                    "rank 0's. Each has to train the same model with the same options, and to call "
+                    "ocsfast.step after the same steps"
+                )
+
+    def first_of_all(self, value: T) -> T:
+        """Rank 0's value, on every rank. It must hold no tensor on an accelerator."""
+        group = self.group
+        if group is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=dist.get_global_rank(group, 0), group=group)
+        return box[0]
+
+
+class Replicas(Processes):
     """The processes that train copies of a model, if DistributedDataParallel holds it."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -52,10 +123,21 @@ class Replicas:
         return found
 
     @property
-    def size(self) -> int:
-        """How many processes train together: 1 without a wrapper."""
+    def group(self) -> dist.ProcessGroup | None:
         wrappers = self.wrappers
-        return dist.get_world_size(wrappers[0].process_group) if wrappers else 1
+        return wrappers[0].process_group if wrappers else None
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Nothing: a model may be wrapped at any time before the first check."""
+
+    def bind(
+        self,
+        families: Families,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: Optimizer,
+        include_bias: bool,
+    ) -> penalty.Coupled:
+        return penalty.bind(families, parameters, optimizer, include_bias)
 
     def require_cuttable(self) -> None:
         """Refuse, before a check, what the cut could not carry on.
@@ -71,36 +153,6 @@ class Replicas:
             rebuilds = all(hasattr(wrapper, name) for name in _REBUILD)
             if not rebuilds or wrapper.mixed_precision is not None:
                 raise StateError(f"this DistributedDataParallel cannot follow a cut. {INSTEAD}")
-
-    def require_agreement(self, facts: Mapping[str, Any]) -> None:
-        """Compare what the processes are about to decide by.
-
-        Raises:
-            StateError: on every process, if one of `facts` differs; it names which and where.
-        """
-        if self.size == 1:
-            return
-        group = self.wrappers[0].process_group
-        mine = {name: _digest(value) for name, value in facts.items()}
-        theirs: list[Any] = [None] * self.size
-        dist.all_gather_object(theirs, mine, group=group)
-        for name in facts:
-            different = [rank for rank, other in enumerate(theirs) if other[name] != theirs[0][name]]
-            if different:
-                raise StateError(
-                    f"the processes have drifted apart: {name} of rank {different[0]} differs from "
-                    "rank 0's. Each has to train the same model with the same options, and to call "
-                    "ocsfast.step after the same steps"
-                )
-
-    def first_of_all(self, value: T) -> T:
-        """Rank 0's value, on every rank. It must hold no tensor on an accelerator."""
-        if self.size == 1:
-            return value
-        group = self.wrappers[0].process_group
-        box = [value]
-        dist.broadcast_object_list(box, src=dist.get_global_rank(group, 0), group=group)
-        return box[0]
 
     def rebuild(self) -> None:
         """Give every wrapper buckets for the parameters as they are now, as unpickling one does."""
@@ -127,3 +179,12 @@ _REBUILD = (
 
 def _digest(value: Any) -> str:
     return hashlib.blake2b(repr(value).encode(), digest_size=16).hexdigest()
+
+
+def processes_of(model: nn.Module) -> Processes:
+    """Those that train the model, as it is spread over them."""
+    if is_sharded(model):
+        from ocsfast.sharded import Shards  # torch's DTensor takes a second to import
+
+        return Shards(model)
+    return Replicas(model)

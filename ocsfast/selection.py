@@ -16,7 +16,7 @@ from ocsfast.cost import CostModel, build_cost_model, target_products
 from ocsfast.criteria import Criterion, saliency
 from ocsfast.errors import ConfigError, StateError
 from ocsfast.grouping.families import Families
-from ocsfast.ops import Bound
+from ocsfast.ops import Weights
 from ocsfast.ranking import Ranking, make_ranking
 
 NAN = 2  # bit of a partition's status; bit 1, unreachable, shows in the cost
@@ -68,7 +68,7 @@ def make_aim(
 
 def choose(
     aim: Aim,
-    bound: Bound,
+    bound: Weights,
     criterion: Criterion,
     config: Config,
     optimizer: Optimizer,
@@ -148,9 +148,9 @@ def require_reachable(
     )
 
 
-def mean_pruned_norm(bound: Bound, mask: Tensor) -> float:
+def mean_pruned_norm(bound: Weights, mask: Tensor) -> float:
     """Mean L2 norm of the slices of the groups that go; the squares are at hand after a check."""
-    _, slice_sq = ops.group_saliency(bound)
+    _, slice_sq = bound.saliency()
     norms = slice_sq[mask[bound.plan.table("slice_group").long()]].sqrt()
     return float(norms.mean()) if norms.numel() else 0.0
 

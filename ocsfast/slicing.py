@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ocsfast.plan import is_channels_last
@@ -34,8 +34,35 @@ def register_slicer(optimizer_class: type[Optimizer], slicer: Slicer) -> None:
     _slicers[optimizer_class] = slicer
 
 
+def is_split(tensor: Tensor) -> bool:
+    """Whether it is a DTensor; asked without importing them, which takes a second."""
+    return hasattr(tensor, "placements")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a process holds but a part of some parameter, as after `fully_shard`."""
+    if any(base.__name__ == "FSDPModule" for m in model.modules() for base in type(m).__mro__):
+        return True
+    return any(is_split(parameter) for parameter in model.parameters())
+
+
+def replace_data(tensor: Tensor, data: Tensor) -> None:
+    """Give a tensor data of another shape; it stays the same object, with its hooks.
+
+    Assigning directly would keep the node that accumulates gradients, which remembers the old shape
+    while any old graph is alive; a change of dtype drops it.
+    """
+    other = torch.float32 if tensor.dtype != torch.float32 else torch.float64
+    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = data
+
+
 def crop(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    """The kept indices along each axis, in the same memory format."""
+    """The kept indices along each axis, in the same memory format; of a sharded tensor on every rank."""
+    if is_split(tensor):
+        from ocsfast.resharding import crop_shards
+
+        return crop_shards(tensor, kept)
     cropped = tensor.detach()
     for axis, indices in kept.items():
         cropped = cropped.index_select(axis, indices.to(tensor.device))

@@ -275,14 +275,15 @@ def test_wrapped_models_are_refused():
             super().__init__()
             self.module = module
 
-    class FSDPNet(Net):
+    class FullyShardedDataParallel(DistributedDataParallel):
         pass
 
     sharded = type("FSDPNet", (Net, type("FSDPModule", (), {})), {})()
     cases = [
         (nn.DataParallel(net()), r"pass model\.module"),
         (nn.Sequential(DistributedDataParallel(net())), "its part 0 is a DistributedDataParallel"),
-        (sharded, "FSDPModule"),
+        (FullyShardedDataParallel(net()), r"use torch\.distributed\.fsdp\.fully_shard"),
+        (sharded, r"families = ocsfast\.group\(model"),
     ]
     for model, said in cases:
         with pytest.raises(StateError, match=said):
