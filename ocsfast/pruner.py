@@ -150,7 +150,7 @@ class Pruner:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps taken, as far as they were seen; none whose learning rates are all 0."""
+        """Optimizer steps taken, as far as they were seen, but for those at learning rate 0."""
         return self._progress.steps
 
     @property

@@ -1,5 +1,6 @@
 """Models sharded by fully_shard, for real: two gloo processes on the CPU."""
 
+import functools
 import weakref
 
 import pytest
@@ -30,10 +31,14 @@ def options():
     return {"total_steps": EPOCHS * EPOCH}
 
 
+@functools.cache
+def structure():
+    return ocsfast.group(smooth(), batch(0)[0])
+
+
 def sharded(seed=0):
     """Two units and what is left: the root keeps its parameters gathered after a forward pass."""
-    model = smooth(seed)
-    families = ocsfast.group(model, batch(0)[0])
+    model, families = smooth(seed), structure()
     mesh = init_device_mesh("cpu", (RANKS,))
     for layer in (model.conv2, model.fc1):
         fully_shard(layer, mesh=mesh)
@@ -110,7 +115,7 @@ def trained(rank, folder):
         end = values(model, optimizer)
         torch.save((masks, end, pruner.t_sl, pruner.t_cut), f"{folder}/{kind}{rank}")
 
-        for stage in saved:
+        for stage in saved if kind == "SGD" else saved[1:2]:
             model, optimizer, pruner = attached(kind, seed=4)
             load(f"{folder}/{kind} {stage}", model, optimizer, pruner)
             assert pruner.stage == stage
@@ -126,7 +131,6 @@ def test_two_ranks_equal_one_with_twice_the_batch(tmp_path):
         optimizer = made(model.parameters())
         pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], **options())
         masks = whole_run(model, optimizer, lambda p=pruner: p.step() and p)
-        print(kind, pruner.t_sl, pruner.t_cut)
         for rank in range(RANKS):
             theirs, end, *times = torch.load(tmp_path / f"{kind}{rank}")
             assert times == [pruner.t_sl, pruner.t_cut]
@@ -221,17 +225,17 @@ def cropped_as_whole_tensors(rank, folder):
 
 
 def as_one_process(rank, folder):
-    """Every criterion, and what is kept through a cut: gradients, hooks, references, copies."""
+    """Criteria of each kind, and what is kept through a cut: gradients, hooks, references, copies."""
 
     def worth(weight, grad, state):
         return weight.abs() * grad.abs()
 
-    for criterion in ("l1", "linf", "taylor", "obd_state", worth):
+    for criterion in ("linf", "obd_state", worth):
         made = {"criterion": criterion, **options()}
         kind = "AdamW" if criterion == "obd_state" else "SGD"
         alone = smooth()
         mine = OPTIMIZERS[kind](alone.parameters())
-        ours = ocsfast.attach(alone, 0.5, optimizer=mine, example_inputs=batch(0)[0], **made)
+        ours = ocsfast.attach(alone, 0.5, optimizer=mine, families=structure(), **made)
         model, families = sharded()
         optimizer = OPTIMIZERS[kind](model.parameters())
         copy, _ = sharded(seed=1)
@@ -259,20 +263,18 @@ def as_one_process(rank, folder):
 
 
 def in_low_precision(rank, folder):
-    """Computed in bfloat16, kept in float32, gathered whole once a step or not."""
-    for kept in (True, False):
-        model = smooth()
-        families = ocsfast.group(model, batch(0)[0])
-        mesh = init_device_mesh("cpu", (RANKS,))
-        for part, output in ((model.conv2, None), (model, torch.float32)):
-            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=output)
-            fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=kept)
-        optimizer = OPTIMIZERS["SGD"](model.parameters())
-        ocsfast.attach(model, 0.5, optimizer=optimizer, families=families, **options())
-        whole_run(model, optimizer, lambda m=model: ocsfast.step(m, 0.5) and None, rank)
-        assert model.conv2.out_channels < 12
-        assert model.fc1.weight.dtype == torch.float32
-        assert all(bool(p.full_tensor().isfinite().all()) for p in model.parameters())
+    """Computed in bfloat16, kept in float32, gathered from the forward pass to the backward pass."""
+    model, families = smooth(), structure()
+    mesh = init_device_mesh("cpu", (RANKS,))
+    for part, output in ((model.conv2, None), (model, torch.float32)):
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=output)
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    optimizer = OPTIMIZERS["SGD"](model.parameters())
+    ocsfast.attach(model, 0.5, optimizer=optimizer, families=families, **options())
+    whole_run(model, optimizer, lambda: ocsfast.step(model, 0.5) and None, rank)
+    assert model.conv2.out_channels < 12
+    assert model.fc1.weight.dtype == torch.float32
+    assert all(bool(p.full_tensor().isfinite().all()) for p in model.parameters())
 
 
 class Wide(nn.Module):

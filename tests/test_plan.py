@@ -4,8 +4,9 @@ import pytest
 import torch
 from builders import families, mixed_case
 
+from ocsfast import ops
 from ocsfast.errors import StateError
-from ocsfast.plan import COUNTS, TABLES, build_plan, is_channels_last
+from ocsfast.plan import COUNTS, TABLES, build_plan, is_channels_last, shard_plan
 
 
 def test_tables_of_a_small_plan():
@@ -86,3 +87,41 @@ def test_refused(labels, tensor, said):
 def test_nothing_coupled():
     plan = build_plan(families([], {}), {})
     assert [plan.count(c) for c in COUNTS] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7, 30])
+def test_the_parts_of_a_plan_are_the_whole(ranks):
+    """Rows of a matrix, several rows to an index, a vector, and parts that hold nothing."""
+    labels = {
+        "a.weight": {0: [0, 0, 1, -1, 1, 0, -1], 1: [2, 3]},
+        "b.weight": {1: [2, 3, -1], 2: [0, 1]},
+        "c.weight": {0: [2, 3, 3, 2]},
+    }
+    found = families([2, 2], labels)
+    torch.manual_seed(0)
+    whole = {"a.weight": (7, 2, 3), "b.weight": (5, 3, 2), "c.weight": (4,)}
+    whole = {name: torch.randn(shape, dtype=torch.float64) for name, shape in whole.items()}
+    plan = build_plan(found, whole)
+    mask, half = torch.tensor([True, False, False, True]), torch.tensor(0.5)
+    sums = torch.zeros(plan.count("slices"), dtype=torch.float64)
+    shrunk = {name: [] for name in plan.names}
+    for rank in range(ranks):
+        parts = []
+        for name in plan.names:
+            size = len(whole[name])
+            most = -(-size // ranks)
+            parts.append(range(min(rank * most, size), min((rank + 1) * most, size)))
+        rows = [
+            whole[name][part.start : part.stop].clone()
+            for name, part in zip(plan.names, parts, strict=True)
+        ]
+        part = ops.Bound(shard_plan(plan, [whole[name].shape for name in plan.names], parts), rows)
+        sums += ops.group_saliency(part)[1]
+        ops.shrink_(part, mask, half)
+        for name, tensor in zip(plan.names, rows, strict=True):
+            shrunk[name].append(tensor)
+    bound = ops.Bound(plan, [whole[name] for name in plan.names])
+    torch.testing.assert_close(sums, ops.group_saliency(bound)[1])
+    ops.shrink_(bound, mask, half)
+    for name, tensors in shrunk.items():
+        assert torch.equal(torch.cat(tensors), whole[name])

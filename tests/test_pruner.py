@@ -531,6 +531,18 @@ def test_inner_loop_calls_check_once_per_five_hundred(monkeypatch):
     assert checks == [0] * 5 + [1] * 6 + [2] * 2
 
 
+def test_steps_at_rate_0_do_not_count():
+    """torch.distributed.checkpoint takes them to fill in an optimizer's state."""
+    model, optimizer, pruner = run()
+    train(model, optimizer, 3)
+    rate, optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"], 0.0
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = rate
+    assert pruner.steps == 3
+    train(model, optimizer, 1)
+    assert pruner.steps == 4
+
+
 def test_nothing_keeps_the_model_alive():
     model, optimizer, pruner = run()
     epochs(model, optimizer, pruner, 1)
