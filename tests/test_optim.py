@@ -162,7 +162,8 @@ def test_a_step_raises_the_version_of_what_it_changes_alone() -> None:
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(
-    ("settings", "penalty"), zip(SETTINGS[2:], ["both", "lasso", "shrink"] * len(SETTINGS), strict=False)
+    ("settings", "penalty"),
+    list(zip(SETTINGS[2:], ["both", "lasso", "shrink"] * len(SETTINGS), strict=False)),
 )
 def test_a_pruned_run_is_that_of_torchs_sgd_with_hooks(
     settings: dict[str, Any], groups: int, penalty: str
