@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml setup.py build_backend.py $(SOURCES)
 demo: setup
 	$(BIN)/python -m ocsfast.train
 
+# Two processes of one thread each: the tests are small, and threads would wait for each other.
 test: setup lint
-	$(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 	$(BIN)/python -m ocsfast.train --quick --out runs/quick
 	$(MAKE) sanitize
 

@@ -141,7 +141,7 @@ class Build(build_ext):
             f'-DOCSFAST_TORCH_TARGET="{TORCH_TARGET[0]}.{TORCH_TARGET[1]}"',
         ]
         commands = dict.fromkeys(
-            (CSRC / "bound.cpp", CSRC / "checks.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))), host
+            (*sorted(CSRC.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))), host
         )
         commands[CSRC / "ocsfast.cpp"] = [*host, *module]
         if cuda:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from cases import case
+from cases import Case, case
 from torch import nn
+from torch.optim import Optimizer
 
 from ocsfast import ops
 
@@ -16,28 +18,31 @@ BYS = ("ocsfast", "ocsfast, half", "ocsfast, all", *TORCHS, "torch fused + shrin
 LR, MOMENTUM = 1e-9, 0.9
 
 
-@pytest.mark.parametrize("by", BYS)
-def bench_sgd_step(by: str, name: str, device: str, measure: Any) -> None:
-    """20 bytes a parameter. The roof is torch's fused step: the same bytes, nothing pruned."""
-    made = case(name, device)
+def parameters_of(made: Case) -> list[nn.Parameter]:
     parameters = [nn.Parameter(w) for w in made.bound.weights]
     for parameter, grad in zip(parameters, made.grads, strict=True):
         parameter.grad = grad
+    return parameters
 
-    def torchs(**options: Any) -> torch.optim.SGD:
-        optimizer = torch.optim.SGD(parameters, lr=LR, momentum=MOMENTUM, **options)
-        for parameter, momentum in zip(parameters, made.momenta, strict=True):
-            optimizer.state[parameter]["momentum_buffer"] = momentum
-        return optimizer
 
-    lr = torch.tensor(LR, dtype=torch.float64, device=device)
+def run(
+    op: str,
+    by: str,
+    made: Case,
+    measure: Any,
+    bytes_each: int,
+    torchs: Callable[..., Optimizer],
+    step: Callable[[ops.Penalty | None], None],
+) -> None:
+    """The roof is torch's fused step: the same bytes, nothing pruned."""
+    device = str(made.flat.device)
     strength, factor = (torch.tensor(v, dtype=torch.float32, device=device) for v in (1e-12, 1 - 1e-7))
     mask = made.every if by == "ocsfast, all" else made.half
     penalty = None if by == "ocsfast" else ops.Penalty(mask, strength, factor)
     fused = torchs(fused=True)
 
     def ours() -> None:
-        ops.sgd_step_(made.bound, made.grads, made.momenta, lr, momentum=MOMENTUM, penalty=penalty)
+        step(penalty)
 
     def beside() -> None:
         ops.lasso_grad_(made.bound, made.grads, mask, strength)
@@ -48,4 +53,48 @@ def bench_sgd_step(by: str, name: str, device: str, measure: Any) -> None:
     call = {"torch fused + shrink_ + lasso_grad_, half": beside}.get(by)
     if call is None:
         call = torchs(**TORCHS[by]).step if by in TORCHS else ours
-    measure("SGD step", by, call, moved=20 * made.flat.numel(), roof=fused.step)
+    measure(op, by, call, moved=bytes_each * made.flat.numel(), roof=fused.step)
+
+
+@pytest.mark.parametrize("by", BYS)
+def bench_sgd_step(by: str, name: str, device: str, measure: Any) -> None:
+    """20 bytes a parameter."""
+    made = case(name, device)
+    parameters = parameters_of(made)
+    lr = torch.tensor(LR, dtype=torch.float64, device=device)
+
+    def torchs(**options: Any) -> Optimizer:
+        optimizer = torch.optim.SGD(parameters, lr=LR, momentum=MOMENTUM, **options)
+        for parameter, momentum in zip(parameters, made.momenta, strict=True):
+            optimizer.state[parameter]["momentum_buffer"] = momentum
+        return optimizer
+
+    def step(penalty: ops.Penalty | None) -> None:
+        ops.sgd_step_(made.bound, made.grads, made.momenta, lr, momentum=MOMENTUM, penalty=penalty)
+
+    run("SGD step", by, made, measure, 20, torchs, step)
+
+
+@pytest.mark.parametrize("by", BYS)
+def bench_adamw_step(by: str, name: str, device: str, measure: Any) -> None:
+    """28 bytes a parameter."""
+    made = case(name, device)
+    parameters = parameters_of(made)
+    lr = torch.tensor(LR, dtype=torch.float64, device=device)
+    steps = [1000] * len(parameters)
+
+    def torchs(**options: Any) -> Optimizer:
+        optimizer = torch.optim.AdamW(parameters, lr=LR, **options)
+        on = device if "fused" in options else "cpu"
+        for parameter, average, square in zip(parameters, made.momenta, made.squares, strict=True):
+            optimizer.state[parameter] = {
+                "step": torch.tensor(999.0, device=on),
+                "exp_avg": average,
+                "exp_avg_sq": square,
+            }
+        return optimizer
+
+    def step(penalty: ops.Penalty | None) -> None:
+        ops.adamw_step_(made.bound, made.grads, made.momenta, made.squares, steps, lr, penalty=penalty)
+
+    run("AdamW step", by, made, measure, 28, torchs, step)

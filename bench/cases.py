@@ -45,6 +45,15 @@ class Case:
     budget: Tensor
 
     @cached_property
+    def squares(self) -> list[Tensor]:
+        """Moving averages of the gradients' squares, one behind the other like the rest; for AdamW."""
+        flat = torch.full_like(self.flat, 1e-6)
+        sizes = [w.numel() for w in self.bound.weights]
+        return [
+            part.view(w.shape) for part, w in zip(flat.split(sizes), self.bound.weights, strict=True)
+        ]
+
+    @cached_property
     def every(self) -> Tensor:
         return torch.ones(self.plan.count("groups"), dtype=torch.bool, device=self.flat.device)
 

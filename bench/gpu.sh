@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-bench/results}
-SANITIZED=(tests/test_group_saliency.py tests/test_shrink.py tests/test_lasso_grad.py tests/test_sgd_step.py
+SANITIZED=(tests/test_group_saliency.py tests/test_shrink.py tests/test_lasso_grad.py tests/test_sgd_step.py tests/test_adamw_step.py
   tests/test_partition.py tests/test_jaccard.py)
 mkdir -p "$OUT"
 

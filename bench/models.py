@@ -3,6 +3,7 @@
     python bench/models.py                     every model, minutes
     python bench/models.py timm                one library
     python bench/models.py timm/volo_d1_224    one model; the others' results are kept
+    python bench/models.py --graph timm        where a model stays partly dense, its graph too
     python bench/models.py --page              write the page again from bench/results/models.json
 
 Every model is grouped in a process of its own, with random weights, and one random cut of every family
@@ -26,6 +27,7 @@ from models_page import page
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from ocsfast.as_graph import graph_of
 from ocsfast.cost import build_cost_model
 from ocsfast.cut import cut_model
 from ocsfast.errors import GroupingError
@@ -46,10 +48,12 @@ Entry = dict[str, Any]
 # -- one model, in a process of its own ---------------------------------------------------------
 
 
-def measure(library: str, name: str) -> Entry:
+def measure(library: str, name: str, graph: bool) -> Entry:
     model, args, kwargs = zoo.build(library, name)
     start = time.perf_counter()
     try:
+        if graph:
+            model = graph_of(model, args, kwargs)
         families, setting = by_labels(model, args, kwargs, Choice())
         grouped = time.perf_counter()
         found = len(families.families)
@@ -71,6 +75,8 @@ def measure(library: str, name: str) -> Entry:
     pruned = torch.zeros(families.num_groups, dtype=torch.bool)
     for family in families.families:
         count = min(family.size - 1, max(1, round(SHARE * family.size)))
+        kept = family.size - count
+        count = max(0, count - -kept % families.multiple)  # so many stay as the operators want
         pruned[family.first + torch.randperm(family.size, generator=generator)[:count]] = True
     model.requires_grad_(False)  # the counter's hooks fail on modules that read parameters
     with torch.no_grad():
@@ -111,16 +117,21 @@ def zeroing_error(model: Any, families: Any, setting: Any, pruned: Any) -> float
 def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -> list[int] | str:
     """Predicted and counted for one sample, before the cut and after it.
 
+    Where the two differ, for two samples: a contrastive model multiplies the batch by itself.
     The counter does not see into the fused attention and recurrence of inference.
     """
-    one_args, one_kwargs = tree_map_only(torch.Tensor, lambda x: x[:1], (args, kwargs))
 
     def both(families: Any) -> list[int]:
-        model.train().eval()  # in evaluation some models keep biases that they have computed
-        cost = build_cost_model(families, families.macs, "MACs")
-        with FlopCounterMode(display=False) as counter:
-            model(*one_args, **one_kwargs)
-        return [cost([f.size for f in families.families]), counter.get_total_flops() // 2]
+        cost = build_cost_model(families, families.macs, "MACs")([f.size for f in families.families])
+        for samples in (1, 2):
+            some = tree_map_only(torch.Tensor, lambda x, n=samples: x[:n], (args, kwargs))
+            model.train().eval()  # in evaluation some models keep biases that they have computed
+            with FlopCounterMode(display=False, custom_mapping=experts()) as counter:
+                model(*some[0], **some[1])
+            counted = counter.get_total_flops() // 2
+            if samples * cost == counted:
+                break
+        return [samples * cost, counted]
 
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -129,6 +140,19 @@ def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -
             return [*before, *both(cut_model(model, families, pruned))]
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+def experts() -> dict[Any, Any]:
+    """What torch's counter does not know: rows times the matrix of each one's expert."""
+
+    def flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return 2 * int(x[0]) * int(weight[-2]) * int(weight[-1])
+
+    import transformers.integrations.moe  # noqa: F401  (registers its operator)
+
+    spaces = (torch.ops.aten, torch.ops.transformers)
+    names = ("_grouped_mm", "grouped_mm_fallback")
+    return {getattr(s, n): flops for s in spaces for n in names if hasattr(s, n)}
 
 
 def reasons(families: Any) -> list[str]:
@@ -142,18 +166,18 @@ def reasons(families: Any) -> list[str]:
 # -- all of them ----------------------------------------------------------------------------------
 
 
-def _worker(library: str, name: str, answer: Connection) -> None:
+def _worker(library: str, name: str, graph: bool, answer: Connection) -> None:
     try:
-        answer.send(measure(library, name))
+        answer.send(measure(library, name, graph))
     except Exception as error:
         answer.send({"crashed": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
 
 
-def run(library: str, name: str) -> Entry:
-    """Forked, so that the libraries are imported once."""
+def run(library: str, name: str, graph: bool = False) -> Entry:
+    """Forked, so that the libraries are imported once. `graph`: as `ocsfast.as_graph` makes it."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_worker, args=(library, name, theirs))
+    process = context.Process(target=_worker, args=(library, name, graph, theirs))
     process.start()
     theirs.close()
     try:
@@ -183,6 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("which", nargs="*", help="a library, or library/name")
     parser.add_argument("--page", action="store_true", help="only write the page again")
+    parser.add_argument("--graph", action="store_true", help="what stays partly dense, as a graph too")
     parser.add_argument("--missing", action="store_true", help="only models without a good result yet")
     given = parser.parse_args()
     torch.set_num_threads(1)  # one thread, which forked processes need
@@ -193,7 +218,10 @@ def main() -> None:
     for model in [] if given.page else chosen:
         if given.missing and verdict(results.get(model, {"crashed": ""})) == "exact":
             continue
-        results[model] = run(*model.split("/", 1))
+        if not given.graph or model not in results:
+            results[model] = run(*model.split("/", 1))
+        if given.graph and verdict(results[model]) != "exact":
+            results[model]["graph"] = run(*model.split("/", 1), graph=True)
         print(model, verdict(results[model]), json.dumps(results[model])[:400], flush=True)
         # Kept in the order of the lists, so that a single model's new result is a small difference.
         ordered = {m: results[m] for m in every if m in results}

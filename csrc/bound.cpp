@@ -135,28 +135,4 @@ std::vector<void*> check_saliency(const char* op, const Bound& bound, const Tens
   return pointers_beside(op, "others", others, bound);
 }
 
-SgdArguments check_sgd(const char* op, const Bound& bound, const std::vector<Tensor>& grads,
-                       const std::vector<Tensor>& momenta, const std::vector<int64_t>& first,
-                       const Tensor& lr, double momentum, const std::optional<Tensor>& mask,
-                       const Tensor& strength, const Tensor& factor) {
-  SgdArguments a{pointers_beside(op, "grads", grads, bound),
-                 pointers_beside(op, "momenta", momenta, bound),
-                 std::vector<uint8_t>(bound.weights.size())};
-  for (const int64_t t : first) {
-    if (t < 0 || t >= bound.plan.tensors) fail(op, "first holds ", t, " of ", bound.plan.tensors);
-    a.first[t] = true;
-  }
-  for (size_t t = 0; t < a.grads.size(); ++t) {
-    const bool wanted = momentum != 0 && a.grads[t];
-    if (wanted != static_cast<bool>(a.momenta[t]) && (wanted || momentum == 0)) {
-      fail(op, "momenta[", t, "] is ", wanted ? "missing" : "given, but momentum is 0");
-    }
-  }
-  check_array(op, lr, {"lr", ScalarType::Double, 1, 0}, bound.tables);
-  check_array(op, strength, {"strength", ScalarType::Float, 1, 0}, bound.tables);
-  check_array(op, factor, {"factor", ScalarType::Float, 1, 0}, bound.tables);
-  if (mask) check_array(op, *mask, {"mask", ScalarType::Bool, bound.plan.groups, 1}, bound.tables);
-  return a;
-}
-
 }  // namespace ocsfast

@@ -64,14 +64,4 @@ std::vector<void*> check_saliency(const char* op, const Bound& bound, const Tens
                                   const Tensor& slices, const std::vector<Tensor>& others,
                                   const Criterion& criterion);
 
-// sgd_step_'s arguments, checked.
-struct SgdArguments {
-  std::vector<void*> grads, momenta;
-  std::vector<uint8_t> first;  // whether the momentum has yet to begin
-};
-SgdArguments check_sgd(const char* op, const Bound& bound, const std::vector<Tensor>& grads,
-                       const std::vector<Tensor>& momenta, const std::vector<int64_t>& first,
-                       const Tensor& lr, double momentum, const std::optional<Tensor>& mask,
-                       const Tensor& strength, const Tensor& factor);
-
 }  // namespace ocsfast

@@ -32,6 +32,11 @@ STABLE_TORCH_LIBRARY(ocsfast, m) {
       "sgd_step_(Tensor(a!) bound, Tensor[] grads, Tensor(b!)[] momenta, int[] first, Tensor lr,"
       " float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, Tensor? mask,"
       " Tensor strength, Tensor factor, bool known) -> ()");
+  // The same of AdamW. `steps`: how many a weight will have taken, this one included.
+  m.def(
+      "adamw_step_(Tensor(a!) bound, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
+      " int[] steps, Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool maximize,"
+      " Tensor? mask, Tensor strength, Tensor factor, bool known) -> ()");
   // Eq. 3: how alike the kept sets of two partitions are.
   m.def("jaccard(Tensor mask_a, Tensor mask_b, Tensor tables, int[] layout) -> Tensor");
 }

@@ -2,6 +2,7 @@
 
 from ocsfast import detection, optim
 from ocsfast.api import attach, detach, group, step
+from ocsfast.as_graph import as_graph
 from ocsfast.checkpoint import load, save
 from ocsfast.config import Config
 from ocsfast.cut import cut_model
@@ -24,6 +25,7 @@ __all__ = [
     "Pruner",
     "StateError",
     "StepReport",
+    "as_graph",
     "attach",
     "cut_model",
     "detach",

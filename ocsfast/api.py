@@ -73,7 +73,7 @@ class _Run:
         self.call = call
         self.pruner: Pruner | None = None
         self.recorder: _Recorder | None = None
-        self.handle: torch.utils.hooks.RemovableHandle | None = None
+        self.handles: list[torch.utils.hooks.RemovableHandle] = []
 
 
 def step(
@@ -112,7 +112,7 @@ def step(
         StateError: no training step was seen, no or several optimizers own the parameters, the
             optimizer's state cannot be cut, the model is wrapped, or a weight is NaN or infinite.
     """
-    model = plain(model)
+    given, model = model, plain(model)
     call: _Call = (ratio, config, config_fields)
     run = _runs.get(model)
     if run is None:
@@ -123,7 +123,11 @@ def step(
         run = _Run(call)
         if example_inputs is None:
             run.recorder = _Recorder(_counter.steps(owner))
-            run.handle = model.register_forward_pre_hook(run.recorder, with_kwargs=True)
+            # A compiled module runs past later hooks of the one inside, a plain call past its own.
+            run.handles = [
+                module.register_forward_pre_hook(run.recorder, with_kwargs=True)
+                for module in dict.fromkeys((given, model))
+            ]
             _runs[model] = run
             return StepReport("observe")
     else:
@@ -290,6 +294,6 @@ def _require_unchanged(first: _Call, now: _Call) -> None:
 
 
 def _forget_inputs(run: _Run) -> None:
-    if run.handle is not None:
-        run.handle.remove()
-    run.handle = run.recorder = None
+    for handle in run.handles:
+        handle.remove()
+    run.handles, run.recorder = [], None

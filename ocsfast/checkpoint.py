@@ -9,7 +9,11 @@ from __future__ import annotations
 import json
 import os
 import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +26,7 @@ from ocsfast.plan import is_channels_last
 from ocsfast.slicing import is_sharded, replace_data
 
 KEY = "ocsfast"  # the metadata entry that holds the structure
-FORMAT = 1
+FORMAT = 2
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -42,6 +46,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             "get_model_state_dict, load them into a plain one (ocsfast.fit_on_load), and save that"
         )
     tensors, aliases = _distinct(_state(model))
+    plain = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     structure = {
         "format": FORMAT,
         "class": _class_of(model),
@@ -50,23 +55,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             name: sizes for name, module in model.named_modules() if (sizes := size_attributes(module))
         },
     }
-    target = os.path.abspath(os.fspath(path))
-    folder, name = os.path.split(target)
-    # In the same folder, so that the last step is a rename; its name says whose it is.
-    part = os.path.join(folder, f".{name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-    plain = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
+    structure["checksum"] = checksum(structure, plain)
     try:
-        if os.path.isdir(target):
-            raise IsADirectoryError("it is a folder")
-        save_file(plain, part, metadata={KEY: json.dumps(structure)})
-        _flush(part)
-        os.replace(part, target)
-        _flush(folder)
+        with replacing(path) as part:
+            save_file(plain, part, metadata={KEY: json.dumps(structure)})
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {target}: {error}") from error
-    finally:
-        if os.path.exists(part):
-            os.unlink(part)
+        raise CheckpointError(f"cannot write {os.fspath(path)}: {error}") from error
 
 
 def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -89,7 +83,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    structure = _parse(metadata, path)
+    structure = _parse(metadata, path, tensors)
     if structure.class_name != _class_of(model):
         raise CheckpointError(
             f"{path} holds a {structure.class_name}, the model is a {_class_of(model)}"
@@ -116,7 +110,19 @@ class _Structure:
     attributes: dict[str, dict[str, int]]
 
 
-def _parse(metadata: dict[str, str], path: str) -> _Structure:
+def checksum(structure: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of everything that a file says, but for the checksum itself."""
+    said = {name: value for name, value in structure.items() if name != "checksum"}
+    crc = zlib.crc32(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        if tensor.numel():
+            crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return crc
+
+
+def _parse(metadata: dict[str, str], path: str, tensors: Mapping[str, Tensor]) -> _Structure:
     """The structure in a file's metadata, every type checked."""
     if KEY not in metadata:
         raise CheckpointError(f"{path} was not written by ocsfast.save")
@@ -126,7 +132,7 @@ def _parse(metadata: dict[str, str], path: str) -> _Structure:
             raise CheckpointError(f"{path} has format {raw['format']!r}, this version reads {FORMAT}")
         aliases, attributes = raw["aliases"], raw["attributes"]
         sound = (
-            set(raw) == {"format", "class", "aliases", "attributes"}
+            set(raw) == {"format", "class", "aliases", "attributes", "checksum"}
             and isinstance(raw["class"], str)
             and all(isinstance(x, str) for x in aliases.values())
             and all(
@@ -139,6 +145,8 @@ def _parse(metadata: dict[str, str], path: str) -> _Structure:
         raise CheckpointError(f"{path}: its structure cannot be read: {error!r}") from error
     if not sound:
         raise CheckpointError(f"{path}: its structure cannot be read: unexpected fields")
+    if raw["checksum"] != checksum(raw, tensors):
+        raise CheckpointError(f"{path} is damaged: its checksum is not that of what it holds")
     return _Structure(raw["class"], aliases, attributes)
 
 
@@ -269,6 +277,28 @@ def _placed(new: Tensor, old: Tensor) -> Tensor:
         form = torch.channels_last if old.dim() == 4 else torch.channels_last_3d
         placed = placed.contiguous(memory_format=form)
     return placed
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Write a file whole or not at all: to the path it yields, which then takes the place of `path`.
+
+    A process killed in the midst of it leaves the old file as it was, and a hidden .tmp beside it.
+    """
+    target = os.path.abspath(os.fspath(path))
+    if os.path.isdir(target):
+        raise IsADirectoryError(f"{target} is a folder")
+    folder, name = os.path.split(target)
+    # In the same folder, so that the last step is a rename; its name says whose it is.
+    part = os.path.join(folder, f".{name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield part
+        _flush(part)
+        os.replace(part, target)
+        _flush(folder)
+    finally:
+        if os.path.exists(part):
+            os.unlink(part)
 
 
 def _flush(path: str) -> None:

@@ -13,6 +13,8 @@ from ocsfast.arguments import Inputs, families_of, options_of, plain, require_wh
 from ocsfast.config import Config, checked_ratio
 from ocsfast.cost import CostModel, build_cost_model, parameter_products
 from ocsfast.grouping.families import Frozen
+from ocsfast.grouping.literals import Sizes
+from ocsfast.grouping.proof import CUT_FAILS
 from ocsfast.ops import Bound
 from ocsfast.plan import build_plan
 from ocsfast.selection import Aim, Choice, choose, make_aim, quantity
@@ -46,6 +48,7 @@ class Inspection:
     parameters_left: int | None
     grouping_seconds: float  # what attaching takes, the proof included
     check_seconds: float  # what one check takes: saliency and partition
+    graph_may: bool = False  # whether the model's own code holds what its graph may lose
 
     def __str__(self) -> str:
         return _table(self)
@@ -124,6 +127,8 @@ def inspect(
         parameters_left=None if kept is None else held(kept),
         grouping_seconds=grouping_seconds,
         check_seconds=check_seconds,
+        graph_may=any(frozen.reason.startswith(CUT_FAILS) for frozen in families.frozen)
+        and not any(isinstance(module, Sizes) for module in model.modules()),
     )
 
 
@@ -153,6 +158,8 @@ def _table(found: Inspection) -> str:
     if found.frozen:
         lines += ["", "dense:"]
         lines += [f"  {frozen.where}: {frozen.reason}" for frozen in found.frozen]
+    if found.graph_may:
+        lines.append("what fails when cut is held by the model's code: try ocsfast.as_graph(model, x)")
     lines += [
         "",
         f"{quantity(found.macs)}MACs, {quantity(found.parameters)}parameters, "

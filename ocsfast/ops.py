@@ -36,6 +36,7 @@ _GROUP_SALIENCY = torch.ops.ocsfast.group_saliency.default
 _SHRINK = torch.ops.ocsfast.shrink_.default
 _LASSO_GRAD = torch.ops.ocsfast.lasso_grad_.default
 _SGD_STEP = torch.ops.ocsfast.sgd_step_.default
+_ADAMW_STEP = torch.ops.ocsfast.adamw_step_.default
 
 
 class Weights(Protocol):
@@ -83,6 +84,7 @@ class Bound:
         plan: the tables, on the device of the weights.
         weights: `plan.names` in order, of the shapes and strides the plan was built for; float32,
             bfloat16, float16 and float64 may be mixed.
+        strides: of the weights, as they were bound.
 
     Raises:
         RuntimeError: a weight is not what the plan was built for, or the plan contradicts itself.
@@ -95,7 +97,7 @@ class Bound:
             self.ticket = torch.ops.ocsfast.bind(self.weights, plan.tables, plan.shapes, plan.layout)
         weakref.finalize(self, _C.release, int(self.ticket))
         self._known: tuple[int, Tensor | None, int] | None = None
-        self._strides = [weight.stride() for weight in self.weights]
+        self.strides = [weight.stride() for weight in self.weights]
         self._none = plan.tables.new_empty(0)
 
     def forget(self) -> None:
@@ -268,7 +270,7 @@ def lasso_grad_(bound: Bound, grads: Sequence[Tensor | None], mask: Tensor, stre
 
 @dataclass(frozen=True, eq=False)
 class Penalty:
-    """Eq. 8 and Eq. 9 for a step of `sgd_step_`."""
+    """Eq. 8 and Eq. 9 for an optimizer's step."""
 
     mask: Tensor  # [groups] bool, the groups to prune
     strength: Tensor  # 0-dim float32: as for `lasso_grad_`
@@ -308,13 +310,11 @@ def sgd_step_(
         ValueError: there are more or fewer gradients than weights.
         RuntimeError: an argument does not fit the plan. Nothing has been changed then.
     """
-    mask = penalty.mask if penalty else None
-    unused = lr.new_ones((), dtype=torch.float32) if penalty is None else None
     with torch.no_grad():
         _SGD_STEP(
             bound.ticket,
             _beside(bound, grads),
-            _beside(bound, momenta),
+            _states(bound, momenta),
             first,
             lr,
             momentum,
@@ -322,12 +322,78 @@ def sgd_step_(
             weight_decay,
             nesterov,
             maximize,
-            mask,
-            penalty.strength if penalty else unused,
-            penalty.factor if penalty else unused,
-            mask is not None and bound.knows(mask),
+            *_penalize(bound, lr, penalty),
         )
-    torch.autograd.graph.increment_version([m for m in momenta if m is not None])
+    _stepped(bound, grads, momenta, penalty)
+
+
+def adamw_step_(
+    bound: Bound,
+    grads: Sequence[Tensor | None],
+    exp_avgs: Sequence[Tensor | None],
+    exp_avg_sqs: Sequence[Tensor | None],
+    steps: Sequence[int],
+    lr: Tensor,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    maximize: bool = False,
+    penalty: Penalty | None = None,
+) -> None:
+    """A step of AdamW as `torch.optim.AdamW` takes it, in one pass over weights, gradients and averages.
+
+    With a penalty the same pass does what it does in `sgd_step_`; Eq. 8 is part of the gradient that is
+    averaged. In half precision weights move by the averages as they are before they are rounded, as
+    torch's fused AdamW does it.
+
+    Args:
+        bound: plan and weights.
+        grads: as for `lasso_grad_`.
+        exp_avgs, exp_avg_sqs: one for each weight with a gradient, of its shape, dtype, strides and
+            device. Changed in place.
+        steps: of each weight, how many it will have taken, this one included; not read where there is
+            no gradient. They go by value: a CUDA graph would take the same step again.
+        lr: 0-dim float64 on the weights' device.
+        betas, eps, weight_decay, maximize: as for `torch.optim.AdamW`.
+
+    Raises:
+        ValueError: there are more or fewer gradients than weights.
+        RuntimeError: an argument does not fit the plan. Nothing has been changed then.
+    """
+    with torch.no_grad():
+        _ADAMW_STEP(
+            bound.ticket,
+            _beside(bound, grads),
+            _states(bound, exp_avgs),
+            _states(bound, exp_avg_sqs),
+            steps,
+            lr,
+            *betas,
+            eps,
+            weight_decay,
+            maximize,
+            *_penalize(bound, lr, penalty),
+        )
+    _stepped(bound, grads, [*exp_avgs, *exp_avg_sqs], penalty)
+
+
+def _penalize(bound: Bound, lr: Tensor, penalty: Penalty | None) -> tuple[Tensor | bool | None, ...]:
+    """The last arguments of an op that takes a step: mask, strength, factor, known."""
+    if penalty is None:
+        unused = lr.new_ones((), dtype=torch.float32)
+        return None, unused, unused, False
+    return penalty.mask, penalty.strength, penalty.factor, bound.knows(penalty.mask)
+
+
+def _stepped(
+    bound: Bound,
+    grads: Sequence[Tensor | None],
+    states: Sequence[Tensor | None],
+    penalty: Penalty | None,
+) -> None:
+    """Say what a step has changed."""
+    torch.autograd.graph.increment_version([s for s in states if s is not None])
     if penalty is not None:
         bound._changed()
         bound._learn()
@@ -361,8 +427,15 @@ def _beside(bound: Bound, tensors: Sequence[Tensor | None]) -> list[Tensor]:
         raise ValueError(f"{len(tensors)} tensors for {len(bound.weights)} weights")
     return [
         bound._none if t is None else t if t.stride() == stride else _with_stride(t, stride)
-        for t, stride in zip(tensors, bound._strides, strict=True)
+        for t, stride in zip(tensors, bound.strides, strict=True)
     ]
+
+
+def _states(bound: Bound, states: Sequence[Tensor | None]) -> list[Tensor]:
+    """The same without copies: what is written to them has to stay."""
+    if len(states) != len(bound.weights):
+        raise ValueError(f"{len(states)} tensors for {len(bound.weights)} weights")
+    return [bound._none if t is None else t for t in states]
 
 
 def _with_stride(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
@@ -413,6 +486,7 @@ for _name, _fake in (
     ("shrink_", _fake_nothing),
     ("lasso_grad_", _fake_nothing),
     ("sgd_step_", _fake_nothing),
+    ("adamw_step_", _fake_nothing),
     ("jaccard", _fake_jaccard),
 ):
     torch.library.register_fake(f"ocsfast::{_name}", _fake)

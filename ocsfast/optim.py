@@ -1,37 +1,18 @@
-"""SGD in one pass over weights, gradients and momenta, with the penalty of pruning in the same pass."""
+"""SGD and AdamW in one pass over all they touch, with the penalty of pruning in the same pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from ocsfast import ops
-from ocsfast.grouping.families import Families
-from ocsfast.plan import build_plan, is_dense
-
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True, eq=False)
-class _Walk:
-    """Some parameters of a group as they lie in memory now: those a kernel steps, and the rest."""
-
-    parameters: tuple[nn.Parameter, ...]
-    pointers: tuple[int, ...]
-    bound: ops.Bound
-    rest: tuple[nn.Parameter, ...]  # for torch's own path
-
-    def is_current(self, parameters: Sequence[nn.Parameter]) -> bool:
-        return (
-            len(parameters) == len(self.parameters)
-            and all(a is b for a, b in zip(parameters, self.parameters, strict=True))
-            and self.pointers == _pointers(parameters)
-        )
+from ocsfast.errors import ConfigError
+from ocsfast.passes import Gradients, Group, Passes, beside, is_sparse
 
 
 class SGD(torch.optim.SGD):
@@ -62,74 +43,39 @@ class SGD(torch.optim.SGD):
         maximize: bool = False,
     ) -> None:
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
-        self._reset()
+        self._passes = Passes()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._reset()
-
-    def _reset(self) -> None:
-        self._walks: dict[int, _Walk] = {}
-        self._penalties: Mapping[int, tuple[ops.Bound, ops.Penalty]] = {}
+        self._passes = Passes()
 
     def penalize(self, penalties: Mapping[int, tuple[ops.Bound, ops.Penalty]]) -> None:
         """Apply penalties in the next step: the number of a parameter group -> bound weights of it, and
         what is to happen to them. A pruner calls this before each step."""
-        self._penalties = penalties
+        self._passes.penalties = penalties
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; `closure` evaluates the model again and returns the loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        penalties, self._penalties = self._penalties, {}
-        for number, group in enumerate(self.param_groups):
-            rest = group["params"]
-            if number in penalties:
-                bound, penalty = penalties[number]
-                self._step_bound(bound, group, penalty)
-                if len(bound.weights) == len(rest):  # as a rule it is bound to the whole group
-                    continue
-                done = {id(w) for w in bound.weights}
-                rest = [p for p in rest if id(p) not in done]
-            if rest:
-                walk = self._walk(number, rest)
-                self._step_bound(walk.bound, group, None)
-                self._step_by_torch(walk.rest, group)
+        loss = _evaluate(closure)
+        self._passes.step(self.param_groups, self._by_kernel, self._by_torch)
         return loss
 
-    def _walk(self, number: int, parameters: Sequence[nn.Parameter]) -> _Walk:
-        walk = self._walks.get(number)
-        if walk is None or not walk.is_current(parameters):
-            walked = [p for p in parameters if walkable(p, parameters[0])]
-            done = {id(p) for p in walked}
-            named = {str(k): p for k, p in enumerate(walked)}
-            plan = build_plan(Families((), (), (), (), ()), named, others=named)
-            walk = self._walks[number] = _Walk(
-                tuple(parameters),
-                _pointers(parameters),
-                ops.Bound(plan, walked),
-                tuple(p for p in parameters if id(p) not in done),
-            )
-        return walk
-
-    def _step_bound(self, bound: ops.Bound, group: dict[str, Any], penalty: ops.Penalty | None) -> None:
-        lr = torch.empty((), dtype=torch.float64, device=bound.plan.tables.device)
-        fill(lr, group["lr"])
-        grads: list[Tensor | None] = [w.grad for w in bound.weights]
-        if any(is_sparse(g) for g in grads):
-            odd = [w for w, g in zip(bound.weights, grads, strict=True) if is_sparse(g)]
-            self._step_by_torch(odd, group)
-            grads = [None if is_sparse(g) else g for g in grads]
+    def _by_kernel(
+        self,
+        bound: ops.Bound,
+        grads: Gradients,
+        lr: Tensor,
+        group: Group,
+        penalty: ops.Penalty | None,
+    ) -> None:
         momenta: list[Tensor | None] = [None] * len(grads)
         new: dict[int, Tensor] = {}
         if group["momentum"] != 0:
             for k, (weight, grad) in enumerate(zip(bound.weights, grads, strict=True)):
                 if grad is None:
                     continue
-                momenta[k] = self.state[weight].get("momentum_buffer")
+                momenta[k] = beside(weight, bound.strides[k], self.state[weight], "momentum_buffer")
                 if momenta[k] is None:
                     momenta[k] = new[k] = torch.zeros_like(weight, memory_format=torch.preserve_format)
         ops.sgd_step_(
@@ -148,7 +94,7 @@ class SGD(torch.optim.SGD):
         for k, buffer in new.items():
             self.state[bound.weights[k]]["momentum_buffer"] = buffer
 
-    def _step_by_torch(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
+    def _by_torch(self, parameters: Sequence[Tensor], group: Group) -> None:
         stepped = [p for p in parameters if p.grad is not None]
         if not stepped:
             return
@@ -171,31 +117,158 @@ class SGD(torch.optim.SGD):
                 self.state[parameter]["momentum_buffer"] = buffer
 
 
-def walkable(parameter: Tensor, beside: Tensor) -> bool:
-    """Whether the kernel can step it together with another one."""
-    device = parameter.device
-    known = device.type == "cpu" or (device.type == "cuda" and bool(ops.build_info()["cuda"]))
-    return (
-        known
-        and device == beside.device
-        and parameter.dtype in _DTYPES
-        and parameter.layout is torch.strided
-        and is_dense(parameter)
-    )
+class AdamW(torch.optim.AdamW):
+    """A drop-in for `torch.optim.AdamW` whose step is one pass: 28 bytes a float32 parameter, no more.
+
+    All that is said of `SGD` above holds here: equal to torch's to rounding, one state dict for both,
+    and the pruner's penalty in the same pass. Eq. 8 is added to the gradient before it is averaged,
+    as it is without this class.
+
+    Args:
+        params, lr, betas, eps, weight_decay, maximize: as for `torch.optim.AdamW`.
+        amsgrad: must be False, in parameter groups and state dicts too.
+
+    Raises:
+        ConfigError: amsgrad is True.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
+        self._passes = Passes()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._passes = Passes()
+        for own in self.state.values():
+            if "step" in own:  # torch's fused and capturable ones count on the device
+                own["step"] = own["step"].cpu()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's."""
+        _refuse_amsgrad([{**self.defaults, **param_group}])
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's."""
+        _refuse_amsgrad(state_dict["param_groups"])
+        super().load_state_dict(state_dict)
+
+    def penalize(self, penalties: Mapping[int, tuple[ops.Bound, ops.Penalty]]) -> None:
+        """As for `SGD`."""
+        self._passes.penalties = penalties
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; `closure` evaluates the model again and returns the loss.
+
+        Raises:
+            RuntimeError: a gradient is sparse. Nothing has been changed then.
+        """
+        loss = _evaluate(closure)
+        if any(is_sparse(p.grad) for group in self.param_groups for p in group["params"]):
+            raise RuntimeError("AdamW does not support sparse gradients: use torch.optim.SparseAdam")
+        self._passes.step(self.param_groups, self._by_kernel, self._by_torch)
+        return loss
+
+    def _by_kernel(
+        self,
+        bound: ops.Bound,
+        grads: Gradients,
+        lr: Tensor,
+        group: Group,
+        penalty: ops.Penalty | None,
+    ) -> None:
+        averages: list[Tensor | None] = [None] * len(grads)
+        squares: list[Tensor | None] = [None] * len(grads)
+        stepped = [k for k, grad in enumerate(grads) if grad is not None]
+        new: dict[int, dict[str, Tensor]] = {}
+        counters = []
+        for k in stepped:
+            weight = bound.weights[k]
+            state = self.state[weight]
+            if not state:
+                state = new[k] = {
+                    "step": torch.tensor(0.0, dtype=torch.float32, device="cpu"),
+                    "exp_avg": torch.zeros_like(weight, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(weight, memory_format=torch.preserve_format),
+                }
+            averages[k] = beside(weight, bound.strides[k], state, "exp_avg")
+            squares[k] = beside(weight, bound.strides[k], state, "exp_avg_sq")
+            counters.append(state["step"])
+        steps = [0] * len(grads)
+        for k, taken in zip(stepped, torch.stack(counters).tolist() if counters else (), strict=True):
+            steps[k] = int(taken) + 1
+        ops.adamw_step_(
+            bound,
+            grads,
+            averages,
+            squares,
+            steps,
+            lr,
+            betas=(float(group["betas"][0]), float(group["betas"][1])),
+            eps=group["eps"],
+            weight_decay=float(group["weight_decay"]),
+            maximize=group["maximize"],
+            penalty=penalty,
+        )
+        if counters:
+            torch._foreach_add_(counters, torch.tensor(1.0))  # a number would become a tensor for each
+        for k, state in new.items():
+            self.state[bound.weights[k]] = state
+
+    def _by_torch(self, parameters: Sequence[Tensor], group: Group) -> None:
+        stepped: list[Tensor] = []
+        grads: list[Tensor] = []
+        averages: list[Tensor] = []
+        squares: list[Tensor] = []
+        counters: list[Tensor] = []
+        chosen = {**group, "params": parameters}
+        has_complex = self._init_group(chosen, stepped, grads, averages, squares, [], counters)  # type: ignore[no-untyped-call]
+        if not stepped:
+            return
+        adam(
+            stepped,
+            grads,
+            averages,
+            squares,
+            [],
+            counters,
+            has_complex=has_complex,
+            foreach=False,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+            decoupled_weight_decay=True,
+        )
 
 
-def _pointers(parameters: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple(p.data_ptr() if p.layout is torch.strided else 0 for p in parameters)
+# Those that apply a pruner's penalty in their own pass.
+OnePass: TypeAlias = SGD | AdamW
 
 
-def is_sparse(grad: Tensor | None) -> bool:
-    """Whether there is a gradient that names the rows it touches: no kernel walks it."""
-    return grad is not None and grad.layout is not torch.strided
+def _evaluate(closure: Callable[[], Any] | None) -> Any:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
-def fill(scratch: Tensor, value: float | Tensor) -> None:
-    """Set a 0-dim tensor to a number, or to another one's value without reading it."""
-    if isinstance(value, Tensor):
-        scratch.copy_(value)
-    else:
-        scratch.fill_(value)
+def _refuse_amsgrad(groups: Iterable[Mapping[str, Any]]) -> None:
+    if any(group.get("amsgrad", False) for group in groups):
+        raise ConfigError(
+            "amsgrad=True is not what ocsfast.optim.AdamW can do: leave it out, or use torch.optim.AdamW"
+        )

@@ -11,11 +11,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ocsfast.errors import StateError
-from ocsfast.optim import SGD
+from ocsfast.optim import SGD, AdamW
 from ocsfast.slicing import unsliceable
 
 # Their state is tensors of the parameter's shape, and scalars; known before the first step.
-SUPPORTED = (SGD, optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.NAdam, optim.Adagrad)
+TORCHS = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.NAdam, optim.Adagrad)
+SUPPORTED = (SGD, AdamW, *TORCHS)
 
 
 class StepCounter:
@@ -99,9 +100,14 @@ def check_supported(optimizer: Optimizer, stepped: bool) -> None:
         StateError: naming the optimizer and what in its state cannot be sliced.
     """
     name = type(optimizer).__name__
-    known = ", ".join(kind.__name__ for kind in SUPPORTED[1:])
+    known = ", ".join(kind.__name__ for kind in TORCHS)
     if type(optimizer) in SUPPORTED:
         return
+    if name == "ZeroRedundancyOptimizer":
+        raise StateError(
+            "a ZeroRedundancyOptimizer cannot be cut: it keeps parts of its state on other ranks. Use "
+            "the optimizer inside it on every rank"
+        )
     if not stepped and not optimizer.state:
         raise StateError(
             f"optimizer {name} is not one of {known}, and before its first step nothing tells whether "

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families
 from ocsfast.ops import Bound, Penalty, Weights
-from ocsfast.optim import SGD, fill, is_sparse, walkable
+from ocsfast.optim import OnePass
 from ocsfast.optimizers import (
     Scalar,
     gradient_scale,
@@ -25,6 +25,7 @@ from ocsfast.optimizers import (
     owned,
     same_scalar,
 )
+from ocsfast.passes import fill, is_sparse, walkable
 from ocsfast.plan import Plan, build_plan
 
 WeightsOf = Callable[[Plan, Sequence[Tensor]], Weights]
@@ -72,7 +73,8 @@ def bind(
 ) -> Coupled:
     """Build the plan, and one more for each parameter group where several hold coupled weights.
 
-    For `ocsfast.optim.SGD` a group's plan takes in its other parameters too, so that one pass steps all.
+    For an optimizer of `ocsfast.optim` a group's plan takes in its other parameters too, so that one
+    pass steps all.
 
     Raises:
         StateError: a coupled weight cannot be walked, or none is left to walk.
@@ -87,7 +89,7 @@ def bind(
 
     def part(names: Container[str], group: int, alone: bool) -> Part:
         others: list[str] = []
-        if alone and isinstance(optimizer, SGD):
+        if alone and isinstance(optimizer, OnePass):
             first = parameters[coupled.names[0]]
             mine = {id(p): name for name, p in parameters.items() if number.get(id(p)) == group}
             others = [name for name in mine.values() if walkable(parameters[name], first)]
@@ -136,9 +138,8 @@ def parts_now(coupled: Coupled, optimizer: Optimizer) -> tuple[Part, ...]:
     groups = [optimizer.param_groups[p.group] for p in coupled.parts]
     rates, gains = [learning_rate(g) for g in groups], [momentum_gain(g) for g in groups]
     alike = all(same_scalar(r, rates[0]) for r in rates) and len(set(gains)) == 1
-    if alike and not isinstance(optimizer, SGD) and len({g.get("maximize", False) for g in groups}) == 1:
-        return (coupled.whole,)
-    return coupled.parts
+    alike = alike and len({g.get("maximize", False) for g in groups}) == 1
+    return (coupled.whole,) if alike and not isinstance(optimizer, OnePass) else coupled.parts
 
 
 def mean_rate(parts: Sequence[Part], optimizer: Optimizer) -> Scalar:
@@ -177,7 +178,7 @@ def prepare(
         part.factor.clamp_(0.0, 1.0).neg_().add_(1.0)
 
 
-def hand_over(parts: Sequence[Part], optimizer: SGD, mask: Tensor) -> None:
+def hand_over(parts: Sequence[Part], optimizer: OnePass, mask: Tensor) -> None:
     """Let the optimizer do both in its own pass."""
     optimizer.penalize(
         {

@@ -23,7 +23,7 @@ from ocsfast.errors import StateError
 from ocsfast.fitting import FitHook, surplus
 from ocsfast.grouping.families import Families
 from ocsfast.history import Progress, StepReport
-from ocsfast.optim import SGD
+from ocsfast.optim import OnePass
 from ocsfast.optimizers import (
     Scalar,
     check_owner,
@@ -89,9 +89,8 @@ class Pruner:
         self._masks: deque[Tensor] = deque(maxlen=config.lag)
         self._lam: Scalar = 0.0
         self._scheduler: weakref.ref[LRScheduler] | None = None
-        self._fitted: tuple[int, ...] | None = (
-            None  # groups left, a family, where weights to load said so
-        )
+        # How many groups of each family are left, where weights that were loaded said so.
+        self._fitted: tuple[int, ...] | None = None
         self._processes = processes_of(model)
         with self._processes.together():
             self._copies = Copies(model, also)
@@ -290,7 +289,7 @@ class Pruner:
         kind, mask, parts = self.config.penalty, self.mask, penalty.parts_now(self._coupled, optimizer)
         self._lam = self._lambda_now(penalty.mean_rate(parts, optimizer))
         penalty.prepare(parts, optimizer, self._lam, self._progress.scale, kind)
-        if isinstance(optimizer, SGD) and kind != "none":
+        if isinstance(optimizer, OnePass) and kind != "none":
             penalty.hand_over(parts, optimizer, mask)
             return None
         if kind not in ("both", "lasso"):
@@ -316,10 +315,10 @@ class Pruner:
         if now.stage != "sparsify" or self._coupled is None or self.mask is None:
             return
         parts = penalty.parts_now(self._coupled, optimizer)
-        if not isinstance(optimizer, SGD):
+        if not isinstance(optimizer, OnePass):
             self._coupled.forget()
         now.nats = now.nats + self._lam * penalty.mean_rate(parts, optimizer)
-        if self.config.penalty in ("both", "shrink") and not isinstance(optimizer, SGD):
+        if self.config.penalty in ("both", "shrink") and not isinstance(optimizer, OnePass):
             penalty.shrink(parts, optimizer, self.mask)
 
     def _lambda_now(self, rate: Scalar) -> Scalar:
@@ -358,6 +357,13 @@ class Pruner:
         self.scores, self.mask = choice.scores, choice.mask
 
         stage = self._plan_stage()
+        unplanned = stage.deadline is None and self.config.deadline is not None
+        if unplanned and now.check == self.config.window:
+            logger.warning(
+                "nothing tells how long this run is: groups shrink from check %d on at the latest, and "
+                "the cut may take twice as many more. Pass total_steps= (optimizer steps) to plan it",
+                stage.latest_start * now.check // max(1, now.steps),
+            )
         late, ready = self._is_late(stage), self._is_ready(choice)
         cut = forced or late or ready
         if cut:

@@ -152,6 +152,43 @@ def sgd_step_(
             shrink_(bound, penalty.mask, penalty.factor)
 
 
+def adamw_step_(
+    bound: Bound,
+    grads: Sequence[Tensor | None],
+    exp_avgs: Sequence[Tensor | None],
+    exp_avg_sqs: Sequence[Tensor | None],
+    steps: Sequence[int],
+    lr: Tensor,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    maximize: bool = False,
+    penalty: Penalty | None = None,
+) -> None:
+    """AdamW with Eq. 8 before and Eq. 9 after it; see `ocsfast.ops.adamw_step_`."""
+    with torch.no_grad():
+        used = [None if g is None else g.to(_accumulator(g.dtype), copy=True) for g in grads]
+        if maximize:
+            used = [None if g is None else -g for g in used]
+        if penalty is not None:
+            lasso_grad_(bound, used, penalty.mask, penalty.strength)
+        for weight, grad, exp_avg, exp_avg_sq, step in zip(
+            bound.weights, used, exp_avgs, exp_avg_sqs, steps, strict=True
+        ):
+            if grad is None or exp_avg is None or exp_avg_sq is None:
+                continue
+            average = exp_avg.to(grad.dtype).lerp(grad, 1 - betas[0])
+            square = exp_avg_sq.to(grad.dtype) * betas[1] + (1 - betas[1]) * grad.square()
+            corrected = square.sqrt() / (1 - betas[1] ** step) ** 0.5
+            change = float(lr) / (1 - betas[0] ** step) * average / (corrected + eps)
+            weight.copy_(weight.to(grad.dtype) * (1 - float(lr) * weight_decay) - change)
+            exp_avg.copy_(average)
+            exp_avg_sq.copy_(square)
+        if penalty is not None:
+            shrink_(bound, penalty.mask, penalty.factor)
+
+
 def jaccard(plan: Plan, mask_a: Tensor, mask_b: Tensor) -> Tensor:
     """Eq. 3; see `ocsfast.ops.jaccard`."""
     sizes = plan.table("family_start").diff().tolist()

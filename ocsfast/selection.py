@@ -30,6 +30,7 @@ class Aim:
     dense: int
     budget: int  # the highest cost that still removes the ratio
     limits: tuple[int, ...]  # most groups each family may lose
+    round_to: int  # of which kept counts are multiples
     ranking: Ranking
 
 
@@ -61,7 +62,8 @@ def make_aim(
         for family in families.families
     )
     ranking = make_ranking(families, config.normalize, config.uniform)
-    return Aim(model, dense, budget_of(dense, ratio), limits, ranking)
+    round_to = math.lcm(config.round_to, families.multiple)
+    return Aim(model, dense, budget_of(dense, ratio), limits, round_to, ranking)
 
 
 def choose(
@@ -91,7 +93,7 @@ def choose(
         scores,
         torch.tensor(aim.limits, dtype=torch.int64, device=device),
         torch.tensor(aim.budget, dtype=torch.int64, device=device),
-        config.round_to,
+        aim.round_to,
     )
     mask = aim.ranking.evened(mask, scores)
     gone = mask.sum()
@@ -136,7 +138,7 @@ def require_reachable(
     if choice.cost <= aim.budget:
         return
     most = 1000 * (aim.dense - choice.cost) // max(1, aim.dense) / 1000
-    rounding = f", round_to={config.round_to}" if config.round_to > 1 else ""
+    rounding = f", round_to={aim.round_to}" if aim.round_to > 1 else ""
     layers = len({frozen.where for frozen in families.frozen})
     kept = f"{layers} layer{'' if layers == 1 else 's'} kept"
     raise ConfigError(

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from ocsfast import ops, penalty
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families
-from ocsfast.optim import SGD
+from ocsfast.optim import OnePass
 from ocsfast.plan import Plan, shard_plan
 from ocsfast.replicas import Processes
 from ocsfast.resharding import local_of, managed, part_of, settle
@@ -145,10 +145,11 @@ class Shards(Processes):
         optimizer: Optimizer,
         include_bias: bool,
     ) -> penalty.Coupled:
-        if isinstance(optimizer, SGD):
+        if isinstance(optimizer, OnePass):
+            name = type(optimizer).__name__
             raise StateError(
-                "ocsfast.optim.SGD steps whole weights: with fully_shard use torch.optim.SGD, the same "
-                "arguments"
+                f"ocsfast.optim.{name} steps whole weights: with fully_shard use torch.optim.{name}, "
+                "with the same arguments"
             )
         for axis in families.axes:
             parameter = parameters.get(axis.tensor)

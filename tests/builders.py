@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ocsfast.grouping.families import Axis, Families, Family, Product
-from ocsfast.ops import Bound
+from ocsfast.ops import Bound, Penalty
 from ocsfast.plan import Plan, build_plan
 
 
@@ -126,3 +126,33 @@ def mixed_case(
 def draw_mask(plan: Plan, share: float, seed: int = 0) -> Tensor:
     gen = torch.Generator().manual_seed(seed)
     return (torch.rand(plan.count("groups"), generator=gen) < share).to(plan.tables.device)
+
+
+def with_uncoupled(made: Case) -> Case:
+    """With parameters beside those that are coupled: one of several tasks, a scalar, an empty one."""
+    like = made.weights[0]
+    gen = torch.Generator().manual_seed(9)
+    for name, shape in (("head", (3, 70001)), ("bias", (7,)), ("scalar", ()), ("empty", (0, 4))):
+        made.parameters[name] = torch.randn(shape, generator=gen).to(like)
+    others = ["head", "bias", "scalar", "empty"]
+    return Case(
+        made.families, made.parameters, build_plan(made.families, made.parameters, others=others)
+    )
+
+
+def draw(made: Case, seed: int) -> list[Tensor]:
+    gen = torch.Generator().manual_seed(seed)
+    return [torch.empty_like(w).copy_(torch.randn(w.shape, generator=gen)) for w in made.weights]
+
+
+def penalty_of(made: Case, share: float | None) -> Penalty | None:
+    if share is None:
+        return None
+    device = made.plan.tables.device
+    mask = draw_mask(made.plan, share)
+    return Penalty(mask, torch.tensor(0.3, device=device), torch.tensor(0.9, device=device))
+
+
+def as_double(made: Case) -> Case:
+    parameters = {name: tensor.double() for name, tensor in made.parameters.items()}
+    return Case(made.families, parameters, build_plan(made.families, parameters, others=made.plan.names))

@@ -75,6 +75,33 @@ def close(ours: Tensor, theirs: Tensor, what: str) -> None:
     assert error <= tolerance, (what, error, scale)
 
 
+def adamw_step(
+    pick: random.Random,
+    ours: ops.Bound,
+    theirs: ops.Bound,
+    grads: list[Tensor | None],
+    penalty: ops.Penalty | None,
+) -> None:
+    averages = [None if g is None else torch.randn_like(g) for g in grads]
+    squares = [None if g is None else torch.randn_like(g).square_().add_(0.1) for g in grads]
+    copies = [[None if t is None else t.clone() for t in tensors] for tensors in (averages, squares)]
+    steps = [pick.choice([1, 2, 1000, 10**9]) for _ in grads]
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    options = {
+        "betas": (pick.choice([0.0, 0.9]), pick.choice([0.5, 0.999])),
+        "eps": pick.choice([0.0, 1e-8, 0.1]),
+        "weight_decay": pick.choice([0.0, 0.1]),
+        "maximize": pick.random() < 0.2,
+        "penalty": penalty,
+    }
+    ops.adamw_step_(ours, grads, averages, squares, steps, lr, **options)
+    reference.adamw_step_(theirs, grads, *copies, steps, lr, **options)
+    got, expected = [*ours.weights, *averages, *squares], [*theirs.weights, *copies[0], *copies[1]]
+    for a, b in zip(got, expected, strict=True):
+        if a is not None and b is not None:
+            close(a, b, "adamw_step_")
+
+
 def right_arguments(pick: random.Random) -> None:
     families, parameters, others = draw_families(pick)
     plan = build_plan(families, parameters, others=others)
@@ -131,6 +158,7 @@ def right_arguments(pick: random.Random) -> None:
         for a, b in zip([*ours.weights, *momenta], [*theirs.weights, *copies], strict=True):
             if a is not None and b is not None:
                 close(a, b, "sgd_step_")
+        adamw_step(pick, ours, theirs, beside(), options["penalty"])
     scores = torch.rand(groups, dtype=pick.choice([torch.float32, torch.float64]))
     sizes = [f.size for f in families.families]
     products = tuple(
@@ -175,7 +203,7 @@ def spoilt_arguments(pick: random.Random) -> bool:
     groups = plan.count("groups")
     mask, one = torch.rand(groups) < 0.5, torch.tensor(0.5)
     lr = torch.tensor(0.1, dtype=torch.float64)
-    kind = pick.randrange(5)
+    kind = pick.randrange(6)
     if kind == 0:
         wrong = spoil(pick, plan)
 
@@ -185,7 +213,9 @@ def spoilt_arguments(pick: random.Random) -> bool:
             ops.shrink_(bound, mask, one)
             grads = [torch.randn_like(w) for w in weights]
             ops.lasso_grad_(bound, grads, mask, one)
-            ops.sgd_step_(bound, grads, grads, lr, momentum=0.9, penalty=ops.Penalty(mask, one, one))
+            penalty = ops.Penalty(mask, one, one)
+            ops.sgd_step_(bound, grads, grads, lr, momentum=0.9, penalty=penalty)
+            ops.adamw_step_(bound, grads, grads, grads, [1] * len(grads), lr, penalty=penalty)
 
         return harmless(all_ops)
     bound = ops.Bound(plan, weights)
@@ -208,6 +238,15 @@ def spoilt_arguments(pick: random.Random) -> bool:
     if kind == 3:
         wrong = pick.choice([mask[:-1], mask.float(), mask[None], mask.repeat_interleave(2)[::2], one])
         return harmless(lambda: ops.shrink_(bound, wrong, one))
+    if kind == 4:
+        count = pick.choice([0, len(weights), len(weights) + 1])
+        tensors = [
+            [torch.randn(pick.choice(SIZES), pick.choice([1, 3])) for _ in range(count)]
+            for _ in range(2)
+        ]
+        grads = [torch.randn_like(w) for w in weights]
+        steps = [pick.choice([-(2**62), 0, 1])] * pick.choice([count, len(weights)])
+        return harmless(lambda: ops.adamw_step_(bound, grads, *tensors, steps, lr))
     wrong = spoil(pick, plan)
     products = (Product(1, torch.arange(groups), None, "all"),) if len(families.families) == 1 else ()
     model = build_cost_model(families, products, "units")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from ocsfast.optim import SGD
+from ocsfast.optim import SGD, AdamW
 
 BATCH = 8
 
@@ -61,6 +61,7 @@ def train(model: nn.Module, optimizer: Optimizer, steps: int, first: int = 0) ->
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "ocsfast SGD": lambda m: SGD(m.parameters(), lr=0.05, momentum=0.9, nesterov=True),
+    "ocsfast AdamW": lambda m: AdamW(m.parameters(), lr=1e-3),
     "SGD": lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9, nesterov=True),
     "SGD plain": lambda m: torch.optim.SGD(m.parameters(), lr=0.05),
     "Adam": lambda m: torch.optim.Adam(m.parameters(), lr=1e-3, amsgrad=True),

@@ -14,6 +14,7 @@ from test_cut import families_of, some
 from torch import nn
 
 from ocsfast import CheckpointError, cut_model, load, save
+from ocsfast.checkpoint import checksum
 
 
 @pytest.fixture
@@ -38,6 +39,8 @@ def rewrite(path, change_structure=None, change_tensors=None):
         change_structure(structure)
     if change_tensors:
         change_tensors(tensors)
+    if isinstance(structure, dict):
+        structure["checksum"] = checksum(structure, tensors)
     save_file(tensors, path, metadata={"ocsfast": json.dumps(structure)})
 
 
@@ -123,6 +126,13 @@ def test_another_models_file(path, tmp_path):
 def test_malicious_structure(path, change, said):
     rewrite(path, change_structure=change)
     refused(net(), path, said)
+
+
+def test_damage_in_the_weights_is_noticed(path):
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 4
+    path.write_bytes(data)
+    refused(net(), path, "is damaged")
 
 
 def test_malicious_tensors(path):

@@ -44,11 +44,23 @@ def one_of_each(made: Case) -> dict[str, Callable[[], object]]:
         ops.lasso_grad_(bound, grads, mask, half)
         return grads
 
-    def step() -> list[Tensor]:
+    def sgd_step() -> list[Tensor]:
         ops.sgd_step_(bound, grads, momenta, lr, momentum=0.9, penalty=penalty)
         return [*bound.weights, *momenta, *ops.group_saliency(bound)]
 
-    return {"group_saliency": saliency, "shrink_": shrink, "lasso_grad_": lasso, "sgd_step_": step}
+    squares, steps = [m.square() for m in momenta], [1] * len(momenta)
+
+    def adamw_step() -> list[Tensor]:
+        ops.adamw_step_(bound, grads, momenta, squares, steps, lr, penalty=penalty)
+        return [*bound.weights, *momenta, *squares, *ops.group_saliency(bound)]
+
+    return {
+        "group_saliency": saliency,
+        "shrink_": shrink,
+        "lasso_grad_": lasso,
+        "sgd_step_": sgd_step,
+        "adamw_step_": adamw_step,
+    }
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -75,7 +87,7 @@ def test_the_same_bits_a_hundred_times() -> None:
 def test_one_launch_a_call() -> None:
     for name, call in one_of_each(mixed_case(device="cuda")).items():
         call()
-        if name == "sgd_step_":
+        if name in ("sgd_step_", "adamw_step_"):
             continue  # its row above reads the squares as well
         torch.cuda.synchronize()
         activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]

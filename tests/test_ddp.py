@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from networks import batch, net, sgd, train
 from ranks import EPOCH, EPOCHS, RANKS, passed, smooth, spawn, step, whole_run
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import ocsfast
@@ -22,8 +23,12 @@ def replicated(rank, folder, wrapped, more):
     """A run of two ranks, driven through the wrapper or through the module inside it."""
     model = smooth()
     optimizer = sgd(model)
-    ddp = DistributedDataParallel(model, **more)
-    pruner = ocsfast.attach(ddp, 0.5, optimizer=optimizer, **options())
+    if wrapped:
+        ddp = DistributedDataParallel(model, **more)
+        pruner = ocsfast.attach(ddp, 0.5, optimizer=optimizer, **options())
+    else:  # as frameworks do, which wrap what was attached
+        pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, **options())
+        ddp = DistributedDataParallel(model, **more)
 
     def drive():
         ocsfast.step(ddp if wrapped else model, 0.5)
@@ -110,6 +115,15 @@ def one_line_and_the_two(rank, folder):
     step(ddp, optimizer, 1, rank)
     with pytest.raises(StateError, match="drifted apart: ratio of rank 1"):
         pruner.cut()
+    ocsfast.detach(model)
+    if rank == 1:
+        model.fc2.double()
+    ddp.module = nn.Identity()  # so that the forward pass of the odd rank is not needed
+    ddp = DistributedDataParallel(model.fc1)
+    ddp.module = model
+    pruner = ocsfast.attach(ddp, 0.5, optimizer=optimizer, **options())
+    with pytest.raises(StateError, match="drifted apart: dtypes of rank 1"):
+        pruner.cut()
     ddp.mixed_precision = object()
     with pytest.raises(StateError, match=r"Give ocsfast\.step the module inside"):
         pruner.cut()
@@ -153,6 +167,7 @@ def goes_on(rank, folder):
     pruner.load_state_dict(state["pruner"])
     whole_run(ddp, optimizer, lambda: pruner.step() and None, rank, first=5)
     torch.save(model.state_dict(), f"{folder}/end{rank}")
+    replicated(rank, folder, True, {})
 
 
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on_from_its_checkpoint(tmp_path):
@@ -161,11 +176,19 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_from_its_checkpoint(t
     assert codes == [3, 9], codes
     assert time.perf_counter() - begun < 150
     passed(tmp_path, spawn(goes_on, tmp_path))
-    passed(tmp_path, spawn(replicated, tmp_path, True, {}))
     _, whole = torch.load(tmp_path / "rank0")
     for rank in range(RANKS):
         for key, value in torch.load(tmp_path / f"end{rank}").items():
             assert torch.equal(value, whole[key]), key
+
+
+def test_synchronized_batch_norms_are_cut_like_others():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(net())
+    pruner = ocsfast.attach(model, 0.5, optimizer=sgd(model), example_inputs=batch(0)[0])
+    pruner.cut()
+    assert isinstance(model.bn1, nn.SyncBatchNorm)
+    assert model.bn2.num_features == model.conv2.out_channels < 12
+    model.eval()(batch(0)[0])
 
 
 def test_without_processes_nothing_is_searched(monkeypatch):

@@ -71,7 +71,11 @@ def accelerate(folder, epoch):
     return ["--resume", str(epoch - 1)], "runs/accelerate/pruned.safetensors"
 
 
-RESUMED = {"transformers": transformers, "lightning": lightning, "accelerate": accelerate}
+def timm(folder, epoch):
+    return ["--resume", str(epoch)], "runs/timm/pruned.safetensors"
+
+
+RESUMED = {f.__name__: f for f in (transformers, lightning, accelerate, timm)}
 
 
 @pytest.mark.parametrize("name", RESUMED)

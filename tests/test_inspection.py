@@ -1,8 +1,10 @@
 """The dry run says what a cut would do, and changes nothing."""
 
+import dataclasses
+
 import pytest
 import torch
-from networks import net, sgd, train
+from networks import Net, batch, net, sgd, train
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -98,3 +100,53 @@ def test_only_some_layers():
 def test_time_limit():
     with pytest.raises(GroupingError, match="more than time_limit=1e-09 s, and was at"):
         ocsfast.inspect(net(), X, time_limit=1e-9)
+
+
+def test_what_the_graph_may_free_is_said():
+    class Literal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.second(self.first(x).view(-1, 2, 4).flatten(1))
+
+    found = ocsfast.inspect(Literal(), torch.randn(3, 4))
+    assert found.graph_may
+    assert "try ocsfast.as_graph(model, x)" in str(found)
+    graph = ocsfast.as_graph(Literal(), torch.randn(3, 4))
+    assert not ocsfast.inspect(graph, torch.randn(3, 4)).graph_may
+    assert not ocsfast.inspect(net(), X).graph_may
+
+
+def test_outputs_in_dataclasses():
+    @dataclasses.dataclass
+    class Features:
+        last: torch.Tensor
+        names: None = None
+
+    @dataclasses.dataclass
+    class Output:
+        logits: torch.Tensor
+        features: Features
+
+    class Wrapped(Net):
+        def forward(self, x):
+            y = super().forward(x)
+            return Output(y, Features(y * 2))
+
+    plain = ocsfast.inspect(net(), batch(0)[0])
+    wrapped = ocsfast.inspect(Wrapped(), batch(0)[0])
+    assert [f.groups for f in wrapped.families] == [f.groups for f in plain.families]
+
+
+def test_what_has_no_code_or_no_weights_to_cut():
+    x = batch(0)[0]
+    quantized = torch.ao.quantization.quantize_dynamic(net(), {nn.Linear}, dtype=torch.qint8)
+    for model, said in (
+        (torch.jit.script(net()), "the model is scripted"),
+        (nn.Sequential(torch.jit.trace(net().eval(), x)), "its part 0 is scripted"),
+        (quantized, "its part fc1 is quantized"),
+    ):
+        with pytest.raises(GroupingError, match=said):
+            ocsfast.inspect(model, x)

@@ -207,6 +207,19 @@ def test_length_from_the_scheduler():
     assert (pruner.t_sl, pruner.t_cut) == (8, 12)
 
 
+def test_a_run_of_unknown_length_says_what_it_plans(caplog):
+    model = net()
+    optimizer = sgd(model)
+    pruner = attach(model, optimizer, tau=0.0, epsilon=0.0)
+    epochs(model, optimizer, pruner, 5)
+    said = [r.getMessage() for r in caplog.records if "total_steps=" in r.getMessage()]
+    assert len(said) == 1
+    assert "from check 24 on at the latest" in said[0]
+    caplog.clear()
+    epochs(*run()[:3], 5)
+    assert "total_steps" not in caplog.text
+
+
 def test_no_penalty_before_and_after():
     plain = net()
     train(plain, sgd(plain), 8)

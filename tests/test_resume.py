@@ -1,7 +1,12 @@
 """Weights of a cut model arrive in a dense one, in whatever order a framework restores things."""
 
+import ast
 import copy
 import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +17,7 @@ import ocsfast
 from ocsfast import StateError
 from ocsfast.fitting import surplus
 from ocsfast.grouping import group
+from ocsfast.train.models import build_model
 
 EPOCH = 5
 
@@ -142,6 +148,57 @@ def test_hooks_go_with_the_pruner_and_do_not_travel():
         other.load_state_dict(model.state_dict())
     ocsfast.detach(model)
     assert not model._load_state_dict_pre_hooks
+
+
+def grouped(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3, groups=6), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5)),
+    )
+
+
+def transformer(seed):
+    torch.manual_seed(seed)
+    return build_model("vit_tiny", 5, 3, 8)
+
+
+@pytest.mark.parametrize("make", [grouped, transformer])
+def test_sizes_that_no_shape_shows(make):
+    """Groups of a convolution, heads of an attention: they follow from how many are left."""
+    model, x = make(0), batch(0)[0]
+    families = group(model, (x,), {})
+    pruned = torch.zeros(families.num_groups, dtype=torch.bool)
+    for f, family in enumerate(families.families):
+        pruned[family.first : family.first + 1 + f % (family.size - 1)] = True
+    ocsfast.cut_model(model, families, pruned)
+    other = make(1)
+    ocsfast.fit_on_load(other, x)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.eval()(x), model.eval()(x))
+    assert repr(other) == repr(model)
+
+
+def test_a_saved_model_needs_none_of_the_code_that_trains(tmp_path):
+    _, run = saved(14)
+    ocsfast.save(run["model"], tmp_path / "pruned")
+    script = """
+        import sys, torch, ocsfast
+        from networks import Net
+        model = Net()
+        ocsfast.load(model, sys.argv[1])
+        print(model.eval()(torch.ones(1, 3, 8, 8)).tolist())
+        assert not {"ocsfast.train", "ocsfast.integrations", "torchvision", "sklearn"} & set(sys.modules)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "pruned")],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    here = run["model"].eval()(torch.ones(1, 3, 8, 8))
+    torch.testing.assert_close(torch.tensor(ast.literal_eval(done.stdout)), here)
 
 
 def test_kept_counts_follow_from_shapes():

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from builders import Case, draw_mask, mixed_case
+from builders import Case, as_double, draw, draw_mask, mixed_case, penalty_of, with_uncoupled
 from tolerance import DTYPES, assert_as_good_as_torch, assert_same_bits
 from torch import Tensor
 
 from ocsfast import ops, reference
-from ocsfast.plan import build_plan
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -21,36 +20,6 @@ SETTINGS: list[dict[str, Any]] = [
     {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
     {"momentum": 0.8, "maximize": True},
 ]
-
-
-def with_uncoupled(made: Case) -> Case:
-    """With parameters beside those that are coupled: one of several tasks, a scalar, an empty one."""
-    like = made.weights[0]
-    gen = torch.Generator().manual_seed(9)
-    for name, shape in (("head", (3, 70001)), ("bias", (7,)), ("scalar", ()), ("empty", (0, 4))):
-        made.parameters[name] = torch.randn(shape, generator=gen).to(like)
-    others = ["head", "bias", "scalar", "empty"]
-    return Case(
-        made.families, made.parameters, build_plan(made.families, made.parameters, others=others)
-    )
-
-
-def draw(made: Case, seed: int) -> list[Tensor]:
-    gen = torch.Generator().manual_seed(seed)
-    return [torch.empty_like(w).copy_(torch.randn(w.shape, generator=gen)) for w in made.weights]
-
-
-def penalty_of(made: Case, share: float | None) -> ops.Penalty | None:
-    if share is None:
-        return None
-    device = made.plan.tables.device
-    mask = draw_mask(made.plan, share)
-    return ops.Penalty(mask, torch.tensor(0.3, device=device), torch.tensor(0.9, device=device))
-
-
-def as_double(made: Case) -> Case:
-    parameters = {name: tensor.double() for name, tensor in made.parameters.items()}
-    return Case(made.families, parameters, build_plan(made.families, parameters, others=made.plan.names))
 
 
 @pytest.mark.parametrize("share", [None, 0.0, 0.4, 1.0])

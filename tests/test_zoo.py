@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import ocsfast
 from ocsfast.cost import build_cost_model
 from ocsfast.cut import cut_model
 from ocsfast.grouping import Families, group
@@ -138,3 +139,20 @@ def test_every_model_of_the_benchmark_has_one_line():
     names = zoo.names()
     assert len(names["timm"]) >= 80
     assert all(len(set(known)) == len(known) for known in names.values())
+
+
+def test_experts_keep_counts_that_their_operator_takes():
+    """torch's grouped matrix product wants rows of whole 16 bytes: widths are multiples of 8."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {**SIZES, "num_key_value_heads": 2, "num_local_experts": 4, "intermediate_size": 32}
+    torch.manual_seed(0)
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**{**sizes, "hidden_size": 32}))
+    ids = torch.randint(3, 19, (2, 7))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    pruner = ocsfast.attach(model, 0.4, optimizer=optimizer, example_inputs={"input_ids": ids})
+    assert pruner.families.multiple == 8
+    report = pruner.cut()
+    assert all(kept == size or kept % 8 == 0 for _, kept, size in report.kept)
+    assert any(kept < size for _, kept, size in report.kept)
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()

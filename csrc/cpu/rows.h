@@ -30,6 +30,9 @@ struct Span {
   int64_t first, last;
 };
 
+// Tensors an optimizer keeps beside each weight, at most.
+constexpr int kMostStates = 2;
+
 // What a kernel walks: some bands of a tensor, and what is known of each band and of each element in it.
 // Where a band is pruned, all of it is touched; else `spans` of it are.
 template <class T>
@@ -37,11 +40,11 @@ struct Bands {
   using A = accumulator_t<T>;
   T* w;  // [count, width]
   T* grad;
-  T* momentum;
-  const T* other;  // beside w, for a criterion
+  T* state[kMostStates];  // an optimizer's
+  const T* other;         // beside w, for a criterion
   int64_t count, width;
   bool dense;             // all of every band is touched
-  const uint8_t* pruned;  // [count]
+  const uint8_t* pruned;  // [count]; null: there is no penalty
   const Span* spans;
   int64_t num_spans;
   const uint8_t* pruned_cols;  // [width + 16] whether the element's column is pruned; null: none is
@@ -57,9 +60,15 @@ struct Bands {
 template <class A>
 struct SgdStep {
   A lr, decay, gain, weight_decay, sign;  // sign: -1 to maximize
-  bool nesterov, penalized;
+  bool nesterov;
   bool begins;  // the momentum holds nothing yet
-  bool stays;   // there is no gradient: w is not moved
+};
+
+// average = beta1 * average + gain1 * gradient; square = beta2 * square + gain2 * gradient ** 2;
+// w = keep * w - rate * average / (scale * sqrt(square) + eps).
+template <class A>
+struct AdamwStep {
+  A beta1, gain1, beta2, gain2, keep, rate, scale, eps, sign;
 };
 
 template <class T>
@@ -71,8 +80,9 @@ struct RowKernels {
   void (*shrink)(const Bands<T>& b);
   // grad += w * slopes. Where the slope is 0, grad stays, even beside an infinite weight.
   void (*lasso)(const Bands<T>& b);
-  // A step of SGD, Eq. 8 before and Eq. 9 after it; sums of the new squares where it is penalized.
+  // An optimizer's step; with a penalty Eq. 8 before and Eq. 9 after it, and sums of the new squares.
   void (*sgd)(const Bands<T>& b, const SgdStep<A>& step);
+  void (*adamw)(const Bands<T>& b, const AdamwStep<A>& step);
   // sums[c] += sum of values[c * run : (c + 1) * run], or the largest of them all
   void (*fold)(const A* values, int64_t cols, int64_t run, double* sums, bool largest);
   // values[s] = what a slice of sizes[s] elements scores whose elements add up to sums[s]

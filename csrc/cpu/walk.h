@@ -181,7 +181,9 @@ void Sums::run_bands(const Task& task, const Bands<T>& all, State& state, const 
     b.count = std::min(kBandsPerFold, all.count - first);
     b.w = all.w + offset;
     if (all.grad) b.grad = all.grad + offset;
-    if (all.momentum) b.momentum = all.momentum + offset;
+    for (int i = 0; i < kMostStates; ++i) {
+      if (all.state[i]) b.state[i] = all.state[i] + offset;
+    }
     if (all.other) b.other = all.other + offset;
     if (all.pruned) b.pruned = all.pruned + first;
     if (all.slope) b.slope = all.slope + first;

@@ -77,10 +77,10 @@ void run(const char* op, const Bound& bound, const Output& out, const std::vecto
          cudaStream_t stream) {
   Work work = make_work(bound, nullptr);
   if constexpr (needs_other(kElement)) {
-    Beside beside;
-    for_each_window(work, bound, [&] {
+    Beside<> beside;
+    for_each_window(work, bound, kMostTensors, [&] {
       copy_pointers(work, others, beside);
-      launch_cooperative(op, saliency_kernel<A, kElement, Beside>, work, stream, work, out, beside);
+      launch_cooperative(op, saliency_kernel<A, kElement, Beside<>>, work, stream, work, out, beside);
     });
   } else {
     launch_cooperative(op, saliency_kernel<A, kElement, None>, work, stream, work, out, None{});

@@ -11,7 +11,7 @@ struct Lasso {
   static constexpr bool kPenalized = true, kSparse = true, kSums = false;
 
   const float* strength;
-  const Beside* grads;
+  const Beside<>* grads;
 
   template <class T>
   struct Step {
@@ -41,7 +41,7 @@ struct Lasso {
 
 template <class A>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<A>)
-    lasso_kernel(const __grid_constant__ Work work, const __grid_constant__ Beside grads,
+    lasso_kernel(const __grid_constant__ Work work, const __grid_constant__ Beside<> grads,
                  const float* strength, bool known) {
   __shared__ Shared<A> shared;
   if (!known) take_squares<A>(work, shared);
@@ -58,8 +58,8 @@ void lasso_grad(const Tensor& ticket, const std::vector<Tensor>& grads, const Te
   const torch::stable::accelerator::DeviceGuard guard(bound->tables.get_device_index());
   const cudaStream_t stream = current_stream(kOp, bound->tables);
   Work work = make_work(*bound, mask.const_data_ptr<bool>());
-  Beside beside;
-  for_each_window(work, *bound, [&] {
+  Beside<> beside;
+  for_each_window(work, *bound, kMostTensors, [&] {
     copy_pointers(work, pointers, beside);
     launch_cooperative(kOp, bound->wide ? lasso_kernel<double> : lasso_kernel<float>, work, stream, work,
                        beside, strength.const_data_ptr<float>(), known);

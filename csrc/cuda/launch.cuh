@@ -28,13 +28,13 @@ inline Work make_work(const Bound& bound, const bool* mask) {
   return work;
 }
 
-// Calls launch() with the work of kMaxTensors tensors at a time: once, but for the largest of models.
+// Calls launch() with the work of `most` tensors at a time: once, but for the largest of models.
 template <class Launch>
-void for_each_window(Work& work, const Bound& bound, const Launch& launch) {
+void for_each_window(Work& work, const Bound& bound, size_t most, const Launch& launch) {
   const auto& matrices = bound.matrices;
   size_t first = 0;
   do {  // also for no tensor at all: the outputs have to be written
-    const size_t end = std::min(matrices.size(), first + kMaxTensors);
+    const size_t end = std::min(matrices.size(), first + most);
     work.first_tensor = static_cast<int32_t>(first);
     work.tensors = static_cast<int32_t>(end - first);
     work.first_task = first < end ? matrices[first].first_task : 0;
@@ -46,7 +46,8 @@ void for_each_window(Work& work, const Bound& bound, const Launch& launch) {
 }
 
 // The pointers of the tensors of a window.
-inline void copy_pointers(const Work& work, const std::vector<void*>& all, Beside& beside) {
+template <int kTensors>
+void copy_pointers(const Work& work, const std::vector<void*>& all, Beside<kTensors>& beside) {
   std::copy_n(all.begin() + work.first_tensor, work.tensors, beside.pointer);
 }
 

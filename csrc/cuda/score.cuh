@@ -19,7 +19,7 @@ struct Score {
   static constexpr uint32_t kWrites = 0;
   static constexpr bool kPenalized = false, kSparse = false, kSums = true;
 
-  const Beside* others;  // where the element needs them
+  const Beside<>* others;  // where the element needs them
 
   template <class T>
   struct Step {

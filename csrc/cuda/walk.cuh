@@ -49,12 +49,14 @@ struct Work {
   bool last;               // no launch for further tensors follows
 };
 
-// Tensors a launch takes of those ops that have others beside the weights. These move, so their pointers
-// go by value; all arguments together may have 32764 bytes.
-constexpr int kMaxTensors = 1984;
+// Tensors beside the weights move, so their pointers go by value, and all arguments of a kernel together
+// may have so many bytes: so many tensors a launch takes, at most, of ops with two pointers for each.
+constexpr int kArgumentBytes = 32764;
+constexpr int kMostTensors = 1984;
 
+template <int kTensors = kMostTensors>
 struct Beside {
-  void* pointer[kMaxTensors];  // of the launch's tensors; null: none
+  void* pointer[kTensors];  // of the launch's tensors; null: none
   __device__ void* operator()(const Work& work, int32_t tensor) const {
     return pointer[tensor - work.first_tensor];
   }

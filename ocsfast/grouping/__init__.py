@@ -26,6 +26,7 @@ from ocsfast.grouping.assemble import assemble
 from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.depgraph import by_depgraph
 from ocsfast.grouping.families import DEFAULT_KINDS, KINDS, Axis, Families, Family, Frozen, names_match
+from ocsfast.grouping.literals import literals_beyond
 from ocsfast.grouping.proof import Setting, proved
 from ocsfast.grouping.propagate import Findings, Walk
 from ocsfast.grouping.trace import Trace, forward_as, trace, with_batch
@@ -140,14 +141,18 @@ def by_labels(
     Walk(model, evaluation, found, count=True, outputs=outputs, deadline=deadline).run()
     parameters = dict(model.named_parameters())
     both_modes = False
-    if any(name not in found.used for name in parameters):
+    sizes = literals_beyond(model, evaluation)
+    if sizes or any(name not in found.used for name in parameters):
         # Auxiliary heads and the like run in training only, on channels that are pruned elsewhere.
         try:
             training = trace(model, args, kwargs, training=True)
         except GroupingError as error:
+            if sizes:
+                raise
             logger.info("no trace in training mode: %s", error)
         else:
-            Walk(model, training, found, count=False, deadline=deadline).run()
+            wanted = outputs if training.outputs == evaluation.outputs else None
+            Walk(model, training, found, count=False, outputs=wanted, deadline=deadline).run()
             both_modes = True
     protected = _protected(model, choice.keep)
     for name, dims in found.state.items():
@@ -202,6 +207,12 @@ def _named(model: nn.Module, entries: Sequence[str | nn.Module], option: str) ->
 
 
 def _check_parameters(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        where = f"its part {name}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise GroupingError(f"{where} is scripted: nothing in it can be cut. Pass its source")
+        if ".quantized" in type(module).__module__ and type(module).__module__.startswith("torch."):
+            raise GroupingError(f"{where} is quantized: prune first, and quantize what is left")
     for name, parameter in model.named_parameters():
         if parameter.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             raise GroupingError(

@@ -78,6 +78,7 @@ def assemble(
         macs=tuple(_product(raw, numbered, samples) for raw in found.products),
         frozen=_frozen(found, records, parameters),
         statistics=tuple(Statistic(node, dim, g) for node, dim, g in averaged if g is not None),
+        multiple=found.multiple,
     )
 
 

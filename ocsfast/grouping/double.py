@@ -37,7 +37,7 @@ class Double(TorchFunctionMode):
         if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
             func = Tensor.double
         args, kwargs = doubled((args, kwargs or {}))
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "_opname", getattr(func, "__name__", ""))  # an operator's, or a function's
         if name in GROUPED_MM:
             return grouped_mm(*args, **(kwargs or {}))
         if name in RELU:

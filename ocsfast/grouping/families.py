@@ -95,6 +95,7 @@ class Families:
     macs: tuple[Product, ...]  # multiply-accumulates of one sample's forward pass, eval mode
     frozen: tuple[Frozen, ...]
     statistics: tuple[Statistic, ...] = ()
+    multiple: int = 1  # of which each kept count has to be, if any group goes: some operator wants it
 
     @property
     def num_groups(self) -> int:
@@ -149,6 +150,7 @@ class Families:
             macs=tuple(replace(p, rows=optional(p.rows), cols=optional(p.cols)) for p in self.macs),
             frozen=self.frozen,
             statistics=tuple(replace(s, groups=relabel(s.groups)) for s in self.statistics),
+            multiple=self.multiple,
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from ocsfast.grouping.labels import Vector
 from ocsfast.grouping.products import give_up
 from ocsfast.grouping.propagate import Node, Value, Walk, freeze, operator_name, rule, shape
+from ocsfast.grouping.rules import copies
 
 
 def _is_mask(index: Any) -> bool:
@@ -124,9 +125,12 @@ def repeat(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """All copies of an index go with it."""
     source = node.args[0]
     lead = len(shape(node)) - len(shape(source))
-    out: list[Vector | None] = [None] * lead
+    out = [copies(walk, node, place, size) for place, size in enumerate(shape(node)[:lead])]
     for vector, old, new in zip(walk.dims(source), shape(source), shape(node)[lead:], strict=True):
-        out.append(None if vector is None else np.tile(vector, new // max(1, old)))
+        if old == 1:
+            out.append(copies(walk, node, len(out), new))
+        else:
+            out.append(None if vector is None else np.tile(vector, new // max(1, old)))
     return tuple(out)
 
 

@@ -1,6 +1,7 @@
 """Regions of a traced graph that ran under another autocast or gradient mode, put back in line.
 
-Export wraps each in a graph of its own. The labels, and the proof in float64, care for neither mode.
+Export wraps each in a graph of its own. The labels, and the proof in float64, care for neither mode;
+what ran without gradients is detached, for those who run the graph.
 """
 
 from __future__ import annotations
@@ -12,19 +13,27 @@ import torch
 WRAPPERS = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
 
 
-def inline(graph: torch.fx.GraphModule) -> None:
-    """Replace every call of a wrapped region by the operators in it."""
-    nodes = graph.graph
+def inline(graph: torch.fx.GraphModule) -> bool:
+    """Replace every call of a wrapped region by the operators in it.
+
+    Returns:
+        Whether any of them asked for autocast.
+    """
+    nodes, autocast = graph.graph, False
     wrapped = [n for n in nodes.nodes if getattr(n.target, "__name__", "") in WRAPPERS]
     for node in wrapped:
         places = [k for k, a in enumerate(node.args) if isinstance(a, torch.fx.Node)]
         region, *operands = [node.args[k] for k in places[:1]] + list(node.args[places[0] + 1 :])
         body = getattr(graph, str(region.target))
-        inline(body)
+        autocast |= inline(body)
+        mode = node.args[: places[0]]  # device, dtype, enabled, cache; or whether gradients are
+        autocast |= len(mode) > 1 and bool(mode[2])
         inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
         known: dict[torch.fx.Node, Any] = dict(zip(inputs, operands, strict=True))
         with nodes.inserting_before(node):
             results = nodes.graph_copy(body.graph, known)
+            if mode == (False,):
+                results = torch.fx.node.map_arg(results, lambda n: _detached(nodes, n))
         for user in list(node.users):
             replacement = results[user.args[1]] if isinstance(results, (tuple, list)) else results
             user.replace_all_uses_with(replacement)
@@ -35,3 +44,10 @@ def inline(graph: torch.fx.GraphModule) -> None:
     if wrapped:
         nodes.lint()
         graph.recompile()
+    return autocast
+
+
+def _detached(nodes: torch.fx.Graph, node: torch.fx.Node) -> torch.fx.Node:
+    detached = nodes.call_function(torch.ops.aten.detach.default, (node,))
+    detached.meta = dict(node.meta)
+    return detached

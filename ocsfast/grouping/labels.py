@@ -29,6 +29,7 @@ class Labels:
     def __init__(self) -> None:
         self._terms: list[Term] = [frozenset()]
         self._numbers: dict[Term, int] = {frozenset(): FROZEN}
+        self._own: list[Term] = []  # the term of each atom alone
         self._stands_for: list[tuple[int, ...] | None] = []  # an atom's substitution; None: itself
         self._reason: dict[int, str] = {}  # frozen atoms, and why
         self._inner: set[int] = set()  # atoms that split() made for the faster-moving part
@@ -44,6 +45,7 @@ class Labels:
         start = len(self._terms)
         new = [frozenset((atom,)) for atom in range(first, first + size)]
         self._terms.extend(new)
+        self._own.extend(new)
         self._numbers.update(zip(new, range(start, start + size), strict=True))
         return np.arange(start, start + size, dtype=np.int64)
 
@@ -58,8 +60,15 @@ class Labels:
 
     def _roots(self, atom: int) -> tuple[int, ...]:
         """The atoms that `atom` stands for in the end, frozen ones included; compresses the path."""
-        if self._stands_for[atom] is None:
+        below = self._stands_for[atom]
+        if below is None:
             return (atom,)
+        while len(below) == 1:  # as a rule it is a chain
+            beneath = self._stands_for[below[0]]
+            if beneath is None:
+                self._stands_for[atom] = below
+                return below
+            below = beneath
         stack = [atom]  # not recursion: chains get longer than Python's stack
         while stack:
             below = self._stands_for[stack[-1]] or ()
@@ -78,6 +87,11 @@ class Labels:
 
     def _resolved(self, number: int) -> Term:
         term = self._terms[number]
+        if len(term) == 1:  # most are: a channel that stands for itself, or for one other
+            (atom,) = term
+            roots = self._roots(atom)
+            if len(roots) == 1:
+                return self._terms[FROZEN] if roots[0] in self._reason else self._own[roots[0]]
         return frozenset(root for atom in term for root in self._roots(atom) if root not in self._reason)
 
     def solution(self) -> Vector:
@@ -139,6 +153,8 @@ class Labels:
     def _unify(self, left: int, right: int, reason: str) -> None:
         while True:
             a, b = self._resolved(left), self._resolved(right)
+            if a == b:
+                return
             a, b = a - b, b - a
             if not a or not b:
                 # One side holds all of the other: what it has more can never go alone.

@@ -116,6 +116,7 @@ def layer_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     walk.statistic(node, len(dims) - 1, dims[-1])
     walk.kind("width", dims[-1])
     walk.attribute(node, args.get("weight"), "normalized_shape", dims[-1])
+    walk.sized(node, normalized - 1, dims[-1], shape(args["input"])[-1])
     return dims
 
 
@@ -132,6 +133,7 @@ def group_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         outer, inner = walk.labels.split(dims[1], [groups, channels // groups], why)
         walk.labels.freeze(inner, why)
         walk.attribute(node, args.get("weight"), "num_groups", outer)
+        walk.sized(node, 0, outer, groups)
     else:
         walk.statistic(node, 1, dims[1])
     walk.attribute(node, args.get("weight"), "num_channels", dims[1])

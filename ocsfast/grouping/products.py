@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from string import ascii_letters
 from typing import Any
 
@@ -168,13 +169,17 @@ def _name_kinds(walk: Walk, terms: list[str], result: str, vectors: dict[str, Ve
 
 @rule("_grouped_mm", "grouped_mm", "grouped_mm_fallback", "transformers::grouped_mm_fallback")
 def grouped_mm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """x [tokens, k] times the matrix [experts, k, n] of each token's expert: experts stay."""
+    """x [tokens, k] times the matrix [experts, k, n] of each token's expert: experts stay.
+
+    torch wants rows of whole 16 bytes, which is 8 numbers under autocast, whatever the weights have.
+    """
     x, weight, why = node.args[0], node.args[1], walk.reason(node)
     if len(shape(x)) != 2 or len(shape(weight)) != 3:
         return give_up(walk, node)
     x_dims, w_dims = walk.dims(x), walk.dims(weight)
     freeze(walk, (x_dims[0], w_dims[0]), why)
     walk.labels.unify(x_dims[1], w_dims[1], why)
+    walk.found.multiple = math.lcm(walk.found.multiple, 8)
     bias = args.get("bias")
     if bias is not None:
         walk.labels.freeze(walk.dims(bias)[0], why)

@@ -35,6 +35,7 @@ SHARE = 0.3  # of every family's groups are cut in a trial
 TOLERANCE = 1e-8  # relative to the largest output; rounding in float64 stays below 1e-11
 NOISE = 1e-14  # relative, in the weights: some ten times what float64 rounds away
 SEED = 0
+CUT_FAILS = "cutting it fails"  # how the reason begins where a cut model does not compute what it should
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ def proved(model: nn.Module, families: Families, setting: Setting) -> Families:
             return families
         names = ", ".join(families.families[f].name for f in failed)
         logger.warning("%s: cutting is not the same as zeroing, so it stays dense", names)
-        left = families.without({f: f"cutting it fails: {why}" for f, why in failed.items()})
+        left = families.without({f: f"{CUT_FAILS}: {why}" for f, why in failed.items()})
         if left.families:
             again = Trial(model, left, setting)
             why = again.difference(range(len(left.families)))
@@ -276,10 +277,11 @@ def calibrate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
     With any others activations grow from layer to layer, and gates amplify the rounding to a difference.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    held = (m for m in model.modules() if isinstance(getattr(m, "running_var", None), Tensor))
+    norms: list[Any] = [m for m in held if hasattr(m, "momentum")]
+    before = [(norm, norm.momentum) for norm in norms]
     if not norms:
         return
-    before = [(norm, norm.momentum) for norm in norms if norm.running_var is not None]
     try:
         for norm, _ in before:
             norm.train()
@@ -292,7 +294,6 @@ def calibrate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         model.train().eval()  # drops what modules keep from a forward pass in evaluation
         for norm, momentum in before:
             norm.momentum = momentum
-            assert norm.running_var is not None
             norm.running_var.clamp_(min=0.1)
 
 

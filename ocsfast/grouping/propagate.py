@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ocsfast.errors import ConfigError
 from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.labels import Dims, Labels, Vector
+from ocsfast.grouping.shapes import sizes_of
 from ocsfast.grouping.trace import Trace, module_of, origins_of, source_of
 
 Value = Dims | list[Any] | None  # a tensor's labels, a list of them, or nothing
@@ -46,6 +47,7 @@ class Findings:
         default_factory=dict
     )  # place of an operator without a rule: its name
     used: set[str] = field(default_factory=set)
+    multiple: int = 1  # of which the kept counts have to be, for some operator's sake
 
 
 class Walk:
@@ -76,7 +78,7 @@ class Walk:
     def run(self) -> None:
         position = 0
         for node in self.trace.graph.graph.nodes:
-            if any(source in self.batched for source in node.all_input_nodes):
+            if any(source in self.batched for source in node.all_input_nodes) or self._per_sample(node):
                 self.batched.add(node)
             if node.op == "placeholder":
                 if position >= len(self.trace.state):
@@ -103,6 +105,13 @@ class Walk:
                     self.values[node] = rule(self, node, arguments(node))
                 else:
                     self._without_rule(node, name)
+
+    def _per_sample(self, node: torch.fx.Node) -> bool:
+        """Whether a tensor is made for as many samples as another one has."""
+        return any(
+            dim == 0 and other in self.batched and shape(other)[:1] == (self.trace.samples,)
+            for other, dim in sizes_of(node).values()
+        )
 
     def _state(self, node: torch.fx.Node, position: int) -> Value:
         """Fresh atoms for every axis of a parameter or float buffer; inputs and constants have none."""
@@ -287,7 +296,7 @@ def freeze(walk: Walk, vectors: Sequence[Vector | None], why: str) -> None:
 # Operators that make a tensor of one value.
 FACTORIES = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
 # Operators whose sizes alone may tie their result to another tensor.
-SIZED = (*FACTORIES, "expand")
+SIZED = (*FACTORIES, "expand", "repeat")
 # Operators whose rule also states a cost, so that they run even where no label is live.
 COUNTED = frozenset(
     {"conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul", "mm", "bmm", "addmm", "einsum"}

@@ -9,6 +9,7 @@ import torch
 from ocsfast.grouping.labels import Dims, Vector
 from ocsfast.grouping.propagate import Node, Value, Walk, operator_name, rule, shape
 from ocsfast.grouping.shapes import whose_size
+from ocsfast.grouping.trace import origins_of
 
 # -- element by element -------------------------------------------------------------------------
 
@@ -242,20 +243,43 @@ def stack(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 
 @rule("expand", "expand_as")
 def expand(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Copies along a dimension stay: their number stands in the module's code."""
+    """Copies along a dimension stay where their number stands in the module's code."""
     source, out = shape(node.args[0]), shape(node)
     dims = walk.dims(node.args[0])
     if "other" in args:  # their number follows the other tensor
         return _expanded_as(walk, node, args["other"])
     lead = len(out) - len(source)
-    # The number of copies may be a size of another tensor, and then shrinks with it.
-    kept = [labels_of_size(walk, node, place, size) for place, size in enumerate(out)]
+    kept = [copies(walk, node, place, size) for place, size in enumerate(out)]
     for d, (vector, old, new) in enumerate(zip(dims, source, out[lead:], strict=True)):
         if old == new:
             kept[lead + d] = vector
+            walk.sized(node, lead + d, vector, new)
         else:
             walk.labels.freeze(vector, walk.reason(node))
     return tuple(kept)
+
+
+def copies(walk: Walk, node: Node, place: int, size: int) -> Vector | None:
+    """The labels of the copies along a dimension; none where the tensor has labels of its own.
+
+    A key that several queries share would else have two owners.
+    """
+    if any(walk.labels.live(vector) for vector in walk.dims(node.args[0])):
+        return labels_of_size(walk, node, place, size)
+    return asked_for(walk, node, place, size)
+
+
+def asked_for(walk: Walk, node: Node, place: int, size: int) -> Vector | None:
+    """The labels of a dimension whose size the code says and whose indices are all alike.
+
+    Their number may be a module's attribute, or a size of another tensor, and then shrinks with it.
+    """
+    origin = origins_of(node).get(place)
+    if origin is None or origin[2] != size or size <= 1:
+        return labels_of_size(walk, node, place, size)
+    vector = walk.labels.fresh(size)
+    walk.sized(node, place, vector, size)
+    return vector
 
 
 def _expanded_as(walk: Walk, node: Node, other: Any) -> Value:

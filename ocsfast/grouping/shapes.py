@@ -6,6 +6,7 @@ to shrink together.
 
 from __future__ import annotations
 
+import weakref
 from itertools import count
 from typing import Any
 
@@ -65,11 +66,20 @@ def sizes_in(numbers: list[int]) -> dict[int, tuple[int, int]]:
 
 def whose_size(node: torch.fx.Node, place: int) -> tuple[torch.fx.Node, int] | None:
     """The tensor whose size the integer at this place of the call is, and the dimension."""
-    known = node.meta.get("custom", {}).get(SIZES, {}).get(place)
-    if known is None:
-        return None
-    number, dim = known
-    for other in node.graph.nodes:
-        if other.meta.get("custom", {}).get(NUMBER) == number:
-            return other, dim
-    return None
+    return sizes_of(node).get(place)
+
+
+def sizes_of(node: torch.fx.Node) -> dict[int, tuple[torch.fx.Node, int]]:
+    """Every integer of the call that is a tensor's size: its place -> the tensor, the dimension."""
+    known = node.meta.get("custom", {}).get(SIZES, {})
+    if not known:
+        return {}
+    numbered = _asked.get(node.graph)
+    if numbered is None:
+        custom = ((other, other.meta.get("custom", {})) for other in node.graph.nodes)
+        numbered = _asked[node.graph] = {own[NUMBER]: other for other, own in custom if NUMBER in own}
+    return {place: (numbered[n], dim) for place, (n, dim) in known.items() if n in numbered}
+
+
+# The nodes of a graph whose tensors were asked for their shapes, by number.
+_asked: weakref.WeakKeyDictionary[torch.fx.Graph, dict[int, torch.fx.Node]] = weakref.WeakKeyDictionary()

@@ -6,7 +6,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import MethodType
 from typing import Any
 
@@ -33,6 +33,8 @@ class Trace:
     constants: dict[int, Tensor]  # value of each constant, by the number of its placeholder
     samples: int  # how many samples that is
     outputs: tuple[str, ...]  # what the model calls each of its outputs, e.g. "logits" or "0"
+    structure: pytree.TreeSpec  # what the outputs stand in
+    autocast: bool  # whether the model's own code asks for lower precision somewhere
 
     def run(self, interpreter: torch.fx.Interpreter, state: dict[str, Tensor], inputs: Any) -> Any:
         """Run the graph on other state and inputs, all float64; its outputs, flat."""
@@ -42,9 +44,9 @@ class Trace:
 
 
 def with_batch(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
+    args: tuple[Any, ...], kwargs: dict[str, Any], samples: int = BATCH
 ) -> tuple[tuple[Any, ...], dict[str, Any], int]:
-    """The inputs cut or repeated to BATCH samples, where one leading size is common to all tensors.
+    """The inputs cut or repeated to so many samples, where one leading size is common to all tensors.
 
     Where none is, they stay, and the first tensor says how many samples there are.
 
@@ -63,10 +65,10 @@ def with_batch(
         if not isinstance(x, Tensor):
             return x
         x = x.detach()
-        return x[:BATCH].clone() if size >= BATCH else x[:1].expand(BATCH, *x.shape[1:]).clone()
+        return x[:samples].clone() if size >= samples else x[:1].expand(samples, *x.shape[1:]).clone()
 
     args, kwargs = pytree.tree_map(resize, (args, kwargs))
-    return args, kwargs, BATCH
+    return args, kwargs, samples
 
 
 def _key(entry: Any) -> str:
@@ -101,18 +103,36 @@ def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
                 config.use_cache = True
 
 
-def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Trace:
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    training: bool,
+    samples: int = BATCH,
+    gradients: bool = False,
+) -> Trace:
     """Export the model's forward pass in one mode.
+
+    Args:
+        samples: how many, where the inputs say (see `with_batch`).
+        gradients: whether what the model's code runs without gradients is told from the rest.
 
     Raises:
         GroupingError: the model cannot be exported; the message names the place and the cause.
     """
-    args, kwargs, samples = with_batch(args, kwargs)
+    args, kwargs, samples = with_batch(args, kwargs, samples)
     try:
-        with undisturbed(model, training=training), torch.no_grad(), origins(model):
+        with (
+            undisturbed(model, training=training),
+            torch.set_grad_enabled(gradients),
+            known_outputs(model),
+            origins(model),
+        ):
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:  # export raises whatever the model's own code raises, and more
-        raise GroupingError(f"the model cannot be exported: {_cause(error)}") from error
+        mode = " in training mode" if training else ""
+        raise GroupingError(f"the model cannot be exported{mode}: {_cause(error)}") from error
     state: list[str | None] = []
     constants: dict[int, Tensor] = {}
     for spec in program.graph_signature.input_specs:
@@ -125,13 +145,31 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tr
             raise GroupingError(
                 f"the model cannot be exported: it holds a {spec.kind.name.lower()} input"
             )
-    inline(program.graph_module)
-    return Trace(program.graph_module, tuple(state), constants, samples, _output_names(program))
-
-
-def _output_names(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    autocast = inline(program.graph_module)
     spec = program.call_spec.out_spec
     assert spec is not None
+    names = _output_names(spec)
+    return Trace(program.graph_module, tuple(state), constants, samples, names, spec, autocast)
+
+
+@contextmanager
+def known_outputs(model: nn.Module) -> Iterator[None]:
+    """Tell torch how to take apart the dataclasses that the model returns, as it returns them."""
+
+    def register(module: nn.Module, args: Any, output: Any) -> None:
+        for leaf in pytree.tree_leaves(output):
+            if is_dataclass(leaf) and not isinstance(leaf, type):
+                torch.export.register_dataclass(type(leaf))
+                register(module, args, leaf)
+
+    handle = model.register_forward_hook(register)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _output_names(spec: pytree.TreeSpec) -> tuple[str, ...]:
     numbered = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
     names = [""] * spec.num_leaves
     for path, number in pytree.tree_flatten_with_path(numbered)[0]:
@@ -192,6 +230,12 @@ class _Origins(TorchFunctionMode):
 ORIGINS = "ocsfast_origins"
 
 
+def entry_names(name: str, length: int) -> list[str]:
+    """What the entries of a sequence of integers are called: the last of `normalized_shape` like it."""
+    names = [f"{name}[{k}]" for k in range(length)]
+    return [*names[:-1], name] if name == "normalized_shape" else names
+
+
 def _numbers(values: Iterable[Any]) -> list[int]:
     """All integers in a call's arguments, in order."""
     found = []
@@ -224,8 +268,8 @@ def origins(model: nn.Module) -> Iterator[None]:
             if type(value) is int:
                 known = Origin.of(value, path, name)
             elif type(value) in (tuple, list) and all(type(entry) is int for entry in value):
-                entries = (Origin.of(entry, path, f"{name}[{k}]") for k, entry in enumerate(value))
-                known = type(value)(entries)
+                names = entry_names(name, len(value))
+                known = type(value)(Origin.of(n, path, own) for n, own in zip(value, names, strict=True))
             if known is not None:
                 before.append((module, name, value))
                 vars(module)[name] = known
@@ -258,5 +302,9 @@ def module_of(node: torch.fx.Node) -> str:
 
 def source_of(node: torch.fx.Node) -> str:
     """file:line of the user's statement that made the node, or its module."""
-    where = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    stack = node.meta.get("stack_trace") or ""
+    noted = re.findall(r"  # at (.+:\d+)$", stack, re.MULTILINE)  # by a program of `literals`
+    if noted:
+        return str(noted[-1])
+    where = re.findall(r'File "([^"]+)", line (\d+)', stack)
     return f"{where[-1][0]}:{where[-1][1]}" if where else module_of(node) or "the model's forward"

@@ -1,0 +1,40 @@
+#include <torch/csrc/stable/library.h>
+
+#include "step.h"
+
+namespace ocsfast::cpu {
+namespace {
+
+void adamw_step(const Tensor& ticket, const std::vector<Tensor>& grads,
+                const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
+                const std::vector<int64_t>& steps, const Tensor& lr, double beta1, double beta2,
+                double eps, double weight_decay, bool maximize, const std::optional<Tensor>& mask,
+                const Tensor& strength, const Tensor& factor, bool known) {
+  constexpr const char* kOp = "adamw_step_";
+  const Use bound(kOp, ticket);
+  const Step step = check_step(kOp, *bound, grads, lr, maximize, mask, strength, factor, known);
+  const AdamwArguments a = check_adamw(kOp, *bound, step, exp_avgs, exp_avg_sqs, steps, beta1, beta2);
+  take_step(*bound, step, {&a.averages, &a.squares}, [&](const auto& bands, int32_t tensor) {
+    using T = std::remove_reference_t<decltype(*bands.w)>;
+    using A = accumulator_t<T>;
+    const Correction& correction = a.corrections[tensor];
+    const AdamwStep<A> how{static_cast<A>(beta1),
+                           static_cast<A>(1 - beta1),
+                           static_cast<A>(beta2),
+                           static_cast<A>(1 - beta2),
+                           static_cast<A>(1 - *step.lr * weight_decay),
+                           static_cast<A>(*step.lr * correction.average),
+                           static_cast<A>(correction.root_square),
+                           static_cast<A>(eps),
+                           maximize ? A(-1) : A(1)};
+    row_kernels<T>().adamw(bands, how);
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ocsfast, CPU, m) {
+  m.impl("adamw_step_", TORCH_BOX(&adamw_step));
+}
+
+}  // namespace ocsfast::cpu

@@ -1,0 +1,50 @@
+// How the CPU takes an optimizer's step: one pass over what it changes, with the penalty in it.
+#pragma once
+
+#include "../step.h"
+#include "walk.h"
+
+namespace ocsfast::cpu {
+
+// Calls by(bands, tensor) with all that is there to be stepped, for a weight with a gradient, first
+// having pointed bands.state at `states`; a weight without one is shrunk. Leaves all slices' sums of
+// squares behind where there is a penalty.
+template <size_t kStates, class By>
+void take_step(const Bound& bound, const Step& step, const std::vector<void*>* const (&states)[kStates],
+               const By& by) {
+  static_assert(kStates <= kMostStates);
+  Penalty penalty;
+  std::vector<double> slopes;
+  if (step.mask) {
+    penalty.mask = step.mask;
+    penalty.factor = *step.factor;
+    if (!step.known && prunes_any(penalty, bound.plan)) sum_squares(bound);
+    slopes = take_slopes(bound, step.mask, *step.strength);
+    penalty.slopes = slopes.data();
+  }
+  Sums sums(bound, bound.slice_sq.mutable_data_ptr<double>(), false);
+  for_each_task(bound, [&](const Task& task, State& state) {
+    const int32_t t = task.tensor;
+    const Matrix& m = bound.matrices[t];
+    const bool penalized = step.mask && has_slices(m);
+    if (!penalized && !step.grads[t]) return;
+    dispatch(m.dtype, [&](auto type) {
+      using T = decltype(type);
+      Bands<T> bands = bands_of<T>(bound, task, penalty, state);
+      const int64_t offset = bands.w - static_cast<T*>(m.weight);
+      bands.dense = true;
+      bands.count = static_cast<int64_t>(task.last_row - task.first_row) * m.bands;
+      if (step.grads[t]) {
+        bands.grad = static_cast<T*>(step.grads[t]) + offset;
+        for (size_t i = 0; i < kStates; ++i) {
+          void* const beside = (*states[i])[t];
+          if (beside) bands.state[i] = static_cast<T*>(beside) + offset;
+        }
+      }
+      const auto kernel = [&](const Bands<T>& b) { b.grad ? by(b, t) : row_kernels<T>().shrink(b); };
+      penalized ? sums.run(task, bands, state, kernel) : kernel(bands);
+    });
+  });
+}
+
+}  // namespace ocsfast::cpu

@@ -1,0 +1,135 @@
+"""How an optimizer takes its parameters through one pass of a kernel, whatever its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ocsfast import ops
+from ocsfast.grouping.families import Families
+from ocsfast.plan import build_plan, is_dense
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+Group = dict[str, Any]
+Gradients = list[Tensor | None]
+# Steps bound weights by their gradients, at a learning rate, 0-dim float64, with or without a penalty.
+ByKernel = Callable[[ops.Bound, Gradients, Tensor, Group, ops.Penalty | None], None]
+# Steps parameters as torch does, one by one.
+ByTorch = Callable[[Sequence[Tensor], Group], None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Walk:
+    """Some parameters of a group as they lie in memory now: those a kernel steps, and the rest."""
+
+    parameters: tuple[nn.Parameter, ...]
+    pointers: tuple[int, ...]
+    bound: ops.Bound
+    rest: tuple[nn.Parameter, ...]  # for torch's own path
+
+    def is_current(self, parameters: Sequence[nn.Parameter]) -> bool:
+        return (
+            len(parameters) == len(self.parameters)
+            and all(a is b for a, b in zip(parameters, self.parameters, strict=True))
+            and self.pointers == _pointers(parameters)
+        )
+
+
+class Passes:
+    """An optimizer's parameters as a kernel walks them, and what a pruner wants of the next step."""
+
+    def __init__(self) -> None:
+        self._walks: dict[int, _Walk] = {}
+        self.penalties: Mapping[int, tuple[ops.Bound, ops.Penalty]] = {}
+
+    def step(self, groups: Sequence[Group], by_kernel: ByKernel, by_torch: ByTorch) -> None:
+        """Step each parameter once: with the penalty of its group, if there is one."""
+        penalties, self.penalties = self.penalties, {}
+        for number, group in enumerate(groups):
+            rest = group["params"]
+            if number in penalties:
+                bound, penalty = penalties[number]
+                _step_bound(bound, group, penalty, by_kernel, by_torch)
+                if len(bound.weights) == len(rest):  # as a rule it is bound to the whole group
+                    continue
+                done = {id(w) for w in bound.weights}
+                rest = [p for p in rest if id(p) not in done]
+            if rest:
+                walk = self._walk(number, rest)
+                _step_bound(walk.bound, group, None, by_kernel, by_torch)
+                by_torch(walk.rest, group)
+
+    def _walk(self, number: int, parameters: Sequence[nn.Parameter]) -> _Walk:
+        walk = self._walks.get(number)
+        if walk is None or not walk.is_current(parameters):
+            walked = [p for p in parameters if walkable(p, parameters[0])]
+            done = {id(p) for p in walked}
+            named = {str(k): p for k, p in enumerate(walked)}
+            plan = build_plan(Families((), (), (), (), ()), named, others=named)
+            walk = self._walks[number] = _Walk(
+                tuple(parameters),
+                _pointers(parameters),
+                ops.Bound(plan, walked),
+                tuple(p for p in parameters if id(p) not in done),
+            )
+        return walk
+
+
+def _step_bound(
+    bound: ops.Bound,
+    group: Group,
+    penalty: ops.Penalty | None,
+    by_kernel: ByKernel,
+    by_torch: ByTorch,
+) -> None:
+    lr = torch.empty((), dtype=torch.float64, device=bound.plan.tables.device)
+    fill(lr, group["lr"])
+    grads: Gradients = [w.grad for w in bound.weights]
+    if any(is_sparse(g) for g in grads):
+        by_torch([w for w, g in zip(bound.weights, grads, strict=True) if is_sparse(g)], group)
+        grads = [None if is_sparse(g) else g for g in grads]
+    by_kernel(bound, grads, lr, group, penalty)
+
+
+def beside(weight: Tensor, stride: tuple[int, ...], state: dict[str, Tensor], key: str) -> Tensor | None:
+    """A weight's state, if it has any, with the weight's strides: a loaded one may have others."""
+    value = state.get(key)
+    if value is None or value.stride() == stride or value.shape != weight.shape:
+        return value
+    state[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+    return state[key]
+
+
+def walkable(parameter: Tensor, beside: Tensor) -> bool:
+    """Whether the kernel can step it together with another one."""
+    device = parameter.device
+    known = device.type == "cpu" or (device.type == "cuda" and bool(ops.build_info()["cuda"]))
+    return (
+        known
+        and device == beside.device
+        and parameter.dtype in _DTYPES
+        and parameter.layout is torch.strided
+        and is_dense(parameter)
+    )
+
+
+def _pointers(parameters: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(p.data_ptr() if p.layout is torch.strided else 0 for p in parameters)
+
+
+def is_sparse(grad: Tensor | None) -> bool:
+    """Whether there is a gradient that names the rows it touches: no kernel walks it."""
+    return grad is not None and grad.layout is not torch.strided
+
+
+def fill(scratch: Tensor, value: float | Tensor) -> None:
+    """Set a 0-dim tensor to a number, or to another one's value without reading it."""
+    if isinstance(value, Tensor):
+        scratch.copy_(value)
+    else:
+        scratch.fill_(value)

@@ -1,0 +1,103 @@
+"""What the scripts of docs/training do not show: other models, options, and mistakes."""
+
+import pytest
+import torch
+from networks import batch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ocsfast import ConfigError, StateError
+
+
+def test_a_vision_transformer_reads_what_it_saved(tmp_path):
+    """With uniform=True the config says what is left."""
+    transformers = pytest.importorskip("transformers")
+    from ocsfast.integrations.transformers import PruneCallback
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.ViTConfig(
+        **sizes, intermediate_size=128, image_size=16, patch_size=4, num_labels=3
+    )
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(config)
+    images = torch.randn(64, 3, 16, 16)
+    data = [{"pixel_values": x, "labels": k % 3} for k, x in enumerate(images)]
+    prune = PruneCallback(0.3, {"pixel_values": images[:2]}, uniform=True)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=60,
+        per_device_train_batch_size=16,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    transformers.Trainer(model, arguments, train_dataset=data, callbacks=[prune]).train()
+    report = prune.run.report
+    assert report.stage == "pruned"
+    assert 10 * report.cost <= 7 * report.cost_dense
+    model.save_pretrained(tmp_path / "saved")
+    again = transformers.ViTForImageClassification.from_pretrained(tmp_path / "saved")
+    assert again.config.intermediate_size < 128
+    assert torch.equal(again.eval()(images[:4]).logits, model.eval()(images[:4]).logits)
+
+
+def lightning_module(optimizers=1):
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 5))
+
+        def training_step(self, batch, _):
+            x, y = batch
+            return nn.functional.cross_entropy(self.net(x), y)
+
+        def configure_optimizers(self):
+            made = [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(optimizers)]
+            return made if optimizers > 1 else made[0]
+
+    if optimizers > 1:
+        Module.automatic_optimization = False
+    return lightning, Module()
+
+
+def fit(lightning, module, callback, **options):
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, DataLoader(TensorDataset(*batch(0)), batch_size=4))
+    return trainer
+
+
+def test_lightning_mistakes():
+    lightning, module = lightning_module()
+    from ocsfast.integrations.lightning import PruneCallback
+
+    x = batch(0)[0][:2]
+    with pytest.raises(ConfigError, match=r"module='model': Module has no such part; it has net"):
+        fit(lightning, module, PruneCallback(0.5, x))
+    with pytest.raises(ConfigError, match="ratio"):
+        fit(lightning, module, PruneCallback(50, x, module="net"))
+    _, two = lightning_module(optimizers=2)
+    with pytest.raises(StateError, match="configure_optimizers returns 2 optimizers"):
+        fit(lightning, two, PruneCallback(0.5, x, module="net"))
+
+
+def test_lightning_accumulates():
+    lightning, module = lightning_module()
+    from ocsfast.integrations.lightning import PruneCallback
+
+    callback = PruneCallback(0.5, batch(0)[0][:2], module="net", check_every=1, deadline=2)
+    fit(lightning, module, callback, accumulate_grad_batches=2)
+    assert callback.run.report.stage == "pruned"
+    assert module.net[1].out_features < 16
+    assert callback.run.pruner.steps == 2
