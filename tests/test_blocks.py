@@ -250,12 +250,6 @@ def test_no_samples():
         group(mlp(), (torch.ones(0, 7),))
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_quantized_layers_leave_nothing_to_prune():
-    model = torch.ao.quantization.quantize_dynamic(mlp(), {nn.Linear})
-    assert not group(model, (torch.ones(2, 7),)).families
-
-
 @pytest.mark.parametrize("wrap", ["whole", "in place", "part", "replicas"])
 def test_wrapped_models(wrap):
     model: nn.Module = mlp()

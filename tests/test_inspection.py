@@ -140,6 +140,7 @@ def test_outputs_in_dataclasses():
     assert [f.groups for f in wrapped.families] == [f.groups for f in plain.families]
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_what_has_no_code_or_no_weights_to_cut():
     x = batch(0)[0]
     quantized = torch.ao.quantization.quantize_dynamic(net(), {nn.Linear}, dtype=torch.qint8)

@@ -108,7 +108,7 @@ def train(run: Run, data: Data, recipe: Recipe, seed: int) -> Training:
                 macs = count_macs(run.model, data.shape)
                 cut = Cut(epoch, report.forced, before, accuracy)
             if run.pruner is not None and (report.cut or report.stage != "pruned"):
-                snapshots.append(_snapshot(epoch, run.pruner))
+                snapshots.extend(_snapshot(epoch, run.pruner))
         lr = float(run.optimizer.param_groups[0]["lr"])
         row = EpochRow(
             run.name, epoch, loss, accuracy, lr, train_seconds, step_seconds, macs, **_columns(report)
@@ -232,14 +232,12 @@ def _columns(report: StepReport | None) -> dict[str, Any]:
     }
 
 
-def _snapshot(epoch: int, pruner: Pruner) -> NormSnapshot:
-    assert pruner.scores is not None
-    assert pruner.mask is not None
-    return NormSnapshot(
-        epoch,
-        pruner.scores.detach().cpu().double().numpy(),
-        pruner.mask.detach().cpu().numpy().astype(bool),
-    )
+def _snapshot(epoch: int, pruner: Pruner) -> list[NormSnapshot]:
+    """The last check's scores and choice; nothing before the first check."""
+    if pruner.scores is None or pruner.mask is None:
+        return []
+    scores = pruner.scores.detach().cpu().double().numpy()
+    return [NormSnapshot(epoch, scores, pruner.mask.detach().cpu().numpy().astype(bool))]
 
 
 def _widths(pruner: Pruner) -> tuple[FamilyWidth, ...]:
