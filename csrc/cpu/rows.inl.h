@@ -57,16 +57,15 @@ inline void score_all(const Bands<T>& b) {
   using A = accumulator_t<T>;
   using V = typename Lanes<A>::type;
   A* __restrict cols = b.col_sums;
-  constexpr int64_t end = INT32_MAX;
   for_bands<E>(b, [&](int64_t k, int64_t first, int64_t last, V& sum) OCSFAST_INLINE {
     const T* __restrict w = b.w + k * b.width;
     const T* __restrict x = b.other + k * b.width;
     for_lanes<A>(first, last, [=, &sum](int64_t j, auto n) OCSFAST_INLINE {
-      fetch(w, j, end, kAhead);
+      fetch(w, j, kAhead);
       const V v = load_n<A>(w + j, n);
       V other = v;
       if constexpr (E::kOther) {
-        fetch(x, j, end, kAhead);
+        fetch(x, j, kAhead);
         other = load_n<A>(x + j, n);
       }
       const V element = E::of(v, other);
@@ -105,12 +104,11 @@ inline void shrink_all(const Bands<T>& b) {
   using V = typename Lanes<A>::type;
   const uint8_t* __restrict flags = b.pruned_cols;
   A* __restrict cols = b.col_sums;
-  for_touched(b, [&](int64_t k, int64_t first, int64_t last, V& sum) OCSFAST_INLINE {
+  for_touched(b, [&](int64_t k, int64_t first, int64_t last, Run run, V& sum) OCSFAST_INLINE {
     T* __restrict w = b.w + k * b.width;
     const V once = splat<A>(b.factor), own = b.pruned[k] ? once : splat<A>(1);
-    const int64_t end = touched_end(b, last);
     for_lanes<A>(first, last, [=, &sum](int64_t j, auto n) OCSFAST_INLINE {
-      fetch(w, j, end, kAhead);
+      fetch(w, j, run, kAhead);
       V factor = own;
       if constexpr (kPruned) factor *= where_set<A>(flags + j, once);
       const V now = store_n<A>(w + j, n, load_n<A>(w + j, n) * factor);
@@ -137,14 +135,13 @@ inline void lasso_all(const Bands<T>& b) {
   using A = accumulator_t<T>;
   using V = typename Lanes<A>::type;
   const A* __restrict slopes = b.slopes;
-  for_touched(b, [&](int64_t k, int64_t first, int64_t last, V&) OCSFAST_INLINE {
+  for_touched(b, [&](int64_t k, int64_t first, int64_t last, Run run, V&) OCSFAST_INLINE {
     const T* __restrict w = b.w + k * b.width;
     T* __restrict grad = b.grad + k * b.width;
     const V own = splat<A>(b.slope[k]);
-    const int64_t end = touched_end(b, last);
     for_lanes<A>(first, last, [=](int64_t j, auto n) OCSFAST_INLINE {
-      fetch(w, j, end, kAheadOfSeveral);
-      fetch(grad, j, end, kAheadOfSeveral);
+      fetch(w, j, run, kAheadOfSeveral);
+      fetch(grad, j, run, kAheadOfSeveral);
       V slope = own;
       if constexpr (kWithCols) slope += load_n<A>(slopes + j, n);
       const V now = load_n<A>(grad + j, n);
@@ -161,6 +158,10 @@ void lasso(const Bands<T>& b) {
 
 template <class Join, class A>
 inline void fold_as(const A* __restrict values, int64_t cols, int64_t run, double* __restrict sums) {
+  if (run == 1) {
+    for (int64_t c = 0; c < cols; ++c) sums[c] = Join::join(sums[c], static_cast<double>(values[c]));
+    return;
+  }
   int64_t c = 0;
   // Four columns side by side: a single one would wait for each of its additions.
   for (; c + 4 <= cols; c += 4) {

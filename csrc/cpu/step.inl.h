@@ -72,7 +72,6 @@ inline void step_all(const Bands<T>& b, const Rule& rule) {
   const uint8_t* __restrict flags = b.pruned_cols;
   const A* __restrict slopes = b.slopes;
   A* __restrict cols = b.col_sums;
-  constexpr int64_t end = INT32_MAX;
   for_bands<Sum>(b, [&](int64_t k, int64_t first, int64_t last, V& sum) OCSFAST_INLINE {
     T* __restrict w = b.w + k * b.width;
     const T* __restrict grad = b.grad + k * b.width;
@@ -85,10 +84,10 @@ inline void step_all(const Bands<T>& b, const Rule& rule) {
       if (b.pruned[k]) own_factor = once;
     }
     for_lanes<A>(first, last, [=, &sum](int64_t j, auto n) OCSFAST_INLINE {
-      fetch(w, j, end, kAheadOfSeveral);
-      fetch(grad, j, end, kAheadOfSeveral);
-      if constexpr (Rule::kStates > 0) fetch(state0, j, end, kAheadOfSeveral);
-      if constexpr (Rule::kStates > 1) fetch(state1, j, end, kAheadOfSeveral);
+      fetch(w, j, kAheadOfSeveral);
+      fetch(grad, j, kAheadOfSeveral);
+      if constexpr (Rule::kStates > 0) fetch(state0, j, kAheadOfSeveral);
+      if constexpr (Rule::kStates > 1) fetch(state1, j, kAheadOfSeveral);
       const auto held = [=](int i)
                             OCSFAST_INLINE { return load_n<A>((i == 0 ? state0 : state1) + j, n); };
       const auto keep = [=](int i, V v)
