@@ -11,11 +11,11 @@ constexpr int64_t kGroupsPerTask = 2048;
 template <class Out>
 void write(const Plan& plan, const double* slices, const Criterion& criterion, const Tensor& scores,
            const Tensor& slice_out) {
-  std::vector<double> value(plan.slices);
+  const std::unique_ptr<double[]> value(new double[plan.slices]);  // not filled: each is written below
   Out* out = slice_out.mutable_data_ptr<Out>();
   torch::stable::parallel_for(0, plan.slices, kSlicesPerTask, [&](int64_t first, int64_t last) {
     row_kernels<double>().finish(criterion.finish, slices + first, plan.slice_size + first, last - first,
-                                 value.data() + first);
+                                 value.get() + first);
     std::copy(slices + first, slices + last, out + first);
   });
   Out* score = scores.mutable_data_ptr<Out>();

@@ -83,8 +83,8 @@ struct RowKernels {
   // An optimizer's step; with a penalty Eq. 8 before and Eq. 9 after it, and sums of the new squares.
   void (*sgd)(const Bands<T>& b, const SgdStep<A>& step);
   void (*adamw)(const Bands<T>& b, const AdamwStep<A>& step);
-  // sums[c] += sum of values[c * run : (c + 1) * run], or the largest of them all
-  void (*fold)(const A* values, int64_t cols, int64_t run, double* sums, bool largest);
+  // sums[c] += sum of values[c * run : (c + 1) * run], or the largest of them all; `begins`: from 0
+  void (*fold)(const A* values, int64_t cols, int64_t run, double* sums, bool largest, bool begins);
   // values[s] = what a slice of sizes[s] elements scores whose elements add up to sums[s]
   void (*finish)(Finish how, const double* sums, const int32_t* sizes, int64_t n, double* values);
 };

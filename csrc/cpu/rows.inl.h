@@ -157,31 +157,35 @@ void lasso(const Bands<T>& b) {
 }
 
 template <class Join, class A>
-inline void fold_as(const A* __restrict values, int64_t cols, int64_t run, double* __restrict sums) {
+inline void fold_as(const A* __restrict values, int64_t cols, int64_t run, double* __restrict sums,
+                    bool begins) {
   if (run == 1) {
-    for (int64_t c = 0; c < cols; ++c) sums[c] = Join::join(sums[c], static_cast<double>(values[c]));
+    if (begins) {
+      for (int64_t c = 0; c < cols; ++c) sums[c] = static_cast<double>(values[c]);
+    } else {
+      for (int64_t c = 0; c < cols; ++c) sums[c] = Join::join(sums[c], static_cast<double>(values[c]));
+    }
     return;
   }
-  int64_t c = 0;
-  // Four columns side by side: a single one would wait for each of its additions.
-  for (; c + 4 <= cols; c += 4) {
-    double sum[4];
-    for (int k = 0; k < 4; ++k) sum[k] = sums[c + k];
+  const auto columns = [=](int64_t c, auto count) OCSFAST_INLINE {
+    double sum[count] = {};
+    for (int k = 0; k < count && !begins; ++k) sum[k] = sums[c + k];
     for (int64_t i = 0; i < run; ++i) {
-      for (int k = 0; k < 4; ++k)
+      for (int k = 0; k < count; ++k)
         sum[k] = Join::join(sum[k], static_cast<double>(values[(c + k) * run + i]));
     }
-    for (int k = 0; k < 4; ++k) sums[c + k] = sum[k];
-  }
-  for (; c < cols; ++c) {
-    for (int64_t i = 0; i < run; ++i)
-      sums[c] = Join::join(sums[c], static_cast<double>(values[c * run + i]));
-  }
+    for (int k = 0; k < count; ++k) sums[c + k] = sum[k];
+  };
+  int64_t c = 0;
+  // Four columns side by side: a single one would wait for each of its additions.
+  for (; c + 4 <= cols; c += 4) columns(c, std::integral_constant<int, 4>{});
+  for (; c < cols; ++c) columns(c, std::integral_constant<int, 1>{});
 }
 
 template <class A>
-void fold(const A* values, int64_t cols, int64_t run, double* sums, bool largest) {
-  largest ? fold_as<Largest>(values, cols, run, sums) : fold_as<Sum>(values, cols, run, sums);
+void fold(const A* values, int64_t cols, int64_t run, double* sums, bool largest, bool begins) {
+  largest ? fold_as<Largest>(values, cols, run, sums, begins)
+          : fold_as<Sum>(values, cols, run, sums, begins);
 }
 
 // values[s] = what the slice is scored, from its sum and its size

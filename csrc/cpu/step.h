@@ -1,6 +1,8 @@
 // How the CPU takes an optimizer's step: one pass over what it changes, with the penalty in it.
 #pragma once
 
+#include <optional>
+
 #include "../step.h"
 #include "walk.h"
 
@@ -22,7 +24,8 @@ void take_step(const Bound& bound, const Step& step, const std::vector<void*>* c
     slopes = take_slopes(bound, step.mask, *step.strength);
     penalty.slopes = slopes.data();
   }
-  Sums sums(bound, bound.slice_sq.mutable_data_ptr<double>(), false);
+  std::optional<Sums> sums;
+  if (step.mask) sums.emplace(bound, bound.slice_sq.mutable_data_ptr<double>(), false);
   for_each_task(bound, [&](const Task& task, State& state) {
     const int32_t t = task.tensor;
     const Matrix& m = bound.matrices[t];
@@ -42,7 +45,7 @@ void take_step(const Bound& bound, const Step& step, const std::vector<void*>* c
         }
       }
       const auto kernel = [&](const Bands<T>& b) { b.grad ? by(b, t) : row_kernels<T>().shrink(b); };
-      penalized ? sums.run(task, bands, state, kernel) : kernel(bands);
+      penalized ? sums->run(task, bands, state, kernel) : kernel(bands);
     });
   });
 }

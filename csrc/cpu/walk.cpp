@@ -21,6 +21,7 @@ Sums::Sums(const Bound& bound, double* slices, bool touched_only, bool largest)
     left_[t].store(bound.matrices[t].tasks, std::memory_order_relaxed);
     with_cols_[t].store(false, std::memory_order_relaxed);
   }
+  if (!touched_only) std::fill_n(slices, bound.plan.slices, 0.0);
 }
 
 void Sums::finish(int32_t tensor) {
@@ -31,7 +32,7 @@ void Sums::sum_slices(int32_t tensor) const {
   const Matrix& m = bound_.matrices[tensor];
   const Plan& plan = bound_.plan;
   const auto gather = [&](const int32_t* slice_of, int32_t extent, const double* sums) {
-    for (int32_t i = 0; i < extent; ++i) {
+    for (int32_t i = 0; touched_only_ && i < extent; ++i) {
       if (slice_of[i] >= 0) slices_[slice_of[i]] = 0;
     }
     for (int32_t i = 0; i < extent; ++i) {
@@ -56,7 +57,6 @@ void Sums::sum_slices(int32_t tensor) const {
 
 void sum_up(const Bound& bound, const Criterion& criterion, const std::vector<void*>& others,
             double* slices) {
-  std::fill_n(slices, bound.plan.slices, 0.0);
   Sums sums(bound, slices, false, criterion.element == Element::kLargest);
   for_each_task(bound, [&](const Task& task, State& state) {
     const Matrix& m = bound.matrices[task.tensor];

@@ -131,7 +131,8 @@ Bands<T> bands_of(const Bound& bound, const Task& task, const Penalty& penalty, 
 // affair; they are added up, or the largest is taken.
 class Sums {
  public:
-  // slices: [plan.slices] out. With `touched_only`, those of slices that are not pruned mean nothing.
+  // slices: [plan.slices] out, 0 for tensors that are not run. With `touched_only`, those of slices that
+  // are not pruned mean nothing, and of tensors that are not run they stay as they were.
   Sums(const Bound& bound, double* slices, bool touched_only, bool largest = false);
 
   // Runs kernel(bands) for a task, whose bands may have count 0, and keeps what it sums.
@@ -174,7 +175,6 @@ void Sums::run_bands(const Task& task, const Bands<T>& all, State& state, const 
   if (with_cols) {
     with_cols_[task.tensor].store(true, std::memory_order_relaxed);
     b.col_sums = state.col_sums.get<A>(m.width);
-    std::fill_n(partial(task), m.cols, 0.0);
   }
   for (int64_t first = 0; first < all.count; first += kBandsPerFold) {
     const int64_t offset = first * all.width;
@@ -190,7 +190,7 @@ void Sums::run_bands(const Task& task, const Bands<T>& all, State& state, const 
     b.band_sums = all.band_sums + first;
     if (with_cols) std::fill_n(b.col_sums, m.width, A(0));
     kernel(b);
-    if (with_cols) row_kernels<T>().fold(b.col_sums, m.cols, m.run, partial(task), largest_);
+    if (with_cols) row_kernels<T>().fold(b.col_sums, m.cols, m.run, partial(task), largest_, first == 0);
   }
   if (m.row_base < 0) return;
   for (int32_t row = task.first_row; row < task.last_row; ++row) {
