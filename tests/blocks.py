@@ -536,6 +536,30 @@ def grouped_query_enabled() -> Case:
     return Case(Sequence(SeparateAttention(kv_heads=2, copies="enable_gqa", rope=True)), tokens(7))
 
 
+class PooledAttention(nn.Module):
+    """Keys and values of every head pooled by one convolution, to which heads are samples."""
+
+    def __init__(self, dim: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        self.head_dim = dim // heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.pool = nn.Conv1d(self.head_dim, self.head_dim, 3, 2, 1, groups=self.head_dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        pooled = [self.pool(y.flatten(0, 1).transpose(1, 2)).transpose(1, 2) for y in (k, v)]
+        k, v = (y.reshape(b, -1, *y.shape[1:]) for y in pooled)
+        attn = (q @ k.transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1)
+        return self.proj((attn @ v).transpose(1, 2).reshape(b, n, -1))
+
+
+@block
+def pooled_attention() -> Case:
+    return Case(Sequence(PooledAttention()), tokens(7))
+
+
 class EagerAttention(nn.Module):
     """BERT's: matmul, a scale from an attribute, a mask, softmax; ALiBi if asked."""
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ocsfast.cost import build_cost_model
 from ocsfast.cut import cut_model
-from ocsfast.errors import GroupingError
+from ocsfast.errors import GroupingError, StateError
 from ocsfast.grouping import Families, group
 
 # What may go of each block: family, kind and number of groups; more may be found one day.

@@ -30,9 +30,11 @@ def convolution(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     walk.kind("channel", out)
     walk.attribute(node, weight, "in_channels", channels)
     walk.attribute(node, weight, "out_channels", out)
-    positions = math.prod(shape(node)) // shape(weight)[0]
-    kernel = math.prod(shape(weight)[2:])
-    walk.product(node, positions * kernel, (out, w_dims[1]), shape(weight)[:2])
+    each = math.prod(shape(node)[channel + 1 :]) * math.prod(shape(weight)[2:])
+    # Samples may be heads too, folded into the batch.
+    walk.product(
+        node, each, (*x_dims[:channel], out, w_dims[1]), (*shape(x)[:channel], *shape(weight)[:2])
+    )
     return (*x_dims[:channel], out, *[None] * (len(w_dims) - 2))
 
 
@@ -54,9 +56,9 @@ def conv_transposed(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     walk.kind("channel", out)
     walk.attribute(node, weight, "in_channels", channels)
     walk.attribute(node, weight, "out_channels", out)
-    positions = math.prod(shape(x)) // shape(weight)[0]
-    kernel = math.prod(shape(weight)[2:])
-    walk.product(node, positions * kernel, (channels, w_dims[1]), shape(weight)[:2])
+    each = math.prod(shape(x)[channel + 1 :]) * math.prod(shape(weight)[2:])
+    sizes = (*shape(x)[:channel], *shape(weight)[:2])
+    walk.product(node, each, (*x_dims[:channel], channels, w_dims[1]), sizes)
     return (*x_dims[:channel], out, *[None] * (len(w_dims) - 2))
 
 
