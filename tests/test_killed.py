@@ -1,6 +1,6 @@
 """Killed at random moments and resumed, a run ends with the same bits."""
 
-import os
+import multiprocessing
 import random
 import signal
 
@@ -8,23 +8,29 @@ import pytest
 import torch
 from killed import run
 
+# Forked from a process that has done nothing but import: autograd's threads, which other tests leave
+# behind, do not survive a fork.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["torch", "killed"])
+
+
+def tell(folder, until, pipe):
+    torch.set_num_threads(1)
+    pipe.send(run(folder, until))
+
 
 def in_a_process(folder, until=None):
-    """Run in a fork, which starts at once: how it ended, and the number of moments if it did."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            torch.set_num_threads(1)
-            os.write(write, str(run(folder, until)).encode())
-            os._exit(0)
-        except BaseException as error:
-            os.write(write, repr(error).encode())
-            os._exit(1)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        said = pipe.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+    """How a run in a process of its own ended, and the number of moments if it did."""
+    read, write = processes.Pipe(duplex=False)
+    child = processes.Process(target=tell, args=(folder, until, write))
+    child.start()
+    write.close()
+    try:
+        moments = read.recv()
+    except EOFError:
+        moments = None
+    child.join()
+    return child.exitcode, moments
 
 
 def bits(folder):
@@ -48,17 +54,16 @@ def equal(a, b):
 @pytest.mark.parametrize("points", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_any_moment(points, tmp_path):
     (tmp_path / "whole").mkdir()
-    code, said = in_a_process(tmp_path / "whole")
-    assert code == 0, said
-    moments = int(said)
+    code, moments = in_a_process(tmp_path / "whole")
+    assert code == 0
     expected = bits(tmp_path / "whole")
     assert expected["pruner"]["progress"]["stage"] == "pruned"
     chosen = random.Random(points).sample(range(1, moments + 1), min(points, moments))
     for until in chosen:
         folder = tmp_path / str(until)
         folder.mkdir()
-        code, said = in_a_process(folder, until)
-        assert code == -signal.SIGKILL, said
-        code, said = in_a_process(folder)
-        assert code == 0, said
+        code, _ = in_a_process(folder, until)
+        assert code == -signal.SIGKILL
+        code, _ = in_a_process(folder)
+        assert code == 0
         assert equal(bits(folder), expected), f"killed at moment {until} of {moments}"
