@@ -25,7 +25,7 @@ from ocsfast.copies import Also
 from ocsfast.errors import ConfigError, GroupingError, StateError
 from ocsfast.grouping.families import Families
 from ocsfast.history import StepReport
-from ocsfast.optimizers import find_optimizer, register_counter
+from ocsfast.optimizers import find_optimizer, register_counter, require_optimizer
 from ocsfast.pruner import Pruner
 from ocsfast.replicas import processes_of
 
@@ -184,7 +184,7 @@ def attach(
                 raise StateError("attach needs example_inputs= (one batch as the model takes it)")
         else:
             require_described(families, model)
-        owner = _trainable_owner(model) if optimizer is None else optimizer
+        owner = _trainable_owner(model) if optimizer is None else require_optimizer(optimizer)
         if families is None:
             assert example_inputs is not None  # refused above
             families = families_of(model, unpacked(example_inputs), options)
@@ -193,6 +193,7 @@ def attach(
     run.pruner = _attach(model, ratio, owner, families, options, also)
     run.call = (ratio, config, config_fields)
     _forget_inputs(run)
+    run.pruner.begin_at(run.pruner.steps)
     _runs[model] = run
     return run.pruner
 
@@ -257,6 +258,7 @@ def _stepped(model: nn.Module, optimizer: Optimizer | None) -> Optimizer:
     """The optimizer of `step`, which must have taken a training step."""
     if optimizer is None:
         return _trainable_owner(model)
+    require_optimizer(optimizer)
     if _counter.steps(optimizer) == 0:
         raise StateError(
             f"the {type(optimizer).__name__} optimizer given has taken no step yet: call ocsfast.step "

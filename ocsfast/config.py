@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -194,7 +195,7 @@ def checked_ratio(ratio: float) -> float:
     Raises:
         ConfigError: it is not.
     """
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
+    if isinstance(ratio, bool) or not isinstance(ratio, Real):
         raise ConfigError(f"ratio={ratio!r}: a number between 0 and 1 is expected")
     if 0 < ratio < 1:
         return float(ratio)

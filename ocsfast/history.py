@@ -56,6 +56,8 @@ class Progress:
     steps: int = 0  # optimizer steps taken
     at_call: int = 0  # of those, at the last call of `step`
     at_check: int = 0  # and at the last check
+    begun: int = 0  # and before the first call that could make one
+    every: int = 0  # steps between checks where `step` is called after each; 0: to be found
     t_sl: int | None = None  # check at which sparsity learning began
     t_cut: int | None = None  # check at which the cut came
     start: int | None = None  # optimizer step at which sparsity learning began

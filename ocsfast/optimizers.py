@@ -10,12 +10,15 @@ from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ocsfast.errors import StateError
+from ocsfast.errors import ConfigError, StateError
 from ocsfast.optim import SGD, AdamW
 from ocsfast.slicing import unsliceable
 
-# Their state is tensors of the parameter's shape, and scalars; known before the first step.
-TORCHS = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.NAdam, optim.Adagrad)
+# Their state can be cut, which is known before their first step.
+TORCHS = (
+    *(optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.NAdam, optim.Adagrad, optim.RAdam),
+    *(optim.Adamax, optim.Adadelta, optim.Adafactor, optim.ASGD, optim.Rprop),
+)
 SUPPORTED = (SGD, AdamW, *TORCHS)
 
 
@@ -74,6 +77,22 @@ def find_optimizer(counter: StepCounter, trainable: Mapping[str, nn.Parameter]) 
     return owners[0]
 
 
+def require_optimizer(optimizer: Optimizer) -> Optimizer:
+    """What was passed as one, if it is one.
+
+    Raises:
+        ConfigError: it is not, as a scheduler or a framework's wrapper.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(f"optimizer={type(optimizer).__name__}: a torch.optim.Optimizer is expected")
+    return optimizer
+
+
+def tells_by_steps(optimizer: Optimizer) -> bool:
+    """Whether it takes a first step to tell if its state can be cut."""
+    return type(optimizer) not in SUPPORTED and not optimizer.state
+
+
 def check_owner(optimizer: Optimizer, coupled: Mapping[str, nn.Parameter]) -> None:
     """Refuse an optimizer that does not own every one of the `coupled` parameters.
 
@@ -101,14 +120,14 @@ def check_supported(optimizer: Optimizer, stepped: bool) -> None:
     """
     name = type(optimizer).__name__
     known = ", ".join(kind.__name__ for kind in TORCHS)
-    if type(optimizer) in SUPPORTED:
+    if type(optimizer) in SUPPORTED and not optimizer.state:
         return
     if name == "ZeroRedundancyOptimizer":
         raise StateError(
             "a ZeroRedundancyOptimizer cannot be cut: it keeps parts of its state on other ranks. Use "
             "the optimizer inside it on every rank"
         )
-    if not stepped and not optimizer.state:
+    if not stepped and tells_by_steps(optimizer):
         raise StateError(
             f"optimizer {name} is not one of {known}, and before its first step nothing tells whether "
             "its state can be cut. Attach after the first training step"

@@ -19,9 +19,9 @@ from ocsfast import history, penalty, schedule, stability
 from ocsfast.config import Config, checked_ratio
 from ocsfast.copies import Also, Copies
 from ocsfast.cut import cut_model, require_between_steps
-from ocsfast.errors import StateError
+from ocsfast.errors import ConfigError, StateError
 from ocsfast.fitting import FitHook, surplus
-from ocsfast.grouping.families import Families
+from ocsfast.grouping.families import NOT_USED, Families
 from ocsfast.history import Progress, StepReport
 from ocsfast.optim import OnePass
 from ocsfast.optimizers import (
@@ -44,7 +44,9 @@ from ocsfast.selection import (
 
 logger = logging.getLogger("ocsfast")
 
-INNER_LOOP_STEPS = 500  # check_every="auto", called after every optimizer step: a check once per so many
+# check_every="auto", called after every optimizer step: so many checks in a run, and never more steps
+# between two of them than this.
+INNER_LOOP_CHECKS, INNER_LOOP_STEPS = 50, 500
 
 
 class Pruner:
@@ -93,6 +95,7 @@ class Pruner:
         self._fitted: tuple[int, ...] | None = None
         self._processes = processes_of(model)
         with self._processes.together():
+            self._require_steps_left()
             self._copies = Copies(model, also)
             parameters = dict(model.named_parameters(remove_duplicate=False))
             coupled = {a.tensor: parameters[a.tensor] for a in families.axes if a.tensor in parameters}
@@ -124,6 +127,14 @@ class Pruner:
 
         for frozen in families.frozen:
             logger.info("%s stays dense: %s", frozen.where, frozen.reason)
+        unused = [frozen.where for frozen in families.frozen if frozen.reason == NOT_USED]
+        if unused:
+            logger.warning(
+                "%d parameters were not used by the example inputs (%s ...) and stay dense: inputs that "
+                "do use them may find their neighbours cut. Pass example_inputs= that use all",
+                len(unused),
+                ", ".join(unused[:3]),
+            )
 
     # What a user reads and calls.
 
@@ -164,13 +175,14 @@ class Pruner:
 
     def begin_at(self, steps: int) -> None:
         """Take it that `step` was called last when the optimizer had taken so many steps."""
-        self._progress.at_call = steps
+        self._progress.at_call = self._progress.begun = steps
 
     def step(self) -> StepReport:
         """Make a check if one is due, and cut if it says so.
 
         check_every="auto": calls that lie several optimizer steps apart are one check each; calls after
-        every optimizer step make one per 500 of them. An integer: a check every that many steps.
+        every optimizer step make 50 in the whole run, and one per 500 steps at least. An integer: a
+        check every that many steps.
 
         Returns:
             The check's report; without a check, the last one with `cut` false.
@@ -186,7 +198,7 @@ class Pruner:
         since_call, since_check = now.steps - now.at_call, now.steps - now.at_check
         every = self.config.check_every
         if every == "auto":
-            due = since_call > 1 or since_check >= INNER_LOOP_STEPS
+            due = since_call > 1 or since_check >= self._inner_loop_steps()
         else:
             due = since_check >= int(every)
         report = self._evaluate(forced=False) if due else self._resting
@@ -333,9 +345,11 @@ class Pruner:
 
     # A check.
 
+    @torch.inference_mode(False)  # a mode that a validation loop may leave on: weights would stay in it
     def _evaluate(self, forced: bool) -> StepReport:
         begun = time.perf_counter()
         require_between_steps(self._alive())
+        self._require_steps_left()
         self._processes.require_cuttable()
         coupled, config, now = self._current(), self.config, self._progress
         self._processes.require_agreement(
@@ -352,7 +366,7 @@ class Pruner:
         if choice.stability is not None:
             now.indices.append(choice.stability)
         now.check += 1
-        now.at_check = now.steps
+        now.at_check, now.every = now.steps, 0
         self._masks.append(choice.mask)
         self.scores, self.mask = choice.scores, choice.mask
 
@@ -466,8 +480,18 @@ class Pruner:
         )
 
     def _plan_stage(self) -> schedule.Stage:
+        now, total = self._progress, self._total_steps()
+        return schedule.plan_stage(self.config, total, now.start, now.check, now.steps, now.begun)
+
+    def _inner_loop_steps(self) -> int:
+        """Optimizer steps between two checks where `step` is called after each of them."""
         now = self._progress
-        return schedule.plan_stage(self.config, self._total_steps(), now.start, now.check, now.steps)
+        if now.every == 0:  # kept until the next check: estimates of a run's length move
+            total = self._total_steps()
+            if total is None:
+                return INNER_LOOP_STEPS
+            now.every = min(INNER_LOOP_STEPS, max(1, total // INNER_LOOP_CHECKS))
+        return now.every
 
     def _total_steps(self) -> int | None:
         """Optimizer steps of the whole run, or None if nothing tells."""
@@ -486,6 +510,15 @@ class Pruner:
             return None
         now = (self.steps, schedule.scheduler_position(scheduler))
         return schedule.run_length(length, self._progress.position or now, now)
+
+    def _require_steps_left(self) -> None:
+        """Refuse at the beginning a run that is over by what the user said of its length."""
+        total, now = self.config.total_steps, self._progress
+        if total is not None and now.check == 0 and now.steps > total:
+            raise ConfigError(
+                f"total_steps={total}, but the optimizer has taken {now.steps} already: the optimizer "
+                "steps of the whole run are expected, not its epochs"
+            )
 
     # The model.
 

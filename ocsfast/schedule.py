@@ -62,20 +62,25 @@ class Stage:
     deadline: int | None
 
 
-def plan_stage(config: Config, total: int | None, start: int | None, checks: int, steps: int) -> Stage:
+def plan_stage(
+    config: Config, total: int | None, start: int | None, checks: int, steps: int, begun: int = 0
+) -> Stage:
     """Plan the stage from what is known now.
 
     Args:
         total: optimizer steps of the whole run, or None if nothing tells.
         start: step at which the stage began, or None before that.
         checks, steps: how many of each have been seen.
+        begun: step from which on there could be checks.
 
     With `total`: the stage takes `span` of it, less where the deadline is nearer, and begins at the
     latest `span` before the deadline, so that groups are never cut at full size because Eq. 5 took its
-    time. Without: it begins at the latest after four times the checks that Eq. 5 needs, takes as many
-    steps as were observed before it, and the deadline follows after the same again.
+    time. Where checks begin too late for that, a deadline that is a share of the run waits for half of
+    the stage, or of what is left of the run. Without `total`: the stage begins at the latest after four
+    times the checks that Eq. 5 needs, takes as many steps as were observed before it, and the deadline
+    follows after the same again.
     """
-    interval = max(1, steps // max(1, checks))
+    interval = max(1, (steps - begun) // max(1, checks))
     needed = config.window + config.lag + 1
     if isinstance(config.deadline, int):
         deadline: int | None = config.deadline * interval
@@ -87,6 +92,10 @@ def plan_stage(config: Config, total: int | None, start: int | None, checks: int
     length = max(length, interval)
     if deadline is not None:
         latest = deadline - length
+        if isinstance(config.deadline, float) and config.strength == "auto" and total is not None:
+            begin = steps if start is None else start
+            least = min(max(interval, length // 2), (total - begin) // 2)
+            deadline = max(deadline, begin + least)
         if start is not None:
             length = max(interval, min(length, deadline - start))
     else:

@@ -49,6 +49,21 @@ def test_the_one_line_is_enough():
     assert ocsfast.step(model, 0.5) == reports[-1]
 
 
+def test_a_late_first_call_still_shrinks_before_the_cut():
+    """One line, three epochs: the first call only listens, and the deadline is over at the second."""
+    model = net()
+    optimizer = sgd(model)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3 * EPOCH)
+    reports = []
+    for epoch in range(3):
+        for k in range(EPOCH):
+            train(model, optimizer, 1, first=epoch * EPOCH + k)
+            scheduler.step()
+        reports.append(ocsfast.step(model, 0.5))
+    assert [r.stage for r in reports] == ["observe", "sparsify", "pruned"]
+    assert reports[-1].nats == pytest.approx(3.0, rel=0.1)
+
+
 def test_in_the_inner_loop():
     model = net()
     optimizer = sgd(model)
@@ -61,7 +76,7 @@ def test_in_the_inner_loop():
     optimizer = sgd(other)
     for k in range(9):
         train(other, optimizer, 1, first=k)
-        assert ocsfast.step(other, 0.5).check == 0  # "auto": 500 steps apart
+        assert ocsfast.step(other, 0.5).check == 0  # nothing tells the length: 500 apart
 
 
 @pytest.mark.parametrize(
@@ -129,6 +144,12 @@ def test_the_model_can_die():
     del model
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("wrong", ["sgd", net().parameters()])
+def test_an_optimizer_that_is_none(wrong):
+    with pytest.raises(ConfigError, match=r"a torch\.optim\.Optimizer is expected"):
+        ocsfast.attach(net(), 0.5, optimizer=wrong, example_inputs=batch(0)[0])
 
 
 @pytest.mark.parametrize("ratio", [0, 1, 1.5, -1, float("nan"), "0.5"])

@@ -51,6 +51,7 @@ PRUNABLE = {
     "fused_attention": "embed:width:16 body.qkv:head:4",
     "fused_attention_eager": "embed:width:16 body.qkv:head:4",
     "fused_attention_computed": "",
+    "pooled_attention": "embed:width:16 body.qkv:head:4",
     "separate_attention": "embed:width:16 body.q:head:4",
     "rope_attention": "embed:width:16 body.q:head:4",
     "grouped_query_interleave": "embed:width:16",
@@ -243,6 +244,13 @@ def test_refused(kind):
     make, message = REFUSED[kind]
     with pytest.raises(GroupingError, match=message):
         group(make(), (torch.ones(2, 7),))
+
+
+def test_a_buffer_that_holds_nan():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3))
+    model[1].running_mean.fill_(float("nan"))
+    with pytest.raises(StateError, match=r"1\.running_mean holds NaN: the training has diverged"):
+        group(model, (torch.ones(2, 3, 8, 8),))
 
 
 def test_no_samples():

@@ -4,18 +4,21 @@ import gc
 
 import pytest
 import torch
-from networks import OPTIMIZERS, net, sgd, train
+from networks import OPTIMIZERS, batch, net, sgd, train
 from torch import nn
 
+import ocsfast
 from ocsfast import StateError
 from ocsfast.optimizers import (
     SUPPORTED,
+    TORCHS,
     StepCounter,
     check_owner,
     check_supported,
     find_optimizer,
     momentum_gain,
 )
+from ocsfast.slicing import unsliceable
 
 
 def parameters(model):
@@ -55,6 +58,18 @@ def test_a_parameter_that_is_not_owned_is_named():
         check_owner(optimizer, parameters(model))
 
 
+@pytest.mark.parametrize("kind", TORCHS)
+def test_torchs_own_are_known_before_their_first_step_and_cut(kind):
+    model = net()
+    optimizer = kind(model.parameters(), lr=0.01)
+    pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0])
+    train(model, optimizer, 2)
+    pruner.cut()
+    train(model, optimizer, 2, first=2)
+    for parameter, state in optimizer.state.items():
+        assert unsliceable(optimizer) is None, (parameter.shape, state)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_supported_before_the_first_step(name):
     optimizer = OPTIMIZERS[name](net())
@@ -63,12 +78,15 @@ def test_supported_before_the_first_step(name):
 
 
 def test_others_are_judged_by_their_state():
+    class Mine(torch.optim.Adamax):
+        pass
+
     model = net()
-    adamax = torch.optim.Adamax(model.parameters())
-    with pytest.raises(StateError, match="Adamax is not one of"):
-        check_supported(adamax, stepped=False)
-    train(model, adamax, 1)
-    check_supported(adamax, stepped=True)
+    mine = Mine(model.parameters())
+    with pytest.raises(StateError, match="Mine is not one of"):
+        check_supported(mine, stepped=False)
+    train(model, mine, 1)
+    check_supported(mine, stepped=True)
 
     adafactor = torch.optim.Adafactor(model.parameters())
     train(model, adafactor, 1)

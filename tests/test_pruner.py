@@ -523,12 +523,47 @@ def test_check_every():
 
 def test_inner_loop_calls_check_once_per_five_hundred(monkeypatch):
     monkeypatch.setattr("ocsfast.pruner.INNER_LOOP_STEPS", 6)
-    model, optimizer, pruner = run()
+    model, optimizer, pruner = run(total_steps=None)
     checks = []
     for k in range(13):
         train(model, optimizer, 1, first=k)
         checks.append(pruner.step().check)
     assert checks == [0] * 5 + [1] * 6 + [2] * 2
+
+
+def test_inner_loop_calls_check_fifty_times_in_a_run_of_known_length():
+    model, optimizer, pruner = run(total_steps=150)
+    for k in range(12):
+        train(model, optimizer, 1, first=k)
+        assert pruner.step().check == (k + 1) // 3
+
+
+def test_a_length_that_is_over_already():
+    model, optimizer, pruner = run(total_steps=2)
+    train(model, optimizer, 3)
+    with pytest.raises(ConfigError, match="total_steps=2, but the optimizer has taken 3 already"):
+        pruner.step()
+    assert not pruner.history
+
+
+def test_checks_in_inference_mode():
+    """Validation loops leave it on; what is made in it could not be trained."""
+    model, optimizer, pruner = run(total_steps=40)
+    for epoch in range(4):
+        train(model, optimizer, 10, first=10 * epoch)
+        with torch.inference_mode():
+            report = pruner.step()
+    assert report.stage == "pruned"
+    train(model, optimizer, 2)
+
+
+def test_a_parameter_that_the_example_does_not_use_is_said(caplog):
+    model = net()
+    model.extra = nn.Linear(3, 3)
+    ocsfast.attach(model, 0.5, optimizer=sgd(model), example_inputs=batch(0)[0])
+    (said,) = [r for r in caplog.records if "not used by the example" in r.message]
+    assert said.levelname == "WARNING"
+    assert "extra.weight" in said.message
 
 
 def test_steps_at_rate_0_do_not_count():

@@ -45,7 +45,19 @@ def test_stage_with_a_known_length():
     stage = plan_stage(Config(), total=1000, start=None, checks=5, steps=50)
     assert (stage.latest_start, stage.steps, stage.deadline) == (400, 200, 600)
     late = plan_stage(Config(), total=1000, start=550, checks=55, steps=550)
-    assert late.steps == 50  # what the deadline leaves
+    assert (late.steps, late.deadline) == (100, 650)  # half of the stage at least
+
+
+def test_a_late_stage_moves_the_deadline():
+    """Checks that begin when the deadline is near, or over, still shrink before they cut."""
+    first = plan_stage(Config(), total=200, start=None, checks=1, steps=160, begun=150)
+    assert (first.latest_start <= 160, first.deadline) == (True, 180)
+    begun = plan_stage(Config(), total=200, start=160, checks=1, steps=160, begun=150)
+    assert (begun.steps, begun.deadline) == (20, 180)
+    paper = plan_stage(Config(strength="paper"), total=200, start=None, checks=1, steps=160)
+    assert paper.deadline == 120
+    over = plan_stage(Config(), total=200, start=None, checks=1, steps=200)
+    assert over.deadline == 200  # nothing is left of the run: now or never
 
 
 def test_stage_with_an_unknown_length():

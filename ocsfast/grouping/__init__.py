@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ocsfast.errors import ConfigError, GroupingError, GroupingTimeout
+from ocsfast.errors import ConfigError, GroupingError, GroupingTimeout, StateError
 from ocsfast.grouping import (  # noqa: F401  (they register what operators say)
     detection_ops,
     factories,
@@ -226,3 +226,5 @@ def _check_parameters(model: nn.Module) -> None:
     for name, buffer in model.named_buffers():
         if buffer.device.type == "meta":
             raise GroupingError(f"{name} is on the meta device: materialize the model first (to_empty)")
+        if buffer.is_floating_point() and buffer.isnan().any():  # masks may well hold infinity
+            raise StateError(f"{name} holds NaN: the training has diverged")

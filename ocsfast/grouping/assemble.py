@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ocsfast.grouping.families import (
     KINDS,
+    NOT_USED,
     Attribute,
     Axis,
     Families,
@@ -40,7 +41,7 @@ def assemble(
     for name, dims in found.state.items():
         if name not in found.used:  # other code may use it, on shapes that nobody has seen
             for vector in dims:
-                found.labels.freeze(vector, "not used in the traced forward pass")
+                found.labels.freeze(vector, NOT_USED)
     solution = simplify(found)
     axes = [
         (name, axis, solution[vector])
@@ -199,11 +200,7 @@ def _frozen(
         why = "; ".join(reasons_of(found.labels, vector)) or "its channels have no weights of their own"
         frozen.append(Frozen(name.rpartition(".")[0] or name, why))
     frozen += [Frozen(where, f"no rule for {name}") for where, name in found.unknown.items()]
-    frozen += [
-        Frozen(name, "not used in the traced forward pass")
-        for name in parameters
-        if name not in found.used
-    ]
+    frozen += [Frozen(name, NOT_USED) for name in parameters if name not in found.used]
     return tuple(frozen)
 
 

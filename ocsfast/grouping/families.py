@@ -85,6 +85,9 @@ class Frozen:
     reason: str
 
 
+NOT_USED = "not used in the traced forward pass"
+
+
 @dataclass(frozen=True, eq=False)
 class Families:
     """The structure of a model: what may go, and what goes with it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import ocsfast
 from ocsfast.arguments import Inputs
 from ocsfast.copies import Also
 from ocsfast.history import StepReport
+from ocsfast.optimizers import tells_by_steps
 from ocsfast.pruner import Pruner
 
 CHECKS = 50  # in a run, unless `check_every` says otherwise
@@ -36,6 +37,7 @@ class PruneRun:
         self.pruner: Pruner | None = None
         self.report = StepReport("observe")
         self._state: Mapping[str, Any] | None = None  # as saved
+        self._attach: Callable[[], Pruner] | None = None  # to be called after the first step
 
     def expect_weights(self, model: nn.Module) -> None:
         """Let the model take the widths of a cut one whose weights are loaded."""
@@ -67,19 +69,29 @@ class PruneRun:
         if state is not None and state["progress"]["stage"] == "pruned":
             self.report = StepReport(**{**state["progress"]["history"][-1], "cut": False})
             return
-        self.pruner = ocsfast.attach(
-            model,
-            self.ratio,
-            optimizer=optimizer,
-            example_inputs=self._inputs(model),
-            also=self.also,
-            **options,
-        )
+
+        def attach() -> Pruner:
+            return ocsfast.attach(
+                model,
+                self.ratio,
+                optimizer=optimizer,
+                example_inputs=self._inputs(model),
+                also=self.also,
+                **options,
+            )
+
         if state is not None:
+            self.pruner = attach()
             self.pruner.load_state_dict(state)
+        elif tells_by_steps(optimizer):
+            self._attach = attach
+        else:
+            self.pruner = attach()
 
     def step(self) -> StepReport:
         """An optimizer step has been taken."""
+        if self._attach is not None:
+            self.pruner, self._attach = self._attach(), None
         if self.pruner is not None:
             self.report = self.pruner.step()
         return self.report

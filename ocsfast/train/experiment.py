@@ -143,7 +143,8 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
     if wrong:
         raise CheckpointError(
             f"--pretrained {path} does not fit: {len(wrong)} of {len(expected)} tensors are missing, "
-            f"unknown or of another shape, {wrong[0]} the first of them"
+            f"unknown or of another shape, {wrong[0]} the first of them. A network that was pruned "
+            "already is read by ocsfast.load"
         )
     model.load_state_dict(state)
 
