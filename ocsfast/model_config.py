@@ -20,20 +20,24 @@ def describes_itself(model: nn.Module) -> bool:
 
 
 def update_config(model: nn.Module, became: Mapping[int, set[int]]) -> int:
-    """Set the config's sizes to what they are now, as far as one number a field can say it.
+    """Set the config's sizes to what they are now, or leave it as it is where it cannot say all of them.
+
+    A config that is right in part would be that of no model: neither the cut nor the dense one, which
+    `ocsfast.load` needs.
 
     Args:
         model: a cut model that `describes_itself`.
         became: for each size that a dimension or an attribute had before the cut, those it has now.
 
     Returns:
-        How many dimensions of a model built from the config still differ from the cut model's. If none
-        does, `save_pretrained` and `from_pretrained` work.
+        How many dimensions of a model built from the best config still differ from the cut model's. If
+        none does, `save_pretrained` and `from_pretrained` work; else the config is unchanged.
     """
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     config: Any = model.config
     most = sum(map(len, wanted.values())) + 1  # what a config counts for that builds no model at all
     misfits = _misfits(model, config, wanted, most)
+    before = list(_integers(config))
     # Twice, because the right value of one field may show only once another one is right.
     for _ in range(2):
         for part, name, value in list(_integers(config)):
@@ -45,6 +49,9 @@ def update_config(model: nn.Module, became: Mapping[int, set[int]]) -> int:
                 if now < misfits:
                     misfits, best = now, size
             setattr(part, name, best)
+    if misfits:
+        for part, name, value in before:
+            setattr(part, name, value)
     return misfits
 
 
