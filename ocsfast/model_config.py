@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+# Where layers shrink in more ways, no one number of heads says them all: that is not worth the trying.
+MOST_RATIOS = 8
+
 
 def describes_itself(model: nn.Module) -> bool:
     """Whether the model's class builds from its `config`, as those of transformers do."""
@@ -42,8 +45,7 @@ def update_config(model: nn.Module, became: Mapping[int, set[int]]) -> int:
     for _ in range(2):
         for part, name, value in list(_integers(config)):
             best = value
-            sizes = set().union(*became.values()) if value is None else became.get(value, set())
-            for size in sorted(sizes - {value}) if misfits else ():
+            for size in _candidates(name, value, became) if misfits else ():
                 setattr(part, name, size)
                 now = _misfits(model, config, wanted, most)
                 if now < misfits:
@@ -53,6 +55,25 @@ def update_config(model: nn.Module, became: Mapping[int, set[int]]) -> int:
         for part, name, value in before:
             setattr(part, name, value)
     return misfits
+
+
+def _candidates(name: str, value: int | None, became: Mapping[int, set[int]]) -> list[int]:
+    """What a field may have to say now, likely values first."""
+    if value is None:
+        return sorted(set().union(*became.values()))
+    exact = became.get(value, set()) - {value}
+    if not name.endswith(("heads", "n_head")):
+        return sorted(exact)
+    # No dimension need have the size of a number of heads, but some shrink as it does. Only a number:
+    # the shapes do not tell half of the heads from heads of half the width.
+    scaled = {
+        value * new // old
+        for old, sizes in became.items()
+        for new in sizes
+        if old and value * new % old == 0
+    }
+    scaled -= exact | {0, value}
+    return sorted(exact) + (sorted(scaled) if len(scaled) <= MOST_RATIOS else [])
 
 
 def _misfits(model: nn.Module, config: Any, wanted: Mapping[str, torch.Size], most: int) -> int:
