@@ -142,16 +142,15 @@ def lightning_module(optimizers=1):
     return lightning, Module()
 
 
-def fit(lightning, module, callback, **options):
+def fit(lightning, module, *callbacks, **options):
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=2,
-        callbacks=[callback],
+        callbacks=list(callbacks),
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
+        **{"enable_checkpointing": False, **options},
     )
     trainer.fit(module, DataLoader(TensorDataset(*batch(0)), batch_size=4))
     return trainer
@@ -180,3 +179,39 @@ def test_lightning_accumulates():
     assert callback.run.report.stage == "pruned"
     assert module.net[1].out_features < 16
     assert callback.run.pruner.steps == 2
+
+
+def test_lightning_reads_the_best_cut_model(tmp_path):
+    """Here the dense model's checkpoint is the better one. A fresh model reads the cut one's, too."""
+    lightning, module = lightning_module()
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from ocsfast.integrations.lightning import PruneCallback
+
+    class Tested(type(module)):
+        def training_step(self, batch, _):
+            self.log("score", float(self.global_step))
+            return super().training_step(batch, _)
+
+        def test_step(self, batch, index):
+            self.log("loss", super().training_step(batch, index))
+
+    x, y = batch(0)
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    module = Tested()
+    steps = len(loader)
+    prune = PruneCallback(0.5, x[:2], module="net", check_every=1, deadline=steps + 1)
+    best = ModelCheckpoint(tmp_path, monitor="score", mode="min")
+    trainer = fit(lightning, module, prune, best, enable_checkpointing=True)
+    assert prune.run.pruner.steps == steps + 1
+    assert len(list(tmp_path.iterdir())) == 2
+    after = trainer.test(module, loader, ckpt_path="best", verbose=False)
+    fresh = lightning.Trainer(
+        accelerator="cpu",
+        callbacks=[PruneCallback(0.5, x[:2], module="net")],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    assert fresh.test(Tested(), loader, ckpt_path=best.best_model_path, verbose=False) == after
