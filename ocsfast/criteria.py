@@ -24,6 +24,7 @@ OF_WEIGHTS = ("l2", "l2_squared", "l1", "linf")
 OF_GRADIENTS = ("taylor", "obd")
 # With what the optimizer keeps: the first of these it has.
 OF_STATE = {"taylor_state": ("momentum_buffer", "exp_avg"), "obd_state": ("exp_avg_sq", "square_avg")}
+KEEPING = {"taylor_state": "SGD with momentum, or Adam", "obd_state": "Adam or RMSprop"}  # who has these
 NAMES = (*OF_WEIGHTS, *OF_GRADIENTS, *OF_STATE)
 
 
@@ -62,8 +63,8 @@ def _others(bound: Weights, criterion: str, optimizer: Optimizer) -> Sequence[Te
         if all(grad is None for grad in found):
             raise StateError(
                 f"criterion={criterion!r} needs gradients, but at this check no weight has one: call "
-                "ocsfast.step before optimizer.zero_grad(), or use criterion='taylor_state', which "
-                "takes the optimizer's moving average instead"
+                f"ocsfast.step before optimizer.zero_grad(), or use criterion='{criterion}_state', "
+                "which takes the optimizer's moving average instead"
             )
         return found
     keys = OF_STATE[criterion]
@@ -71,7 +72,7 @@ def _others(bound: Weights, criterion: str, optimizer: Optimizer) -> Sequence[Te
     if all(average is None for average in found):
         raise StateError(
             f"criterion={criterion!r} needs {' or '.join(keys)} in the optimizer's state, but "
-            f"{type(optimizer).__name__} has none: train with momentum (SGD) or Adam, or use another "
+            f"{type(optimizer).__name__} has none: train with {KEEPING[criterion]}, or use another "
             f"criterion ({', '.join((*OF_WEIGHTS, *OF_GRADIENTS))})"
         )
     return found

@@ -65,8 +65,8 @@ def cut_model(
 
     Parameters and buffers keep their identity, device, dtype, memory format and hooks; gradients and
     the optimizers' state (see `register_slicer`) are sliced with them; size attributes are set, and the
-    `config` of a transformers model as far as it can say what is left. A tensor with several names is
-    sliced once.
+    `config` of a transformers model if it can say what is left. A tensor with several names is sliced
+    once.
 
     Args:
         model: the model `families` describes.
@@ -85,8 +85,9 @@ def cut_model(
     left, became = remove_groups(model, families, pruned, optimizers, copies)
     if sum(update_config(m, became) for m in (model, *copies) if describes_itself(m)):
         logger.warning(
-            "no value of the model's config says what was cut: from_pretrained cannot read it; use "
-            "ocsfast.save and ocsfast.load, or prune with uniform=True"
+            "no value of the model's config says what was cut, so it stays the dense model's: "
+            "from_pretrained cannot read it; use ocsfast.save and ocsfast.load, or prune with "
+            "uniform=True"
         )
     return left
 

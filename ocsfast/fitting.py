@@ -151,7 +151,9 @@ class _Equation:
                 if not 1 <= kept[f] <= self.families.families[f].size:
                     left = -1
         if left:
+            here = self.axis.groups.numel()
+            earlier = ", or of this one before it was cut" if self.size > here else ""
             raise StateError(
                 f"{self.axis.tensor} arrives with {self.size} indices along axis {self.axis.axis}, "
-                f"which no cut of {self.axis.groups.numel()} leaves: the state is of another model"
+                f"which no cut of {here} leaves: the state is of another model{earlier}"
             )

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+# Where layers shrink in more ways, no one number of heads says them all: that is not worth the trying.
+MOST_RATIOS = 8
+
 
 def describes_itself(model: nn.Module) -> bool:
     """Whether the model's class builds from its `config`, as those of transformers do."""
@@ -20,32 +23,57 @@ def describes_itself(model: nn.Module) -> bool:
 
 
 def update_config(model: nn.Module, became: Mapping[int, set[int]]) -> int:
-    """Set the config's sizes to what they are now, as far as one number a field can say it.
+    """Set the config's sizes to what they are now, or leave it as it is where it cannot say all of them.
+
+    A config that is right in part would be that of no model: neither the cut nor the dense one, which
+    `ocsfast.load` needs.
 
     Args:
         model: a cut model that `describes_itself`.
         became: for each size that a dimension or an attribute had before the cut, those it has now.
 
     Returns:
-        How many dimensions of a model built from the config still differ from the cut model's. If none
-        does, `save_pretrained` and `from_pretrained` work.
+        How many dimensions of a model built from the best config still differ from the cut model's. If
+        none does, `save_pretrained` and `from_pretrained` work; else the config is unchanged.
     """
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     config: Any = model.config
     most = sum(map(len, wanted.values())) + 1  # what a config counts for that builds no model at all
     misfits = _misfits(model, config, wanted, most)
+    before = list(_integers(config))
     # Twice, because the right value of one field may show only once another one is right.
     for _ in range(2):
         for part, name, value in list(_integers(config)):
             best = value
-            sizes = set().union(*became.values()) if value is None else became.get(value, set())
-            for size in sorted(sizes - {value}) if misfits else ():
+            for size in _candidates(name, value, became) if misfits else ():
                 setattr(part, name, size)
                 now = _misfits(model, config, wanted, most)
                 if now < misfits:
                     misfits, best = now, size
             setattr(part, name, best)
+    if misfits:
+        for part, name, value in before:
+            setattr(part, name, value)
     return misfits
+
+
+def _candidates(name: str, value: int | None, became: Mapping[int, set[int]]) -> list[int]:
+    """What a field may have to say now, likely values first."""
+    if value is None:
+        return sorted(set().union(*became.values()))
+    exact = became.get(value, set()) - {value}
+    if not name.endswith(("heads", "n_head")):
+        return sorted(exact)
+    # No dimension need have the size of a number of heads, but some shrink as it does. Only a number:
+    # the shapes do not tell half of the heads from heads of half the width.
+    scaled = {
+        value * new // old
+        for old, sizes in became.items()
+        for new in sizes
+        if old and value * new % old == 0
+    }
+    scaled -= exact | {0, value}
+    return sorted(exact) + (sorted(scaled) if len(scaled) <= MOST_RATIOS else [])
 
 
 def _misfits(model: nn.Module, config: Any, wanted: Mapping[str, torch.Size], most: int) -> int:

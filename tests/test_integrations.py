@@ -42,6 +42,85 @@ def test_a_vision_transformer_reads_what_it_saved(tmp_path):
     assert torch.equal(again.eval()(images[:4]).logits, model.eval()(images[:4]).logits)
 
 
+def bert(folder, **arguments):
+    """A Trainer's model and what else it takes."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 99}
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(
+        transformers.BertConfig(**sizes, intermediate_size=32, max_position_embeddings=8)
+    )
+    data = [{"input_ids": x, "labels": k % 2} for k, x in enumerate(torch.randint(1, 99, (32, 8)))]
+    options = transformers.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **arguments,
+    )
+    return {"model": model, "args": options, "train_dataset": data, "eval_dataset": data[:4]}
+
+
+def test_the_best_checkpoint_is_one_of_the_cut_model(tmp_path):
+    """Here the dense model's is the better one by far, but the cut one cannot load it."""
+    made = bert(
+        tmp_path,
+        max_steps=5,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+    )
+    from transformers import Trainer
+
+    from ocsfast.integrations.transformers import PruneCallback
+
+    class Worsening(Trainer):
+        def evaluate(self, *args, **kwargs):
+            metrics = {"eval_loss": float(self.state.global_step)}
+            self.control = self.callback_handler.on_evaluate(
+                self.args, self.state, self.control, metrics
+            )
+            return metrics
+
+    prune = PruneCallback(0.5, {"input_ids": torch.ones(1, 8).long()}, check_every=1, deadline=3)
+    trainer = Worsening(**made, callbacks=[prune])
+    trainer.train()
+    assert prune.run.pruner.steps == 3
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-3")
+    assert made["model"].bert.encoder.layer[0].intermediate.dense.out_features < 32
+
+
+def test_gradients_are_there_at_a_check_of_the_trainer(tmp_path, caplog):
+    """One check an optimizer step, whether or not it takes several batches."""
+    made = bert(tmp_path, max_steps=4, gradient_accumulation_steps=2, save_strategy="no")
+    from transformers import Trainer
+
+    from ocsfast.integrations.transformers import PruneCallback
+
+    example = {"input_ids": torch.ones(1, 8).long()}
+    prune = PruneCallback(0.5, example, criterion="taylor", check_every=1, deadline=3)
+    Trainer(**made, callbacks=[prune]).train()
+    assert prune.run.report.stage == "pruned"
+    assert (prune.run.pruner.steps, prune.run.pruner.t_cut) == (3, 3)
+    assert "add_callback" not in caplog.text
+
+
+def test_a_callback_that_comes_too_late_to_resume_says_so(tmp_path, caplog):
+    made = bert(tmp_path, max_steps=1, save_strategy="no")
+    from transformers import Trainer
+
+    from ocsfast.integrations.transformers import PruneCallback
+
+    trainer = Trainer(**made)
+    trainer.add_callback(PruneCallback(0.5, {"input_ids": torch.ones(1, 8).long()}))
+    trainer.train()
+    assert "not to Trainer.add_callback" in caplog.text
+
+
 def lightning_module(optimizers=1):
     lightning = pytest.importorskip("lightning")
 
@@ -63,16 +142,15 @@ def lightning_module(optimizers=1):
     return lightning, Module()
 
 
-def fit(lightning, module, callback, **options):
+def fit(lightning, module, *callbacks, **options):
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=2,
-        callbacks=[callback],
+        callbacks=list(callbacks),
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
+        **{"enable_checkpointing": False, **options},
     )
     trainer.fit(module, DataLoader(TensorDataset(*batch(0)), batch_size=4))
     return trainer
@@ -101,3 +179,39 @@ def test_lightning_accumulates():
     assert callback.run.report.stage == "pruned"
     assert module.net[1].out_features < 16
     assert callback.run.pruner.steps == 2
+
+
+def test_lightning_reads_the_best_cut_model(tmp_path):
+    """Here the dense model's checkpoint is the better one. A fresh model reads the cut one's, too."""
+    lightning, module = lightning_module()
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from ocsfast.integrations.lightning import PruneCallback
+
+    class Tested(type(module)):
+        def training_step(self, batch, _):
+            self.log("score", float(self.global_step))
+            return super().training_step(batch, _)
+
+        def test_step(self, batch, index):
+            self.log("loss", super().training_step(batch, index))
+
+    x, y = batch(0)
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    module = Tested()
+    steps = len(loader)
+    prune = PruneCallback(0.5, x[:2], module="net", check_every=1, deadline=steps + 1)
+    best = ModelCheckpoint(tmp_path, monitor="score", mode="min")
+    trainer = fit(lightning, module, prune, best, enable_checkpointing=True)
+    assert prune.run.pruner.steps == steps + 1
+    assert len(list(tmp_path.iterdir())) == 2
+    after = trainer.test(module, loader, ckpt_path="best", verbose=False)
+    fresh = lightning.Trainer(
+        accelerator="cpu",
+        callbacks=[PruneCallback(0.5, x[:2], module="net")],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    assert fresh.test(Tested(), loader, ckpt_path=best.best_model_path, verbose=False) == after

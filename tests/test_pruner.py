@@ -124,17 +124,29 @@ def test_every_criterion_prunes(name, criterion):
     assert reports[-1].cost <= reports[-1].cost_dense // 2
 
 
-def test_a_criterion_without_what_it_needs_says_what_to_do():
-    model, optimizer, pruner = run(criterion="taylor")
+@pytest.mark.parametrize("criterion", criteria.OF_GRADIENTS)
+def test_a_criterion_without_gradients_says_what_to_do(criterion):
+    model, optimizer, pruner = run(criterion=criterion)
     train(model, optimizer, EPOCH)
     optimizer.zero_grad()
-    with pytest.raises(StateError, match=r"call ocsfast\.step before optimizer\.zero_grad"):
+    told = rf"call ocsfast\.step before optimizer\.zero_grad\(\), or use criterion='{criterion}_state'"
+    with pytest.raises(StateError, match=told):
         pruner.step()
     train(model, optimizer, EPOCH)
     pruner.step()
-    model, optimizer, pruner = run("SGD plain", criterion="taylor_state")
+
+
+@pytest.mark.parametrize(
+    ("name", "criterion", "told"),
+    [
+        ("SGD plain", "taylor_state", "needs momentum_buffer or exp_avg .* SGD with momentum, or Adam,"),
+        ("SGD", "obd_state", "needs exp_avg_sq or square_avg .* train with Adam or RMSprop,"),
+    ],
+)
+def test_a_criterion_without_what_it_needs_says_who_has_it(name, criterion, told):
+    model, optimizer, pruner = run(name, criterion=criterion)
     train(model, optimizer, EPOCH)
-    with pytest.raises(StateError, match="needs momentum_buffer or exp_avg in the optimizer's state"):
+    with pytest.raises(StateError, match=told):
         pruner.step()
 
 

@@ -122,6 +122,21 @@ def test_shapes_of_no_cut_are_refused_and_nothing_changes():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_dense_weights_for_a_cut_model_are_known_for_what_they_may_be():
+    model = net()
+    ocsfast.fit_on_load(model, batch(0)[0])
+    dense = copy.deepcopy(model.state_dict())
+    narrower = Net((8, 12, 9)).state_dict()
+    model.load_state_dict(narrower)
+    with pytest.raises(
+        StateError, match=r"fc1\.weight arrives with 10 .* or of this one before it was cut"
+    ):
+        model.load_state_dict(dense)
+    uneven = {**narrower, "fc1.bias": narrower["fc1.bias"][1:]}
+    with pytest.raises(StateError, match=r"of another model$"):
+        model.load_state_dict(uneven)
+
+
 def test_state_and_weights_of_different_moments_are_refused():
     early, _ = saved(4)
     late, _ = saved(14)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from ocsfast.arguments import Inputs
@@ -19,7 +20,9 @@ class PruneCallback(Callback):
     """Prunes a part of the LightningModule while it trains; give it to `Trainer(callbacks=[...])`.
 
     Its state lies in Lightning's own checkpoints: `trainer.fit(..., ckpt_path=...)` goes on where one
-    was written, before the cut or after it. With `strategy="ddp"`, all processes cut alike.
+    was written, before the cut or after it, and a fresh model reads either in `validate`, `test` and
+    `predict`. At the cut each `ModelCheckpoint` forgets which were the best so far, which the cut model
+    could not load; the files stay. With `strategy="ddp"`, all processes cut alike.
 
     Attributes:
         run: `run.pruner` is the `Pruner` once training has begun, `run.report` the last report.
@@ -47,8 +50,7 @@ class PruneCallback(Callback):
         self.run = PruneRun(ratio, example_inputs, also, options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.run.expect_weights(self._network(pl_module))
+        self.run.expect_weights(self._network(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(trainer.optimizers) != 1:
@@ -63,7 +65,12 @@ class PruneCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.run.step()
+        if self.run.step().cut:
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+                    callback.best_k_models = {}
+                    callback.best_model_path = callback.kth_best_model_path = ""
+                    callback.best_model_score = None
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.run.state_dict())

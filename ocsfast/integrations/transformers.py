@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,13 +17,16 @@ from ocsfast.arguments import Inputs
 from ocsfast.copies import Also
 from ocsfast.integrations.run import PruneRun
 
+logger = logging.getLogger("ocsfast")
+
 
 class PruneCallback(TrainerCallback, ExportableState):
     """Prunes the trainer's model while it trains; give it to `Trainer(callbacks=[...])`.
 
     Its state lies in each checkpoint's trainer_state.json, so that
     `trainer.train(resume_from_checkpoint=True)` goes on where the checkpoint was written, before the cut
-    or after it.
+    or after it. At the cut the Trainer forgets the best checkpoint so far, which the cut model could not
+    load: `load_best_model_at_end` and early stopping compare cut models only.
 
     Attributes:
         run: `run.pruner` is the `Pruner` once training has begun, `run.report` the last report.
@@ -47,6 +51,7 @@ class PruneCallback(TrainerCallback, ExportableState):
                 what `save_pretrained` wrote; without it, use `ocsfast.save` and `ocsfast.load`.
         """
         self.run = PruneRun(ratio, example_inputs, also, options)
+        self._resumable = False  # before on_init_end
 
     def on_init_end(
         self,
@@ -55,6 +60,7 @@ class PruneCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
+        self._resumable = True
         if kwargs.get("model") is not None:
             self.run.expect_weights(kwargs["model"])
 
@@ -65,6 +71,11 @@ class PruneCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
+        if not self._resumable:  # weights are loaded between on_init_end and here
+            logger.warning(
+                "a run with this callback cannot be resumed once the model is cut: give it to "
+                "Trainer(callbacks=[...]), not to Trainer.add_callback"
+            )
         callbacks: Any = state.stateful_callbacks or {}  # as trainer_state.json has them
         saved = callbacks.get(type(self).__name__)
         if isinstance(saved, dict) and "pruner" in saved["attributes"]:
@@ -72,10 +83,14 @@ class PruneCallback(TrainerCallback, ExportableState):
         optimizer = kwargs["optimizer"]  # accelerate's wrapper has torch's inside
         self.run.begin(kwargs["model"], getattr(optimizer, "optimizer", optimizer), state.max_steps)
 
-    def on_step_end(
+    def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.run.step()
+        # Not on_step_end: by then the gradients are gone, which some criteria need.
+        if self.run.step().cut:
+            for best in ("best_metric", "best_model_checkpoint", "best_global_step"):
+                if hasattr(state, best):
+                    setattr(state, best, None)
 
     def state(self) -> dict[str, Any]:
         """What trainer_state.json holds of it."""
