@@ -76,6 +76,11 @@ class _Run:
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
 
 
+# Called in the mode that a validation loop left on, what they make could not be trained.
+_out_of_inference_mode = torch.inference_mode(False)
+
+
+@_out_of_inference_mode
 def step(
     model: nn.Module,
     ratio: float,
@@ -151,6 +156,7 @@ def step(
     return pruner.step()
 
 
+@_out_of_inference_mode
 def attach(
     model: nn.Module,
     ratio: float,
@@ -198,6 +204,7 @@ def attach(
     return run.pruner
 
 
+@_out_of_inference_mode
 def group(
     model: nn.Module, example_inputs: Inputs, *, config: Config | None = None, **config_fields: Any
 ) -> Families:

@@ -560,12 +560,18 @@ def test_a_length_that_is_over_already():
 
 def test_checks_in_inference_mode():
     """Validation loops leave it on; what is made in it could not be trained."""
-    model, optimizer, pruner = run(total_steps=40)
-    for epoch in range(4):
-        train(model, optimizer, 10, first=10 * epoch)
+    model = net()
+    optimizer = sgd(model)
+    for epoch in range(8):
+        train(model, optimizer, EPOCH, first=EPOCH * epoch)
         with torch.inference_mode():
-            report = pruner.step()
+            report = ocsfast.step(model, 0.5, total_steps=8 * EPOCH)
     assert report.stage == "pruned"
+    train(model, optimizer, 2)
+    model, optimizer, pruner = run()
+    train(model, optimizer, EPOCH)
+    with torch.inference_mode():
+        pruner.cut()
     train(model, optimizer, 2)
 
 
