@@ -78,6 +78,8 @@ def bench_sgd_step(by: str, name: str, device: str, measure: Any) -> None:
 @pytest.mark.parametrize("by", BYS)
 def bench_adamw_step(by: str, name: str, device: str, measure: Any) -> None:
     """28 bytes a parameter."""
+    if name == "Llama 1.1B" and device == "cpu":
+        pytest.skip("four tensors of its size, and torch's temporary ones, take more than 24 GB")
     made = case(name, device)
     parameters = parameters_of(made)
     lr = torch.tensor(LR, dtype=torch.float64, device=device)

@@ -10,7 +10,7 @@ import torch
 from cases import Case
 from torch import Tensor
 
-from ocsfast import reference
+from ocsfast.tables import group_means
 
 
 class Foreach:
@@ -20,21 +20,21 @@ class Foreach:
     def __init__(self, case: Case) -> None:
         plan = case.plan
         self.case = case
-        self.weights, self.grads = list(case.bound.weights), case.grads
+        shapes = plan.shapes.tolist()
+        self.weights, self.grads = (
+            [t.view(n, m, -1) for t, (n, m, *_) in zip(tensors, shapes, strict=True)]
+            for tensors in (case.bound.weights, case.grads)
+        )
         self.group = plan.table("slice_group").long()
         self.size = plan.table("slice_size").clamp(min=1)
         self.slices = plan.count("slices")
         rows, cols = plan.table("row_slice").long(), plan.table("col_slice").long()
         self.rows: list[tuple[Tensor, list[int]]] = []
         self.cols: list[tuple[Tensor, list[int]]] = []
-        for weight, (n, m, _, _, a, b) in zip(self.weights, plan.shapes.tolist(), strict=True):
-            tail = [1] * (weight.dim() - 2)
+        for n, m, _, _, a, b in shapes:
             none = torch.full((max(n, m),), -1, device=rows.device)
-            row, col = (n, 1, *tail), (1, m, *tail)
-            if weight.dim() < 2:
-                row, col = (1,), (m,)
-            self.rows.append((rows[a : a + n] if a >= 0 else none[:n], list(row)))
-            self.cols.append((cols[b : b + m] if b >= 0 else none[:m], list(col)))
+            self.rows.append((rows[a : a + n] if a >= 0 else none[:n], [n, 1, 1]))
+            self.cols.append((cols[b : b + m] if b >= 0 else none[:m], [1, m, 1]))
 
     def _of_rows_and_cols(self, values: Tensor, rest: float) -> tuple[list[Tensor], list[Tensor]]:
         table = torch.cat([values, values.new_full((1,), rest)])
@@ -45,14 +45,13 @@ class Foreach:
 
     def squares(self) -> Tensor:
         square = torch._foreach_mul(self.weights, self.weights)
-        sums = [s.sum(list(range(1, s.dim()))) if s.dim() > 1 else s.sum().view(1) for s in square]
-        sums += [s.sum([d for d in range(s.dim()) if d != 1]) if s.dim() > 1 else s for s in square]
+        sums = [s.sum((1, 2)) for s in square] + [s.sum((0, 2)) for s in square]
         index = torch.cat([i for i, _ in (*self.rows, *self.cols)])
         total = torch.zeros(self.slices + 1, device=index.device)
         return total.index_add_(0, index.where(index >= 0, self.slices), torch.cat(sums))[:-1]
 
     def group_saliency(self) -> Tensor:
-        return reference.group_means(self.case.plan, (self.squares() / self.size).sqrt())
+        return group_means(self.case.plan, (self.squares() / self.size).sqrt())
 
     def shrink(self, mask: Tensor, factor: Tensor) -> None:
         once = torch.where(mask[self.group], factor, torch.ones_like(factor))
