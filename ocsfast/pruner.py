@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ocsfast import history, penalty, schedule, stability
 from ocsfast.config import Config, checked_ratio
 from ocsfast.copies import Also, Copies
 from ocsfast.cut import cut_model, require_between_steps
-from ocsfast.errors import ConfigError, StateError
+from ocsfast.errors import StateError
 from ocsfast.fitting import FitHook, surplus
 from ocsfast.grouping.families import NOT_USED, Families
 from ocsfast.history import Progress, StepReport
@@ -41,12 +40,9 @@ from ocsfast.selection import (
     quantity,
     require_reachable,
 )
+from ocsfast.timetable import Timetable
 
 logger = logging.getLogger("ocsfast")
-
-# check_every="auto", called after every optimizer step: so many checks in a run, and never more steps
-# between two of them than this.
-INNER_LOOP_CHECKS, INNER_LOOP_STEPS = 50, 500
 
 
 class Pruner:
@@ -90,12 +86,12 @@ class Pruner:
         self._progress = Progress(steps=steps)
         self._masks: deque[Tensor] = deque(maxlen=config.lag)
         self._lam: Scalar = 0.0
-        self._scheduler: weakref.ref[LRScheduler] | None = None
+        self._timetable = Timetable(config, optimizer)
         # How many groups of each family are left, where weights that were loaded said so.
         self._fitted: tuple[int, ...] | None = None
         self._processes = processes_of(model)
         with self._processes.together():
-            self._require_steps_left()
+            self._timetable.require_steps_left(self._progress)
             self._copies = Copies(model, also)
             parameters = dict(model.named_parameters(remove_duplicate=False))
             coupled = {a.tensor: parameters[a.tensor] for a in families.axes if a.tensor in parameters}
@@ -195,13 +191,7 @@ class Pruner:
         if now.stage == "pruned":
             return self._resting
         self._require_attached()
-        since_call, since_check = now.steps - now.at_call, now.steps - now.at_check
-        every = self.config.check_every
-        if every == "auto":
-            due = since_call > 1 or since_check >= self._inner_loop_steps()
-        else:
-            due = since_check >= int(every)
-        report = self._evaluate(forced=False) if due else self._resting
+        report = self._evaluate(forced=False) if self._timetable.is_due(now) else self._resting
         now.at_call = now.steps
         return report
 
@@ -260,7 +250,7 @@ class Pruner:
             )
         self._progress, self.mask, self.scores = progress, loaded.mask, loaded.scores
         self._masks = deque(loaded.masks, maxlen=self.config.lag)
-        self._scheduler = None
+        self._timetable.forget()
         if progress.history:
             self._resting = replace(progress.history[-1], cut=False, seconds=0.0)
 
@@ -349,7 +339,7 @@ class Pruner:
     def _evaluate(self, forced: bool) -> StepReport:
         begun = time.perf_counter()
         require_between_steps(self._alive())
-        self._require_steps_left()
+        self._timetable.require_steps_left(self._progress)
         self._processes.require_cuttable()
         coupled, config, now = self._current(), self.config, self._progress
         self._processes.require_agreement(
@@ -370,7 +360,7 @@ class Pruner:
         self._masks.append(choice.mask)
         self.scores, self.mask = choice.scores, choice.mask
 
-        stage = self._plan_stage()
+        stage = self._timetable.plan(now)
         unplanned = stage.deadline is None and self.config.deadline is not None
         if unplanned and now.check == self.config.window:
             logger.warning(
@@ -378,13 +368,13 @@ class Pruner:
                 "the cut may take twice as many more. Pass total_steps= (optimizer steps) to plan it",
                 stage.latest_start * now.check // max(1, now.steps),
             )
-        late, ready = self._is_late(stage), self._is_ready(choice)
+        late, ready = self._timetable.is_late(now, stage), self._is_ready(choice)
         cut = forced or late or ready
         if cut:
             if late and not ready and not forced:
                 self._warn(choice)
             self._cut(choice)
-        elif now.stage == "observe" and self._should_start(stage):
+        elif now.stage == "observe" and self._timetable.should_start(now, stage):
             self._begin(choice, coupled, stage)
 
         rate = penalty.mean_rate(penalty.parts_now(coupled, self.optimizer), self.optimizer)
@@ -423,14 +413,6 @@ class Pruner:
         )
         return replace(first, scores=first.scores.to(device), mask=first.mask.to(device))
 
-    def _should_start(self, stage: schedule.Stage) -> bool:
-        now = self._progress
-        if self.config.sparsify_from is not None:
-            return now.check >= self.config.sparsify_from
-        if stability.has_settled(now.indices, self.config.window, self.config.tau):
-            return True
-        return self.config.strength == "auto" and now.steps >= stage.latest_start
-
     def _is_ready(self, choice: Choice) -> bool:
         """Eq. 6, and little enough left in what goes."""
         now = self._progress
@@ -440,16 +422,11 @@ class Pruner:
         small = most is None or choice.residual < most
         return small and stability.is_stable(now.indices, self.config.window, self.config.epsilon)
 
-    def _is_late(self, stage: schedule.Stage) -> bool:
-        if isinstance(self.config.deadline, int):
-            return self._progress.check >= self.config.deadline
-        return stage.deadline is not None and self._progress.steps >= stage.deadline
-
     def _begin(self, choice: Choice, coupled: penalty.Coupled, stage: schedule.Stage) -> None:
         now = self._progress
         now.stage, now.t_sl, now.start = "sparsify", now.check, now.steps
         # Planned once: a length that moved with every estimate would make the sum of lambda * lr drift.
-        now.planned = self._plan_stage().steps
+        now.planned = self._timetable.plan(now).steps
         if self.config.strength == "auto":
             now.scale = mean_pruned_norm(coupled.bound, choice.mask)
         logger.info("sparsity learning begins at check %d", now.check)
@@ -478,47 +455,6 @@ class Pruner:
             choice.residual,
             "any" if self.config.max_residual is None else f"below {self.config.max_residual:g}",
         )
-
-    def _plan_stage(self) -> schedule.Stage:
-        now, total = self._progress, self._total_steps()
-        return schedule.plan_stage(self.config, total, now.start, now.check, now.steps, now.begun)
-
-    def _inner_loop_steps(self) -> int:
-        """Optimizer steps between two checks where `step` is called after each of them."""
-        now = self._progress
-        if now.every == 0:  # kept until the next check: estimates of a run's length move
-            total = self._total_steps()
-            if total is None:
-                return INNER_LOOP_STEPS
-            now.every = min(INNER_LOOP_STEPS, max(1, total // INNER_LOOP_CHECKS))
-        return now.every
-
-    def _total_steps(self) -> int | None:
-        """Optimizer steps of the whole run, or None if nothing tells."""
-        if self.config.total_steps is not None:
-            return self.config.total_steps
-        scheduler = self._scheduler() if self._scheduler else None
-        if scheduler is None:
-            scheduler = schedule.find_scheduler(self.optimizer)
-            if scheduler is None:
-                return None
-            self._scheduler = weakref.ref(scheduler)
-            if self._progress.position is None:
-                self._progress.position = (self.steps, schedule.scheduler_position(scheduler))
-        length = schedule.scheduler_length(scheduler)
-        if length is None:
-            return None
-        now = (self.steps, schedule.scheduler_position(scheduler))
-        return schedule.run_length(length, self._progress.position or now, now)
-
-    def _require_steps_left(self) -> None:
-        """Refuse at the beginning a run that is over by what the user said of its length."""
-        total, now = self.config.total_steps, self._progress
-        if total is not None and now.check == 0 and now.steps > total:
-            raise ConfigError(
-                f"total_steps={total}, but the optimizer has taken {now.steps} already: the optimizer "
-                "steps of the whole run are expected, not its epochs"
-            )
 
     # The model.
 

@@ -534,7 +534,7 @@ def test_check_every():
 
 
 def test_inner_loop_calls_check_once_per_five_hundred(monkeypatch):
-    monkeypatch.setattr("ocsfast.pruner.INNER_LOOP_STEPS", 6)
+    monkeypatch.setattr("ocsfast.timetable.INNER_LOOP_STEPS", 6)
     model, optimizer, pruner = run(total_steps=None)
     checks = []
     for k in range(13):
