@@ -375,7 +375,7 @@ class Pruner:
                 self._warn(choice)
             self._cut(choice)
         elif now.stage == "observe" and self._timetable.should_start(now, stage):
-            self._begin(choice, coupled, stage)
+            self._begin(choice, coupled)
 
         rate = penalty.mean_rate(penalty.parts_now(coupled, self.optimizer), self.optimizer)
         report = StepReport(
@@ -422,7 +422,7 @@ class Pruner:
         small = most is None or choice.residual < most
         return small and stability.is_stable(now.indices, self.config.window, self.config.epsilon)
 
-    def _begin(self, choice: Choice, coupled: penalty.Coupled, stage: schedule.Stage) -> None:
+    def _begin(self, choice: Choice, coupled: penalty.Coupled) -> None:
         now = self._progress
         now.stage, now.t_sl, now.start = "sparsify", now.check, now.steps
         # Planned once: a length that moved with every estimate would make the sum of lambda * lr drift.

@@ -13,7 +13,7 @@ from torch import Tensor
 from ocsfast.cost import CostModel
 from ocsfast.ops import Bound, Penalty
 from ocsfast.plan import Plan
-from ocsfast.tables import group_scores, matrices, slice_sums
+from ocsfast.tables import group_scores, lasso_slopes, matrices, slice_sums
 
 # What a criterion takes from each element w, x being the one in its place of another tensor.
 _ELEMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -101,10 +101,8 @@ def lasso_grad_(bound: Bound, grads: Sequence[Tensor | None], mask: Tensor, stre
     """Eq. 8; see `ocsfast.ops.lasso_grad_`."""
     plan, weights = bound.plan, bound.weights
     with torch.no_grad():
-        norm = slice_sums(plan, [w.double().square() for w in weights], torch.float64).sqrt()
-        counts = mask[plan.table("slice_group").long()] & (norm != 0)
-        # A last entry that label -1 reads.
-        factor = torch.cat([torch.where(counts, strength.double() / norm, 0.0), norm.new_zeros(1)])
+        squares = slice_sums(plan, [w.double().square() for w in weights], torch.float64)
+        slopes = lasso_slopes(plan, squares, mask, strength)
         for grad, (weight, rows, cols) in zip(grads, matrices(plan, weights), strict=True):
             if grad is None:
                 continue
@@ -112,7 +110,7 @@ def lasso_grad_(bound: Bound, grads: Sequence[Tensor | None], mask: Tensor, stre
             total = torch.zeros((), dtype=dtype, device=weight.device)
             for labels, axis in ((rows, 0), (cols, 1)):
                 if labels is not None:
-                    total = total + _along(factor[labels].to(dtype), weight, axis)
+                    total = total + _along(slopes[labels].to(dtype), weight, axis)
             before = grad.to(dtype).reshape(weight.shape)
             after = torch.where(total != 0, before + weight.to(dtype) * total, before)
             grad.copy_(after.reshape(grad.shape))

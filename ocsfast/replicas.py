@@ -52,7 +52,6 @@ class Processes(ABC):
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Before a pruner does anything; `facts` are what it is made of."""
 
-    @abstractmethod
     def bind(
         self,
         families: Families,
@@ -61,6 +60,7 @@ class Processes(ABC):
         include_bias: bool,
     ) -> penalty.Coupled:
         """As `penalty.bind`, for the weights as they lie in the processes. Must not communicate."""
+        return penalty.bind(families, parameters, optimizer, include_bias)
 
     @abstractmethod
     def require_cuttable(self) -> None:
@@ -135,15 +135,6 @@ class Replicas(Processes):
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Nothing: a model may be wrapped at any time before the first check."""
-
-    def bind(
-        self,
-        families: Families,
-        parameters: Mapping[str, nn.Parameter],
-        optimizer: Optimizer,
-        include_bias: bool,
-    ) -> penalty.Coupled:
-        return penalty.bind(families, parameters, optimizer, include_bias)
 
     def require_cuttable(self) -> None:
         """Refuse, before a check, what the cut could not carry on.

@@ -82,20 +82,20 @@ def plan_stage(
     """
     interval = max(1, (steps - begun) // max(1, checks))
     needed = config.window + config.lag + 1
+    length = round(config.span * total) if total is not None else (start or steps)
+    length = max(length, interval)
     if isinstance(config.deadline, int):
         deadline: int | None = config.deadline * interval
     elif config.deadline is None or total is None:
         deadline = None
     else:
         deadline = round(config.deadline * total)
-    length = round(config.span * total) if total is not None else (start or steps)
-    length = max(length, interval)
-    if deadline is not None:
-        latest = deadline - length
-        if isinstance(config.deadline, float) and config.strength == "auto" and total is not None:
+        if config.strength == "auto":
             begin = steps if start is None else start
             least = min(max(interval, length // 2), (total - begin) // 2)
             deadline = max(deadline, begin + least)
+    if deadline is not None:
+        latest = deadline - length
         if start is not None:
             length = max(interval, min(length, deadline - start))
     else:

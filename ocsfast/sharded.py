@@ -26,7 +26,7 @@ from ocsfast.optim import OnePass
 from ocsfast.plan import Plan, shard_plan
 from ocsfast.replicas import Processes
 from ocsfast.resharding import local_of, managed, part_of, settle
-from ocsfast.tables import group_scores, matrices, slice_sums
+from ocsfast.tables import group_scores, lasso_slopes, matrices, slice_sums
 
 
 class ShardedWeights:
@@ -73,16 +73,13 @@ class ShardedWeights:
         """
         with torch.no_grad():
             _, squares = self.saliency()
-            norms = squares.sqrt()
-            counts = mask[self.plan.table("slice_group").long()] & (norms != 0)
-            # A last entry that label -1 reads.
-            factor = torch.cat([torch.where(counts, strength / norms, 0.0), norms.new_zeros(1)])
+            slopes = lasso_slopes(self.plan, squares, mask, strength)
             walk = matrices(self._rows.plan, self._rows.weights)
             for grad, (weight, rows, cols) in zip(grads, walk, strict=True):
                 if grad is None or not weight.numel():
                     continue
-                of_rows = 0.0 if rows is None else factor[rows].view(-1, 1, 1)
-                of_cols = 0.0 if cols is None else factor[cols].view(1, -1, 1)
+                of_rows = 0.0 if rows is None else slopes[rows].view(-1, 1, 1)
+                of_cols = 0.0 if cols is None else slopes[cols].view(1, -1, 1)
                 local = local_of(grad)
                 added = weight * (of_rows + of_cols)
                 local.add_(added.view(local.shape).to(local.dtype))

@@ -40,6 +40,16 @@ def slice_sums(
     return total[:-1]
 
 
+def lasso_slopes(plan: Plan, squares: Tensor, mask: Tensor, strength: Tensor) -> Tensor:
+    """[slices + 1] for Eq. 8, from sums of squares: strength / |slice| where that is pruned and not 0.
+
+    Else 0, and so in the last entry, which label -1 reads.
+    """
+    norms = squares.sqrt()
+    counts = mask[plan.table("slice_group").long()] & (norms != 0)
+    return torch.cat([torch.where(counts, strength / norms, 0.0), norms.new_zeros(1)])
+
+
 def group_means(plan: Plan, values: Tensor) -> Tensor:
     """[groups] from [slices]: the mean over each group's slices, 0 where it has none."""
     sums = values.new_zeros(plan.count("groups")).index_add_(0, plan.table("slice_group"), values)

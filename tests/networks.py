@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from ocsfast import Pruner, StepReport
 from ocsfast.optim import SGD, AdamW
 
 BATCH = 8
@@ -57,6 +58,20 @@ def train(model: nn.Module, optimizer: Optimizer, steps: int, first: int = 0) ->
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
+
+
+EPOCH = 5  # steps
+
+
+def epochs(
+    model: nn.Module, optimizer: Optimizer, pruner: Pruner, count: int, first: int = 0
+) -> list[StepReport]:
+    """Train for so many epochs, and call the pruner after each: its reports."""
+    reports = []
+    for e in range(first, first + count):
+        train(model, optimizer, EPOCH, first=e * EPOCH)
+        reports.append(pruner.step())
+    return reports
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {

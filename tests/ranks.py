@@ -8,11 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from networks import BATCH, Net, batch
+from networks import BATCH, EPOCH, Net, batch
 from torch import nn
 from torch.nn import functional as F
 
-EPOCH = 5
 EPOCHS = 14
 RANKS = 2
 

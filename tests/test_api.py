@@ -8,13 +8,11 @@ import weakref
 
 import pytest
 import torch
-from networks import Net, batch, net, sgd, train
+from networks import EPOCH, Net, batch, net, sgd, train
 from torch import nn
 
 import ocsfast
 from ocsfast import Config, ConfigError, GroupingError, StateError
-
-EPOCH = 5
 
 
 def unchanged(model, optimizer):
@@ -31,16 +29,22 @@ def unchanged(model, optimizer):
     return check
 
 
-def test_the_one_line_is_enough():
-    model = net()
+def by_one_line(model, epochs):
+    """A loop with a schedule, and the one line after each epoch: its reports."""
     optimizer = sgd(model)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20 * EPOCH)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * EPOCH)
     reports = []
-    for e in range(20):
+    for e in range(epochs):
         for k in range(EPOCH):
             train(model, optimizer, 1, first=e * EPOCH + k)
             scheduler.step()
         reports.append(ocsfast.step(model, 0.5))
+    return reports
+
+
+def test_the_one_line_is_enough():
+    model = net()
+    reports = by_one_line(model, 20)
     assert [r.check for r in reports[:3]] == [0, 1, 2]
     assert reports[-1].stage == "pruned"
     assert sum(r.cut for r in reports) == 1
@@ -51,15 +55,7 @@ def test_the_one_line_is_enough():
 
 def test_a_late_first_call_still_shrinks_before_the_cut():
     """One line, three epochs: the first call only listens, and the deadline is over at the second."""
-    model = net()
-    optimizer = sgd(model)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3 * EPOCH)
-    reports = []
-    for epoch in range(3):
-        for k in range(EPOCH):
-            train(model, optimizer, 1, first=epoch * EPOCH + k)
-            scheduler.step()
-        reports.append(ocsfast.step(model, 0.5))
+    reports = by_one_line(net(), 3)
     assert [r.stage for r in reports] == ["observe", "sparsify", "pruned"]
     assert reports[-1].nats == pytest.approx(3.0, rel=0.1)
 

@@ -11,8 +11,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import ocsfast
 from ocsfast import StateError
 
-EPOCH = 5
-
 
 def attach(model, optimizer, **options):
     return ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], **options)

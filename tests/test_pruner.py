@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from networks import OPTIMIZERS, batch, net, sgd, train
+from networks import EPOCH, OPTIMIZERS, batch, epochs, net, sgd, train
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,19 +16,9 @@ from ocsfast import Config, ConfigError, StateError, criteria, ops
 from ocsfast.cost import build_cost_model, target_products
 from ocsfast.schedule import paper_lambda
 
-EPOCH = 5
-
 
 def attach(model, optimizer, ratio=0.5, **options):
     return ocsfast.attach(model, ratio, optimizer=optimizer, example_inputs=batch(0)[0], **options)
-
-
-def epochs(model, optimizer, pruner, count, first=0):
-    reports = []
-    for e in range(first, first + count):
-        train(model, optimizer, EPOCH, first=e * EPOCH)
-        reports.append(pruner.step())
-    return reports
 
 
 def run(name="SGD", seed=0, **options):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import Net, batch, net, sgd, train
+from networks import EPOCH, Net, batch, epochs, net, sgd
 from torch import nn
 
 import ocsfast
@@ -19,18 +19,10 @@ from ocsfast.fitting import surplus
 from ocsfast.grouping import group
 from ocsfast.train.models import build_model
 
-EPOCH = 5
-
 
 def started(model, optimizer, **options):
     options = {"total_steps": 20 * EPOCH, **options}
     return ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], **options)
-
-
-def epochs(model, optimizer, pruner, count, first=0):
-    for e in range(first, first + count):
-        train(model, optimizer, EPOCH, first=e * EPOCH)
-        pruner.step()
 
 
 def saved(epoch):

@@ -4,15 +4,13 @@ import copy
 
 import pytest
 import torch
-from networks import Net, batch, net, sgd, train
+from networks import EPOCH, Net, batch, epochs, net, sgd, train
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import ocsfast
 from ocsfast import StateError
-
-EPOCH = 5
 
 
 def attach(model, optimizer, **options):
@@ -188,9 +186,7 @@ def test_channels_last_through_a_whole_run():
     model = net().to(memory_format=torch.channels_last)
     optimizer = sgd(model)
     pruner = attach(model, optimizer, total_steps=60)
-    for e in range(12):
-        train(model, optimizer, EPOCH, first=e * EPOCH)
-        pruner.step()
+    epochs(model, optimizer, pruner, 12)
     assert pruner.stage == "pruned"
     assert model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -206,9 +202,7 @@ def test_activation_checkpointing_changes_nothing():
         model.bn1 = model.bn2 = nn.Identity()  # statistics are updated twice where it is recomputed
         optimizer = sgd(model)
         pruner = attach(model, optimizer, total_steps=60)
-        for e in range(12):
-            train(model, optimizer, EPOCH, first=e * EPOCH)
-            pruner.step()
+        epochs(model, optimizer, pruner, 12)
         assert pruner.stage == "pruned"
         return model.state_dict()
 
@@ -255,7 +249,5 @@ def test_groups_with_rates_of_their_own_agree_on_what_shrinks():
     rest = [p for n, p in model.named_parameters() if not n.startswith("conv1")]
     optimizer = torch.optim.SGD([*groups, {"params": rest}], lr=0.05, momentum=0.9)
     pruner = attach(model, optimizer, total_steps=60)
-    for e in range(12):
-        train(model, optimizer, EPOCH, first=e * EPOCH)
-        pruner.step()
+    epochs(model, optimizer, pruner, 12)
     assert pruner.stage == "pruned"

@@ -32,8 +32,10 @@ void Sums::sum_slices(int32_t tensor) const {
   const Matrix& m = bound_.matrices[tensor];
   const Plan& plan = bound_.plan;
   const auto gather = [&](const int32_t* slice_of, int32_t extent, const double* sums) {
-    for (int32_t i = 0; touched_only_ && i < extent; ++i) {
-      if (slice_of[i] >= 0) slices_[slice_of[i]] = 0;
+    if (touched_only_) {  // else all were zeroed at the beginning
+      for (int32_t i = 0; i < extent; ++i) {
+        if (slice_of[i] >= 0) slices_[slice_of[i]] = 0;
+      }
     }
     for (int32_t i = 0; i < extent; ++i) {
       const int32_t slice = slice_of[i];

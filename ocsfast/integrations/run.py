@@ -15,8 +15,7 @@ from ocsfast.copies import Also
 from ocsfast.history import StepReport
 from ocsfast.optimizers import tells_by_steps
 from ocsfast.pruner import Pruner
-
-CHECKS = 50  # in a run, unless `check_every` says otherwise
+from ocsfast.timetable import INNER_LOOP_CHECKS
 
 
 class PruneRun:
@@ -64,7 +63,7 @@ class PruneRun:
         options = dict(self.options)
         if steps is not None:
             options.setdefault("total_steps", steps)
-            options.setdefault("check_every", max(1, steps // CHECKS))
+            options.setdefault("check_every", max(1, steps // INNER_LOOP_CHECKS))
         state = self._state
         if state is not None and state["progress"]["stage"] == "pruned":
             self.report = StepReport(**{**state["progress"]["history"][-1], "cut": False})
@@ -80,13 +79,12 @@ class PruneRun:
                 **options,
             )
 
-        if state is not None:
-            self.pruner = attach()
-            self.pruner.load_state_dict(state)
-        elif tells_by_steps(optimizer):
+        if state is None and tells_by_steps(optimizer):
             self._attach = attach
-        else:
-            self.pruner = attach()
+            return
+        self.pruner = attach()
+        if state is not None:
+            self.pruner.load_state_dict(state)
 
     def step(self) -> StepReport:
         """An optimizer step has been taken."""
