@@ -127,13 +127,14 @@ class Build(build_ext):
         """What compiles each source, without the source and the object."""
         import pybind11
 
-        includes = [f"-I{CSRC}", "-isystem", str(torch / "include")]
+        # pybind11's own folder first: the copy beside torch's headers refuses TORCH_TARGET_VERSION up to
+        # torch 2.12, and is of whatever version torch was built with.
+        includes = [f"-I{CSRC}", "-isystem", pybind11.get_include(), "-isystem", str(torch / "include")]
         target = f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}{0:012x}ULL"
         more = shlex.split(os.environ.get("CXXFLAGS", ""))
         host = [*cxx, "-c", *HOST_FLAGS, *WARNINGS, *includes, target, *more]
         module = [
             f"-I{sysconfig.get_path('include')}",
-            f"-isystem{pybind11.get_include()}",
             f'-DOCSFAST_VERSION="{self.distribution.get_version()}"',
             f"-DOCSFAST_CUDA={int(cuda is not None)}",
             f'-DOCSFAST_CUDA_VERSION="{".".join(map(str, cuda.version)) if cuda else ""}"',
