@@ -25,7 +25,6 @@ import torch
 import zoo
 from models_page import page
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
 from ocsfast.as_graph import graph_of
 from ocsfast.cost import build_cost_model
@@ -34,6 +33,7 @@ from ocsfast.errors import GroupingError
 from ocsfast.grouping import Choice, by_labels
 from ocsfast.grouping.proof import Trial, proved
 from ocsfast.grouping.trace import undisturbed
+from ocsfast.macs import count_macs
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "models.json"
@@ -118,7 +118,6 @@ def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -
     """Predicted and counted for one sample, before the cut and after it.
 
     Where the two differ, for two samples: a contrastive model multiplies the batch by itself.
-    The counter does not see into the fused attention and recurrence of inference.
     """
 
     def both(families: Any) -> list[int]:
@@ -126,33 +125,15 @@ def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -
         for samples in (1, 2):
             some = tree_map_only(torch.Tensor, lambda x, n=samples: x[:n], (args, kwargs))
             model.train().eval()  # in evaluation some models keep biases that they have computed
-            with FlopCounterMode(display=False, custom_mapping=experts()) as counter:
-                model(*some[0], **some[1])
-            counted = counter.get_total_flops() // 2
+            counted = count_macs(lambda some=some: model(*some[0], **some[1]))
             if samples * cost == counted:
                 break
         return [samples * cost, counted]
 
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.backends.mkldnn.flags(enabled=False):
-            before = both(families)
-            return [*before, *both(cut_model(model, families, pruned))]
+        return [*both(families), *both(cut_model(model, families, pruned))]
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-
-
-def experts() -> dict[Any, Any]:
-    """What torch's counter does not know: rows times the matrix of each one's expert."""
-
-    def flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-        return 2 * int(x[0]) * int(weight[-2]) * int(weight[-1])
-
-    import transformers.integrations.moe  # noqa: F401  (registers its operator)
-
-    spaces = (torch.ops.aten, torch.ops.transformers)
-    names = ("_grouped_mm", "grouped_mm_fallback")
-    return {getattr(s, n): flops for s in spaces for n in names if hasattr(s, n)}
 
 
 def reasons(families: Any) -> list[str]:

@@ -13,7 +13,6 @@ from test_blocks import make, predicted_macs, tensors, third
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 import ocsfast
 from ocsfast.as_graph import graph_of
@@ -21,6 +20,7 @@ from ocsfast.cut import cut_model, size_attributes
 from ocsfast.errors import CheckpointError, ConfigError, GroupingError
 from ocsfast.grouping import Choice, Families, group
 from ocsfast.grouping.propagate import RULES
+from ocsfast.macs import count_macs
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -48,9 +48,7 @@ def of_batch(inputs: Any, samples: int) -> Any:
 
 
 def counted_macs(model: nn.Module, *args: Any) -> int:
-    with FlopCounterMode(display=False) as counter:
-        model.eval()(*args)
-    return counter.get_total_flops() // 2
+    return count_macs(lambda: model.eval()(*args))
 
 
 def names(families: Families) -> dict[str, int]:

@@ -10,12 +10,12 @@ import torch
 from blocks import BLOCKS, Case, Detections, image, tokens
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from ocsfast.cost import build_cost_model
 from ocsfast.cut import cut_model
 from ocsfast.errors import GroupingError, StateError
 from ocsfast.grouping import Families, group
+from ocsfast.macs import count_macs
 
 # What may go of each block: family, kind and number of groups; more may be found one day.
 PRUNABLE = {
@@ -127,10 +127,7 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def counted_macs(case: Case) -> int:
-    # Gradients on: without them nn.MultiheadAttention takes one operator that is not counted.
-    with FlopCounterMode(display=False) as counter:
-        case.model.eval()(*case.args, **case.kwargs)
-    return counter.get_total_flops() // 2
+    return count_macs(lambda: case.model.eval()(*case.args, **case.kwargs))
 
 
 def predicted_macs(families: Families) -> int:
@@ -178,13 +175,12 @@ def test_block(name):
     else:
         assert not [f for f in families.frozen if "cutting it fails" in f.reason]
     samples = len(tensors((case.args, case.kwargs))[0])
-    uncounted = name == "lstm"  # by torch, on CPU
     before = tensors(case.model.eval()(*case.args, **case.kwargs))
-    assert uncounted or predicted_macs(families) * samples == counted_macs(case)
+    assert predicted_macs(families) * samples == counted_macs(case)
     left = cut_model(case.model, families, third(families))
     after = tensors(case.model.eval()(*case.args, **case.kwargs))
     assert [x.shape for x in after] == [x.shape for x in before]
-    assert uncounted or predicted_macs(left) * samples == counted_macs(case)
+    assert predicted_macs(left) * samples == counted_macs(case)
     train_a_step(case)
 
 

@@ -13,7 +13,7 @@ import ocsfast
 from ocsfast.errors import ConfigError
 from ocsfast.train.cli import choose_recipe, main, make_parser
 from ocsfast.train.data import Request, load
-from ocsfast.train.loop import count_macs, count_parameters, evaluate
+from ocsfast.train.loop import count_parameters, evaluate, macs_per_sample
 from ocsfast.train.models import TRANSFORMERS, build_model
 from ocsfast.train.recipes import Recipe, learning_rate_factor, make_optimizer, make_scheduler, recipe
 from ocsfast.train.vit import Attention, Mlp, VisionTransformer, patch_size
@@ -26,7 +26,7 @@ from ocsfast.train.vit import Attention, Mlp, VisionTransformer, patch_size
 )
 def test_published_sizes(arch: str, macs: str, params: str) -> None:
     model = build_model(arch, 1000, 3, 224)
-    assert f"{count_macs(model, (3, 224, 224)) / 1e9:.1f}" == macs
+    assert f"{macs_per_sample(model, (3, 224, 224)) / 1e9:.1f}" == macs
     assert f"{count_parameters(model) / 1e6:.2f}" == params
 
 
@@ -189,6 +189,6 @@ def test_one_cycle(tmp_path: Path) -> None:
 
     model = build_model("vit_tiny", 10, 1, 8)
     ocsfast.load(model, tmp_path / "model.safetensors")
-    assert count_macs(model, (1, 8, 8)) == summary["macs_after"]
+    assert macs_per_sample(model, (1, 8, 8)) == summary["macs_after"]
     data = load("digits", Request(subset=128))
     assert evaluate(model, data.test, 64) == pytest.approx(pruned["accuracy"])

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from ocsfast.errors import GroupingError
 from ocsfast.grouping.families import Attribute, Axis, Families, Family, Frozen, Product
 from ocsfast.grouping.trace import undisturbed, with_batch
+from ocsfast.macs import count_macs
 
 Labelled = dict[tuple[str, int], Tensor]  # (tensor, axis) -> group of each index, or -1
 
@@ -187,16 +187,11 @@ def _costs(
         if isinstance(module, (_ConvNd, nn.Linear))
     ]
     try:
-        with (
-            undisturbed(model, training=False),
-            torch.no_grad(),
-            FlopCounterMode(display=False) as counter,
-        ):
-            model(*args, **kwargs)
+        with undisturbed(model, training=False), torch.no_grad():
+            rest = count_macs(lambda: model(*args, **kwargs))
     finally:
         for hook in hooks:
             hook.remove()
-    rest = counter.get_total_flops() // 2
     for name, positions in calls:
         weight: Any = modules[name].weight
         rest -= positions * weight.shape[0] * weight.shape[1]

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ocsfast.errors import ConfigError
 from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.labels import Dims, Labels, Vector
 from ocsfast.grouping.shapes import sizes_of
 from ocsfast.grouping.trace import Trace, module_of, origins_of, source_of
+from ocsfast.macs import count_macs
 
 Value = Dims | list[Any] | None  # a tensor's labels, a list of them, or nothing
 
@@ -364,8 +364,7 @@ def _count_macs(node: torch.fx.Node) -> int:
     args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), meta)
     target: Any = node.target
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            target(*args, **kwargs)
+        with torch.no_grad():
+            return count_macs(lambda: target(*args, **kwargs))
     except Exception:  # no meta implementation: then it is none of the counted operators
         return 0
-    return int(counter.get_total_flops()) // 2

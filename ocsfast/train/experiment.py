@@ -24,9 +24,9 @@ from ocsfast.report.records import EpochRow, RunResult
 from ocsfast.train.data import Data
 from ocsfast.train.loop import (
     Run,
-    count_macs,
     count_parameters,
     in_turns,
+    macs_per_sample,
     paired_latency,
     prepare_dense,
     prepare_one_cycle,
@@ -64,7 +64,7 @@ def run_experiment(
         model = _new_model(experiment, data)
         runs.append(prepare_one_cycle(model, data, experiment.recipe, experiment.ratio))
     untouched = _new_model(experiment, data)
-    macs_before, params_before = count_macs(untouched, data.shape), count_parameters(untouched)
+    macs_before, params_before = macs_per_sample(untouched, data.shape), count_parameters(untouched)
 
     trainings = {run.name: train(run, data, experiment.recipe, experiment.seed) for run in runs}
     results = in_turns(trainings, show)

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.flop_counter import FlopCounterMode
 
 import ocsfast
 from ocsfast import Config, Pruner, StepReport
 from ocsfast.errors import StateError
+from ocsfast.macs import count_macs
 from ocsfast.report.records import Cut, EpochRow, FamilyWidth, NormSnapshot, RunResult
 from ocsfast.train.data import Data, Source, iterations
 from ocsfast.train.recipes import Recipe, make_optimizer, make_scheduler
@@ -87,7 +87,7 @@ def train(run: Run, data: Data, recipe: Recipe, seed: int) -> Training:
     generator = torch.Generator().manual_seed(seed)
     rows: list[EpochRow] = []
     snapshots: list[NormSnapshot] = []
-    macs, cut = count_macs(run.model, data.shape), None
+    macs, cut = macs_per_sample(run.model, data.shape), None
     for epoch in range(1, recipe.epochs + 1):
         torch.manual_seed(seed + epoch)  # so that dropout does not depend on what else is trained
         start = clock(device)
@@ -105,7 +105,7 @@ def train(run: Run, data: Data, recipe: Recipe, seed: int) -> Training:
             step_seconds = clock(device) - start
             if report.cut:
                 before, accuracy = accuracy, evaluate(run.model, data.test, recipe.batch_size)
-                macs = count_macs(run.model, data.shape)
+                macs = macs_per_sample(run.model, data.shape)
                 cut = Cut(epoch, report.forced, before, accuracy)
             if run.pruner is not None and (report.cut or report.stage != "pruned"):
                 snapshots.extend(_snapshot(epoch, run.pruner))
@@ -171,14 +171,14 @@ def evaluate(model: nn.Module, source: Source, batch_size: int) -> float:
 
 
 @torch.no_grad()
-def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of one sample's forward pass, as torch counts them."""
+def macs_per_sample(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one sample's forward pass."""
     training = model.training
     model.eval()
-    with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *shape, device=next(model.parameters()).device))
+    image = torch.zeros(1, *shape, device=next(model.parameters()).device)
+    counted = count_macs(lambda: model(image))
     model.train(training)
-    return int(counter.get_total_flops()) // 2
+    return counted
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,0 +1,82 @@
+"""MACs of a call, counted while it runs.
+
+torch's own counter sees most operators. Which fused ones it sees depends on its version (the CPU's
+attention from 2.15 on) and on the device, so their formulas are here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+Shape = Sequence[int]
+
+
+def count_macs(call: Callable[[], object]) -> int:
+    """Multiply-accumulates of matrix products and convolutions that `call` computes.
+
+    What `torch.utils.flop_counter.FlopCounterMode` counts, halved, and the same on every version of
+    torch and on every device: fused attention and recurrence count as the products that they stand for.
+
+    Example:
+        >>> count_macs(lambda: torch.nn.Linear(3, 5)(torch.zeros(2, 3)))
+        30
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # a whole encoder layer as one operator
+    try:
+        with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
+            call()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return int(counter.get_total_flops()) // 2
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """FLOPs by operator, from the shapes of its arguments; of those that this torch has."""
+    aten: Any = torch.ops.aten
+    formulas: dict[str, Callable[..., int]] = {
+        **dict.fromkeys(
+            (
+                "_scaled_dot_product_flash_attention_for_cpu",
+                "_scaled_dot_product_flash_attention",
+                "_scaled_dot_product_efficient_attention",
+                "_scaled_dot_product_cudnn_attention",
+                "_scaled_dot_product_fused_attention_overrideable",
+            ),
+            _attention,
+        ),
+        "mkldnn_rnn_layer": _one_layer,
+        "_cudnn_rnn": _all_layers,
+        "_grouped_mm": _grouped,
+    }
+    known = {getattr(aten, name): f for name, f in formulas.items() if hasattr(aten, name)}
+    # The same product by transformers, which registers it when a mixture of experts is first imported.
+    experts: Any = torch.ops.transformers
+    if hasattr(experts, "grouped_mm_fallback"):
+        known[experts.grouped_mm_fallback] = _grouped
+    return known
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """q [..., L, D] with k [..., S, D], and the result [..., L, S] with v [..., S, E]; masked or not."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _one_layer(x: Shape, w_ih: Shape, w_hh: Shape, *_: Any, **__: Any) -> int:
+    """x [steps, batch, inputs] through both matrices of a layer, in one direction."""
+    return 2 * math.prod(x[:-1]) * (math.prod(w_ih) + math.prod(w_hh))
+
+
+def _all_layers(x: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
+    """x [..., inputs] through all matrices; the biases among the weights are vectors."""
+    return 2 * math.prod(x[:-1]) * sum(math.prod(w) for w in weights if len(w) == 2)
+
+
+def _grouped(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    """Rows [tokens, k], each times the matrix of its expert, of [experts, k, n]."""
+    return 2 * x[0] * weight[-2] * weight[-1]
