@@ -11,7 +11,7 @@ import os
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ocsfast.cut import set_size, size_attributes
 from ocsfast.errors import CheckpointError
 from ocsfast.plan import is_channels_last
-from ocsfast.slicing import is_sharded, replace_data
+from ocsfast.slicing import Layout, announce, is_sharded
 
 KEY = "ocsfast"  # the metadata entry that holds the structure
 FORMAT = 2
@@ -96,11 +96,16 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
     _check_layers(path, model, tensors, aliases, attributes)
     swaps = [(state[name], _placed(new, state[name])) for name, new in tensors.items()]
 
-    for old, new in swaps:
-        old.grad = None
-        replace_data(old, new)
-    for module, name, size in attributes:
-        set_size(module, name, size)
+    with ExitStack() as undo:
+        for old, new in swaps:
+            undo.callback(setattr, old, "grad", old.grad)
+            old.grad = None
+            Layout().place(old, new, undo)
+        for module, name, size in attributes:
+            undo.callback(set_size, module, name, size_attributes(module)[name])
+            set_size(module, name, size)
+        announce(model)
+        undo.pop_all()
 
 
 @dataclass(frozen=True)

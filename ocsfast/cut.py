@@ -1,13 +1,15 @@
 """The cut: pruned groups leave the model, and every parameter stays the same object.
 
-Whole or not at all: everything that can fail happens before the first change.
+Whole or not at all: everything that can be worked out is before the first change, and what fails after
+it, here or in another process that holds a part of the model, is undone.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,8 @@ from torch.optim import Optimizer
 
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families, kept_indices
-from ocsfast.model_config import describes_itself, update_config
-from ocsfast.slicing import crop, is_sharded, replace_data, sliced_state
+from ocsfast.model_config import describes_itself, integers_of, set_integers, update_config
+from ocsfast.slicing import Layout, announce, layout_of, sliced_state
 
 logger = logging.getLogger("ocsfast")
 
@@ -32,24 +34,37 @@ class _Swap:
     grad: Tensor | None
     states: tuple[tuple[dict[str, Any], dict[str, Any]], ...]  # (a state to update, what changes in it)
 
+    def apply(self, layout: Layout, undo: ExitStack) -> None:
+        tensor = self.tensor
+        undo.callback(setattr, tensor, "grad", tensor.grad)
+        tensor.grad = None  # while the shapes differ
+        layout.place(tensor, self.data, undo)
+        undo.callback(setattr, tensor, "grad", None)
+        tensor.grad = self.grad
+        for state, new in self.states:
+            undo.callback(state.update, {key: state[key] for key in new})
+            state.update(new)
+
 
 @dataclass(frozen=True, eq=False)
 class _Removal:
     """Everything that a cut changes in one module."""
 
-    place: Callable[[Tensor, Tensor], None]  # what gives a tensor its new data
+    layout: Layout
     swaps: tuple[_Swap, ...]
     attributes: tuple[tuple[nn.Module, str, int], ...]
 
-    def apply(self) -> dict[int, set[int]]:
-        """Cannot fail; returns what sizes became: before the cut -> after it."""
+    def apply(self, undo: ExitStack) -> dict[int, set[int]]:
+        """Returns what sizes became: before the cut -> after it; closing `undo` takes all of it back."""
         became: dict[int, set[int]] = {}
         for swap in self.swaps:
             for old, new in zip(swap.tensor.shape, swap.data.shape, strict=True):
                 became.setdefault(old, set()).add(new)
-            _apply(swap, self.place)
+            swap.apply(self.layout, undo)
         for module, name, size in self.attributes:
-            became.setdefault(size_attributes(module)[name], set()).add(size)
+            old = size_attributes(module)[name]
+            became.setdefault(old, set()).add(size)
+            undo.callback(set_size, module, name, old)
             set_size(module, name, size)
         return became
 
@@ -79,17 +94,34 @@ def cut_model(
 
     Raises:
         StateError: a tensor or an attribute does not have the size that `families` says, or a family
-            would be emptied, or a training step is under way. Nothing has been changed then.
+            would be emptied, or a training step is under way. Whatever is raised, nothing has been
+            changed then; of a sharded model, in no process.
     """
+    with cutting(model, families, pruned, optimizers, copies) as left:
+        return left
+
+
+@contextmanager
+def cutting(
+    model: nn.Module,
+    families: Families,
+    pruned: Tensor,
+    optimizers: Sequence[Optimizer] = (),
+    copies: Sequence[nn.Module] = (),
+) -> Iterator[Families]:
+    """`cut_model`, around what has to follow it: if that raises, the cut is undone."""
     require_between_steps(model)
-    left, became = remove_groups(model, families, pruned, optimizers, copies)
-    if sum(update_config(m, became) for m in (model, *copies) if describes_itself(m)):
-        logger.warning(
-            "no value of the model's config says what was cut, so it stays the dense model's: "
-            "from_pretrained cannot read it; use ocsfast.save and ocsfast.load, or prune with "
-            "uniform=True"
-        )
-    return left
+    with _removed(model, families, pruned, optimizers, copies) as (left, became, undo):
+        describing: list[Any] = [m for m in (model, *copies) if describes_itself(m)]
+        for module in describing:
+            undo.callback(set_integers, integers_of(module.config))
+        if sum(update_config(module, became) for module in describing):
+            logger.warning(
+                "no value of the model's config says what was cut, so it stays the dense model's: "
+                "from_pretrained cannot read it; use ocsfast.save and ocsfast.load, or prune with "
+                "uniform=True"
+            )
+        yield left
 
 
 def require_between_steps(model: nn.Module) -> None:
@@ -120,6 +152,18 @@ def remove_groups(
     copies: Sequence[nn.Module] = (),
 ) -> tuple[Families, dict[int, set[int]]]:
     """`cut_model` without the config; also what sizes became: before the cut -> after it."""
+    with _removed(model, families, pruned, optimizers, copies) as (left, became, _):
+        return left, became
+
+
+@contextmanager
+def _removed(
+    model: nn.Module,
+    families: Families,
+    pruned: Tensor,
+    optimizers: Sequence[Optimizer],
+    copies: Sequence[nn.Module],
+) -> Iterator[tuple[Families, dict[int, set[int]], ExitStack]]:
     gone = pruned.detach().cpu()
     if gone.dtype != torch.bool or gone.shape != (families.num_groups,):
         raise StateError(
@@ -128,30 +172,37 @@ def remove_groups(
     for family in families.families:
         if family.size and bool(gone[family.first : family.first + family.size].all()):
             raise StateError(f"family {family.name} would lose all its {family.size} groups")
-    modules = dict.fromkeys((model, *copies))  # each once, in order
-    with torch.no_grad():
-        removals = [_removal(module, families, gone, optimizers) for module in modules]
-    left = families.cropped(gone)
-    became = [removal.apply() for removal in removals]
-    # Autocast keeps low-precision copies of the weights by identity, which the cut preserves.
-    torch.clear_autocast_cache()
-    return left, became[0]
+    layouts = {module: layout_of(module) for module in (model, *copies)}  # each once, in order
+    # The processes that hold the model agree twice: before anything moves between them, and before the
+    # change of one of them stays.
+    agreed = layouts[model].agreed
+    with torch.no_grad(), agreed():
+        removals = [_removal(m, layout, families, gone, optimizers) for m, layout in layouts.items()]
+        left = families.cropped(gone)
+    with ExitStack() as undo:
+        with torch.no_grad(), agreed():
+            for removal in removals:
+                removal.layout.arrive([(swap.tensor, swap.data) for swap in removal.swaps])
+            became = [removal.apply(undo) for removal in removals]
+            for module in layouts:
+                announce(module)
+            # Autocast keeps low-precision copies of the weights by identity, which the cut preserves.
+            torch.clear_autocast_cache()
+        yield left, became[0], undo
+        undo.pop_all()
 
 
 def _removal(
-    module: nn.Module, families: Families, gone: Tensor, optimizers: Sequence[Optimizer]
+    module: nn.Module,
+    layout: Layout,
+    families: Families,
+    gone: Tensor,
+    optimizers: Sequence[Optimizer],
 ) -> _Removal:
-    place = _placer(module)
-    swaps = [_prepare(tensor, kept, optimizers) for tensor, kept in _kept_axes(module, families, gone)]
-    return _Removal(place, tuple(swaps), tuple(_kept_attributes(module, families, gone)))
-
-
-def _placer(module: nn.Module) -> Callable[[Tensor, Tensor], None]:
-    if not is_sharded(module):
-        return replace_data
-    from ocsfast.resharding import placer
-
-    return placer(module)
+    swaps = [
+        _prepare(tensor, kept, optimizers, layout) for tensor, kept in _kept_axes(module, families, gone)
+    ]
+    return _Removal(layout, tuple(swaps), tuple(_kept_attributes(module, families, gone)))
 
 
 def _kept_axes(
@@ -180,23 +231,16 @@ def _kept_axes(
     return list(axes.values())
 
 
-def _prepare(tensor: Tensor, kept: dict[int, Tensor], optimizers: Sequence[Optimizer]) -> _Swap:
+def _prepare(
+    tensor: Tensor, kept: dict[int, Tensor], optimizers: Sequence[Optimizer], layout: Layout
+) -> _Swap:
     states = tuple(
-        (optimizer.state[tensor], sliced_state(optimizer, tensor, kept))
+        (optimizer.state[tensor], sliced_state(optimizer, tensor, kept, layout))
         for optimizer in optimizers
         if tensor in optimizer.state
     )
-    grad = None if tensor.grad is None else crop(tensor.grad, kept)
-    return _Swap(tensor, crop(tensor, kept), grad, states)
-
-
-def _apply(swap: _Swap, place: Callable[[Tensor, Tensor], None]) -> None:
-    tensor = swap.tensor
-    tensor.grad = None
-    place(tensor, swap.data)
-    tensor.grad = swap.grad
-    for state, new in swap.states:
-        state.update(new)
+    grad = None if tensor.grad is None else layout.crop(tensor.grad, kept)
+    return _Swap(tensor, layout.crop(tensor, kept), grad, states)
 
 
 def _kept_attributes(

@@ -6,11 +6,13 @@ built from it (on the meta device: no memory, no initialisation) has the shapes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+Integer = tuple[Any, str, "int | None"]  # a config, the name of a field of it, its value
 
 # Where layers shrink in more ways, no one number of heads says them all: that is not worth the trying.
 MOST_RATIOS = 8
@@ -40,10 +42,10 @@ def update_config(model: nn.Module, became: Mapping[int, set[int]]) -> int:
     config: Any = model.config
     most = sum(map(len, wanted.values())) + 1  # what a config counts for that builds no model at all
     misfits = _misfits(model, config, wanted, most)
-    before = list(_integers(config))
+    before = integers_of(config)
     # Twice, because the right value of one field may show only once another one is right.
     for _ in range(2):
-        for part, name, value in list(_integers(config)):
+        for part, name, value in integers_of(config):
             best = value
             for size in _candidates(name, value, became) if misfits else ():
                 setattr(part, name, size)
@@ -52,9 +54,19 @@ def update_config(model: nn.Module, became: Mapping[int, set[int]]) -> int:
                     misfits, best = now, size
             setattr(part, name, best)
     if misfits:
-        for part, name, value in before:
-            setattr(part, name, value)
+        set_integers(before)
     return misfits
+
+
+def integers_of(config: Any) -> list[Integer]:
+    """Every integer field of a config and of the configs in it; also sizes that are None: derived."""
+    return list(_integers(config))
+
+
+def set_integers(fields: Iterable[Integer]) -> None:
+    """Set them to what they were when `integers_of` read them."""
+    for part, name, value in fields:
+        setattr(part, name, value)
 
 
 def _candidates(name: str, value: int | None, became: Mapping[int, set[int]]) -> list[int]:
@@ -92,8 +104,7 @@ def _misfits(model: nn.Module, config: Any, wanted: Mapping[str, torch.Size], mo
     )
 
 
-def _integers(config: Any) -> Iterator[tuple[Any, str, int | None]]:
-    """Every integer field of a config and of the configs in it; also sizes that are None: derived."""
+def _integers(config: Any) -> Iterator[Integer]:
     for name, value in list(vars(config).items()):
         if name.startswith("_"):
             continue

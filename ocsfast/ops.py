@@ -55,6 +55,9 @@ class Weights(Protocol):
     def forget(self) -> None:
         """Take what was learned of the weights anew when next it is needed."""
 
+    def not_finite(self) -> str | None:
+        """The first weight that holds NaN or infinite values."""
+
     def saliency(
         self, criterion: str = "l2", others: Sequence[Tensor | None] = ()
     ) -> tuple[Tensor, Tensor]:
@@ -124,6 +127,10 @@ class Bound:
 
     def pointers(self) -> tuple[int, ...]:
         return tuple(weight.data_ptr() for weight in self.weights)
+
+    def not_finite(self) -> str | None:
+        flags = zip(self.plan.names, self.weights, strict=True)
+        return next((name for name, weight in flags if not bool(weight.isfinite().all())), None)
 
     def saliency(
         self, criterion: str = "l2", others: Sequence[Tensor | None] = ()

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from ocsfast import history, penalty, schedule, stability
 from ocsfast.config import Config, checked_ratio
 from ocsfast.copies import Also, Copies
-from ocsfast.cut import cut_model, require_between_steps
+from ocsfast.cut import cutting, require_between_steps
 from ocsfast.errors import StateError
 from ocsfast.fitting import FitHook, surplus
 from ocsfast.grouping.families import NOT_USED, Families
@@ -184,8 +184,8 @@ class Pruner:
             The check's report; without a check, the last one with `cut` false.
 
         Raises:
-            StateError: a weight is NaN or infinite or was replaced, or the pruner was detached. Nothing
-                has been changed then.
+            StateError: a weight is NaN or infinite or was replaced, or the pruner was detached. Whatever
+                is raised, nothing has been changed then.
         """
         now = self._progress
         if now.stage == "pruned":
@@ -235,7 +235,8 @@ class Pruner:
             if self.stage == "pruned":
                 raise StateError("the model is cut already: attach to a dense instance to load a state")
         device = torch.device("cpu") if self._coupled is None else self._coupled.bound.plan.tables.device
-        loaded = history.unpack(state, self._facts(), self.families, device)
+        with self._processes.together():
+            loaded = history.unpack(state, self._facts(), self.families, device)
         progress = loaded.progress
         if progress.stage == "pruned":
             assert loaded.mask is not None  # unpack() sees to it
@@ -271,8 +272,10 @@ class Pruner:
         if pruned is None:
             return
         running, self._load_hooks = self._load_hooks, []  # torch is just going through them
-        self._remove(pruned)
-        self._load_hooks = running
+        try:
+            self._remove(pruned)
+        finally:
+            self._load_hooks = running
         self._fitted = tuple(family.size for family in self.families.cropped(pruned).families)
         self._progress.stage = "pruned"
         cost = self._aim.cost_model(self._fitted)
@@ -337,11 +340,23 @@ class Pruner:
 
     @torch.inference_mode(False)  # a mode that a validation loop may leave on: weights would stay in it
     def _evaluate(self, forced: bool) -> StepReport:
+        now = self._progress
+        before = replace(now, indices=[*now.indices], history=[*now.history])
+        masks, scores, mask = self._masks.copy(), self.scores, self.mask
+        try:
+            return self._check(forced)
+        except BaseException:
+            self._progress, self._masks, self.scores, self.mask = before, masks, scores, mask
+            raise
+
+    def _check(self, forced: bool) -> StepReport:
         begun = time.perf_counter()
-        require_between_steps(self._alive())
-        self._timetable.require_steps_left(self._progress)
-        self._processes.require_cuttable()
-        coupled, config, now = self._current(), self.config, self._progress
+        with self._processes.together():
+            require_between_steps(self._alive())
+            self._timetable.require_steps_left(self._progress)
+            self._processes.require_cuttable()
+            coupled = self._current()
+        config, now = self.config, self._progress
         self._processes.require_agreement(
             {
                 **self._facts(),
@@ -441,8 +456,15 @@ class Pruner:
     def _remove(self, pruned: Tensor) -> None:
         """Cut the model and all that follows it, and drive it no longer."""
         optimizers = [self.optimizer, *self._copies.optimizers]
-        cut_model(self._alive(), self.families, pruned, optimizers, self._copies.modules)
-        self._processes.rebuild()
+        model, copies, changed = self._alive(), self._copies.modules, False
+        try:
+            with cutting(model, self.families, pruned, optimizers, copies):
+                changed = True
+                self._processes.rebuild()
+        except BaseException:
+            if changed:
+                self._processes.rebuild()  # for the model as it was
+            raise
         self.detach()
 
     def _warn(self, choice: Choice) -> None:

@@ -109,10 +109,9 @@ def choose(
     read = torch.cat([torch.stack([fact.double() for fact in facts]), kept.double()]).tolist()
     cost_read, status_read, gone_read, of_gone, of_all, index_read, changed_read, *kept_read = read
     if int(status_read) & NAN or not math.isfinite(of_all):
-        for name, weight in zip(plan.names, bound.weights, strict=True):
-            if not bool(torch.isfinite(weight).all()):
-                raise StateError(f"{name} holds NaN or infinite values: the training has diverged")
-        raise StateError("the squares of the weights overflow: the training has diverged")
+        name = bound.not_finite()
+        what = f"{name} holds NaN or infinite values" if name else "the squares of the weights overflow"
+        raise StateError(f"{what}: the training has diverged")
     mean_kept = (of_all - of_gone) / max(1.0, mask.numel() - gone_read)
     mean_gone = of_gone / max(1.0, gone_read)
     kept_read = [int(count) for count in kept_read]

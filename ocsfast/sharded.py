@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -20,12 +20,13 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 from ocsfast import ops, penalty
+from ocsfast.agreement import raised_together
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families
 from ocsfast.optim import OnePass
 from ocsfast.plan import Plan, shard_plan
 from ocsfast.replicas import Processes
-from ocsfast.resharding import local_of, managed, part_of, settle
+from ocsfast.resharding import local_of, part_of, records_of, require_known, settle
 from ocsfast.tables import group_scores, lasso_slopes, matrices, slice_sums
 
 
@@ -53,6 +54,13 @@ class ShardedWeights:
 
     def forget(self) -> None:
         """Nothing is remembered."""
+
+    def not_finite(self) -> str | None:
+        own = [local_of(weight).isfinite().all() for weight in self.weights]
+        finite = torch.stack(own).to(self._dtype)
+        dist.all_reduce(finite, dist.ReduceOp.MIN, group=self._group)
+        flags = zip(self.plan.names, finite.tolist(), strict=True)
+        return next((name for name, flag in flags if not flag), None)
 
     def saliency(
         self, criterion: str = "l2", others: Sequence[Tensor | None] = ()
@@ -111,25 +119,8 @@ class Shards(Processes):
     def group(self) -> dist.ProcessGroup:
         return self._mesh.get_group()
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Raise on every rank what one of them raises inside, so that none waits for it in vain.
-
-        Raises:
-            StateError: with what another rank said; on that one, its own error.
-        """
-        mine: Exception | None = None
-        try:
-            yield
-        except Exception as error:
-            mine = error
-        said: list[str | None] = [None] * self.size
-        dist.all_gather_object(said, None if mine is None else str(mine), group=self.group)
-        if mine is not None:
-            raise mine
-        for rank, message in enumerate(said):
-            if message is not None:
-                raise StateError(f"rank {rank} refused: {message}")
+    def together(self) -> AbstractContextManager[None]:
+        return raised_together(self.group)
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Refuse, on every rank, what differs between them: from here on they communicate."""
@@ -166,9 +157,11 @@ class Shards(Processes):
         model = self._model()
         assert model is not None  # the pruner has seen to it
         settle(model)
-        for parameter in managed(model).values():
-            whole = getattr(parameter, "_unsharded_param", None)
-            if whole is not None and whole.grad is not None:
+        for record in records_of(model).values():
+            whole = getattr(record, "_unsharded_param", None)
+            # Up to torch 2.14 one that is to be reduced in another dtype waits beside the parameter.
+            waiting = getattr(record, "unsharded_accumulated_grad", None)
+            if waiting is not None or (whole is not None and whole.grad is not None):
                 raise StateError(
                     "gradients wait to be reduced (set_requires_gradient_sync(False)): call "
                     "ocsfast.step after optimizer.step()"
@@ -177,7 +170,7 @@ class Shards(Processes):
 
 def _mesh_of(model: nn.Module) -> DeviceMesh:
     """The mesh that all parameters are sharded over."""
-    records = managed(model)
+    records = records_of(model)
     mesh: DeviceMesh | None = None
     for name, parameter in _sharded(model):
         if id(parameter) not in records:
@@ -200,6 +193,7 @@ def _mesh_of(model: nn.Module) -> DeviceMesh:
                 "with one mesh for all"
             )
         mesh = parameter.device_mesh
+    require_known(records.values())
     if mesh is None:
         raise StateError("fully_shard holds no parameter of this model: call it without ignored_params=")
     return mesh

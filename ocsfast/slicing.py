@@ -1,8 +1,9 @@
-"""Cutting what an optimizer remembers of a parameter."""
+"""Cutting a tensor, wherever it lies, and what an optimizer remembers of a parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ocsfast.plan import is_channels_last
 
 # (key, value, shape of the parameter, kept indices along each axis that shrinks) -> the cut value
 Slicer = Callable[[str, Tensor, torch.Size, Mapping[int, Tensor]], Tensor]
+Kept = Mapping[int, Tensor]
 
 _slicers: dict[type[Optimizer], Slicer] = {}
 
@@ -57,12 +59,8 @@ def replace_data(tensor: Tensor, data: Tensor) -> None:
     tensor.data = data
 
 
-def crop(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    """The kept indices along each axis, in the same memory format; of a sharded tensor on every rank."""
-    if is_split(tensor):
-        from ocsfast.resharding import crop_shards
-
-        return crop_shards(tensor, kept)
+def crop(tensor: Tensor, kept: Kept) -> Tensor:
+    """The kept indices along each axis, in the same memory format."""
     cropped = tensor.detach()
     for axis, indices in kept.items():
         cropped = cropped.index_select(axis, indices.to(tensor.device))
@@ -72,10 +70,64 @@ def crop(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     return cropped
 
 
-def sliced_state(optimizer: Optimizer, parameter: Tensor, kept: Mapping[int, Tensor]) -> dict[str, Any]:
+def announce(module: nn.Module) -> None:
+    """Let compiled code see that tensors of a module have other sizes now.
+
+    torch.compile of torch 2.10 and 2.11 compares them only where the dictionary that holds them has
+    changed since, and a tensor with new data is still the same object in the same dictionary.
+    """
+    for part in module.modules():
+        holders: tuple[Any, ...] = (part._parameters, part._buffers)
+        for held in holders:
+            for name, tensor in held.items() if isinstance(held, dict) else ():
+                held[name] = None
+                held[name] = tensor
+
+
+class Layout:
+    """How the tensors of a module lie: each whole, in this process. A cut calls its methods in order.
+
+    All of `crop` comes first, then `arrive`, then all of `place`; the model changes in `place` alone.
+    """
+
+    def agreed(self) -> AbstractContextManager[None]:
+        """Around what must fail in every process that holds a part if it fails in one."""
+        return nullcontext()
+
+    def crop(self, tensor: Tensor, kept: Kept) -> Tensor:
+        """A new tensor of the kept indices; where they lie elsewhere, `arrive` fills it."""
+        return crop(tensor, kept)
+
+    def arrive(self, cropped: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Get what lies elsewhere. Every process has to call.
+
+        Args:
+            cropped: each parameter or buffer that shrinks, and what `crop` returned for it.
+        """
+
+    def place(self, tensor: Tensor, data: Tensor, undo: ExitStack) -> None:
+        """Give a tensor its new data; closing `undo` takes it back."""
+        undo.callback(replace_data, tensor, tensor.detach())
+        replace_data(tensor, data)
+
+
+def layout_of(module: nn.Module) -> Layout:
+    """How its tensors lie.
+
+    Raises:
+        StateError: it is sharded in a way that this torch keeps other records of.
+    """
+    if not is_sharded(module):
+        return Layout()
+    from ocsfast.resharding import ShardedLayout  # torch's DTensor takes a second to import
+
+    return ShardedLayout(module)
+
+
+def sliced_state(optimizer: Optimizer, parameter: Tensor, kept: Kept, layout: Layout) -> dict[str, Any]:
     """What changes in the optimizer's state of a parameter, cut; nothing is changed yet."""
     return {
-        key: _sliced(optimizer, key, value, parameter.shape, kept)
+        key: _sliced(optimizer, key, value, parameter.shape, kept, layout)
         for key, value in optimizer.state.get(parameter, {}).items()
         if _holds_tensors(value)
     }
@@ -90,7 +142,8 @@ def unsliceable(optimizer: Optimizer) -> str | None:
             if not _holds_tensors(value):
                 return f"its state {key!r} is a {type(value).__name__}"
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
-                if _slicer_for(optimizer, key, tensor, parameter.shape) is None:
+                axes = _axes_of(key, tensor, parameter.shape)
+                if axes is None and _slicer_for(optimizer) is None:
                     return (
                         f"its state {key!r} (shape {tuple(tensor.shape)}) of a parameter of shape "
                         f"{tuple(parameter.shape)} is neither a scalar nor of that shape"
@@ -105,45 +158,36 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _sliced(
-    optimizer: Optimizer, key: str, value: Any, shape: torch.Size, kept: Mapping[int, Tensor]
+    optimizer: Optimizer, key: str, value: Any, shape: torch.Size, kept: Kept, layout: Layout
 ) -> Any:
     if isinstance(value, (list, tuple)):
         entries = enumerate(value)
-        return type(value)(_sliced(optimizer, f"{key}[{k}]", v, shape, kept) for k, v in entries)
-    slicer = _slicer_for(optimizer, key, value, shape)
-    return value if slicer is None else slicer(key, value, shape, kept)
+        return type(value)(_sliced(optimizer, f"{key}[{k}]", v, shape, kept, layout) for k, v in entries)
+    axes = _axes_of(key, value, shape)
+    if axes is None:
+        slicer = _slicer_for(optimizer)
+        return value if slicer is None else slicer(key, value, shape, kept)
+    along = {own: kept[axis] for own, axis in enumerate(axes) if axis is not None and axis in kept}
+    return layout.crop(value, along) if along else value
 
 
-def _slicer_for(optimizer: Optimizer, key: str, value: Tensor, shape: torch.Size) -> Slicer | None:
+def _slicer_for(optimizer: Optimizer) -> Slicer | None:
+    return next((_slicers[base] for base in type(optimizer).__mro__ if base in _slicers), None)
+
+
+def _axes_of(key: str, value: Tensor, shape: torch.Size) -> list[int | None] | None:
+    """Which axis of its parameter each axis of a state tensor is; None where the shapes do not tell.
+
+    None for an axis of size 1, which stays.
+    """
     if value.numel() == 1:
-        return _as_it_is
+        return [None] * value.dim()
     if value.dim() == len(shape) and all(n in (1, m) for n, m in zip(value.shape, shape, strict=True)):
-        return _broadcast
+        return [None if n == 1 else axis for axis, n in enumerate(value.shape)]
     if len(shape) >= 2:  # Adafactor's averages over the last dimension, and over the one before
+        leading = list(range(len(shape) - 2))
         if key.endswith("_row") and value.shape == shape[:-1]:
-            return _without_last
+            return [*leading, len(shape) - 2]
         if key.endswith("_col") and value.shape == shape[:-2] + shape[-1:]:
-            return _without_last_but_one
-    for base in type(optimizer).__mro__:
-        if base in _slicers:
-            return _slicers[base]
+            return [*leading, len(shape) - 1]
     return None
-
-
-def _as_it_is(key: str, value: Tensor, shape: torch.Size, kept: Mapping[int, Tensor]) -> Tensor:
-    return value
-
-
-def _broadcast(key: str, value: Tensor, shape: torch.Size, kept: Mapping[int, Tensor]) -> Tensor:
-    return crop(value, {axis: indices for axis, indices in kept.items() if value.shape[axis] != 1})
-
-
-def _without_last(key: str, value: Tensor, shape: torch.Size, kept: Mapping[int, Tensor]) -> Tensor:
-    return crop(value, {axis: indices for axis, indices in kept.items() if axis < len(shape) - 1})
-
-
-def _without_last_but_one(
-    key: str, value: Tensor, shape: torch.Size, kept: Mapping[int, Tensor]
-) -> Tensor:
-    gone = len(shape) - 2
-    return crop(value, {min(axis, gone): indices for axis, indices in kept.items() if axis != gone})

@@ -14,7 +14,7 @@ import torch
 from networks import batch, net, sgd, train
 
 import ocsfast
-from ocsfast import checkpoint, cut
+from ocsfast import checkpoint, slicing
 
 EPOCHS, STEPS = 12, 4
 
@@ -48,7 +48,12 @@ def watch(clock: Clock, owner: object, name: str) -> None:
 def run(folder: Path, until: int | None = None) -> int:
     """Train to the end from the last checkpoint, if there is one; how many moments that took."""
     clock = Clock(until)
-    watched = [(ocsfast.Pruner, "_evaluate"), (cut, "_apply"), (os, "replace"), (torch, "save")]
+    watched = [
+        (ocsfast.Pruner, "_evaluate"),
+        (slicing.Layout, "place"),
+        (os, "replace"),
+        (torch, "save"),
+    ]
     before = [getattr(*place) for place in watched]
     for place in watched:
         watch(clock, *place)

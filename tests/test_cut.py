@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from networks import OPTIMIZERS, Net, batch, net, sgd, train
+from planted import Planted, PlantedError
 from torch import nn
 from torch.nn import functional as F
 
-from ocsfast import StateError, cut_model
+import ocsfast
+from ocsfast import StateError, cut, cut_model, slicing
 from ocsfast.grouping import group
 from ocsfast.grouping.families import kept_indices
 
@@ -189,3 +191,62 @@ def test_a_copy_can_be_cut_alike():
     cut_model(average.module, families, pruned)
     average.update_parameters(model)
     assert kept_indices(families.axes[0].groups, pruned).numel() == model.conv1.out_channels
+
+
+def everything(modules, optimizer):
+    """Copies of values, and the objects that hold them."""
+    values, objects = [], []
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            state = optimizer.state.get(tensor, {})
+            held = [x for x in (tensor, tensor.grad, *state.values()) if torch.is_tensor(x)]
+            values += [x.detach().clone() for x in held]
+            objects += [tensor, tensor.grad, *state.values()]
+        values += [torch.tensor(list(cut.size_attributes(m).values())) for m in module.modules()]
+    return values, objects
+
+
+def test_a_cut_that_fails_is_undone():
+    """A failure planted at each step of a check that cuts: model, copy, optimizer and pruner go on."""
+    model, x = net(), batch(0)[0]
+    average = torch.optim.swa_utils.AveragedModel(model)
+    optimizer = OPTIMIZERS["AdamW"](model)
+    given = {"optimizer": optimizer, "example_inputs": x, "also": [average]}
+    pruner = ocsfast.attach(model, 0.5, **given)
+    train(model, optimizer, 3)
+    twin, others = copy.deepcopy((model, average)), copy.deepcopy(optimizer.state_dict())
+    before = everything((model, average), optimizer)
+    with pytest.MonkeyPatch.context() as patch:
+        planted = Planted(
+            patch,
+            (slicing, "crop"),
+            (slicing, "replace_data"),
+            (cut, "set_size"),
+            (cut, "announce"),
+            (pruner._processes, "rebuild"),
+        )
+        count = 0
+        while True:
+            planted.plant(count)
+            try:
+                pruner.cut()
+            except PlantedError:
+                count += 1
+            else:
+                break
+            after = everything((model, average), optimizer)
+            assert all(torch.equal(a, b) for a, b in zip(before[0], after[0], strict=True))
+            assert all(a is b for a, b in zip(before[1], after[1], strict=True))
+            assert (pruner.stage, pruner.history, pruner.mask) == ("observe", [], None)
+    assert count > 40
+    assert set(planted.names) == {"crop", "replace_data", "set_size", "announce", "rebuild"}
+    train(model, optimizer, 3)
+    # As one whose cut never failed.
+    optimizer = OPTIMIZERS["AdamW"](twin[0])
+    optimizer.load_state_dict(others)
+    given |= {"optimizer": optimizer, "also": [twin[1]]}
+    ocsfast.attach(twin[0], 0.5, **given).cut()
+    train(twin[0], optimizer, 3)
+    for a, b in ((model, twin[0]), (average, twin[1])):
+        for key, value in a.state_dict().items():
+            assert torch.equal(value, b.state_dict()[key]), key

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from networks import batch, net, sgd, train
+from planted import Planted, PlantedError
 from ranks import EPOCH, EPOCHS, RANKS, passed, smooth, spawn, step, whole_run
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -131,6 +132,36 @@ def one_line_and_the_two(rank, folder):
 
 def test_the_one_line_the_two_lines_and_what_is_refused(tmp_path):
     passed(tmp_path, spawn(one_line_and_the_two, tmp_path))
+
+
+def not_rebuilt(rank, folder):
+    """New buckets cannot be made: the cut is undone, the old ones work, and a later cut is made."""
+    model = smooth()
+    optimizer = sgd(model)
+    ddp = DistributedDataParallel(model)
+    pruner = ocsfast.attach(ddp, 0.5, optimizer=optimizer, **options())
+    step(ddp, optimizer, 0, rank)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.MonkeyPatch.context() as patch:
+        planted = Planted(patch, (DistributedDataParallel, "_ddp_init_helper"))
+        planted.plant(0)
+        with pytest.raises(PlantedError):
+            pruner.cut()
+    assert pruner.stage == "observe"
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    for k in (1, 2):
+        step(ddp, optimizer, k, rank)
+        mine = [p.detach().double().sum().item() for p in model.parameters()]
+        everywhere = [None] * RANKS
+        dist.all_gather_object(everywhere, mine)
+        assert everywhere[0] == everywhere[1]
+        if k == 1:
+            pruner.cut()
+            assert model.conv2.out_channels < 12
+
+
+def test_a_wrapper_that_cannot_be_rebuilt(tmp_path):
+    passed(tmp_path, spawn(not_rebuilt, tmp_path))
 
 
 def dies(rank, folder):

@@ -226,9 +226,10 @@ def cropped_as_whole_tensors(rank, folder):
                     stays[-1] = True
                     kept[axis] = stays.nonzero().flatten()
                 dist.broadcast_object_list(box := [kept])
-                split = crop_shards(
+                split, move = crop_shards(
                     distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None), box[0]
                 )
+                move.run()
                 again = distribute_tensor(crop(whole, box[0]), mesh, [Shard(0)], src_data_rank=None)
                 assert split.shape == again.shape
                 assert split.stride() == again.stride()

@@ -149,7 +149,7 @@ def test_compilations():
     compiled = []
 
     def backend(graph, inputs):
-        compiled.append(graph)
+        compiled.append([x.shape for x in inputs if isinstance(x, nn.Parameter)])
         return graph.forward
 
     torch._dynamo.reset()
@@ -164,6 +164,20 @@ def test_compilations():
             at_cut = len(compiled)
     assert pruner.stage == "pruned"
     assert (at_cut, len(compiled)) == (1, 2)
+    assert compiled[1] == [p.shape for p in model.parameters()] != compiled[0]
+    torch._dynamo.reset()
+
+
+def test_weights_loaded_into_a_compiled_network(tmp_path):
+    """They bring other sizes than it was compiled for."""
+    torch._dynamo.reset()
+    pruned, model, x = net(), net(1), batch(0)[0]
+    ocsfast.attach(pruned, 0.5, optimizer=sgd(pruned), example_inputs=x).cut()
+    ocsfast.save(pruned, tmp_path / "model.safetensors")
+    fast = torch.compile(model.eval(), backend="aot_eager")
+    fast(x)
+    ocsfast.load(model, tmp_path / "model.safetensors")
+    torch.testing.assert_close(fast(x), pruned.eval()(x))
     torch._dynamo.reset()
 
 
