@@ -1,8 +1,18 @@
 # Every target sets up all it needs, in .venv here, from a fresh clone with python3, g++ and make.
-# CUDA kernels are compiled where nvcc is found.
+# CUDA kernels are compiled where nvcc is found. Packages have the versions of constraints.txt, which were
+# found with Python 3.11: for a Python that they do not have wheels for, CONSTRAINTS=/dev/null takes newer
+# ones. Another torch, in an environment of its own:
+#     make pytest VENV=.venv-2.11 TORCH=2.11.0 TORCHVISION=0.26.0
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.ready
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+TORCH ?=
+TORCHVISION ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+PINS := $(abspath $(VENV))/constraints.txt
+# By the environment, because pip takes them there for the packages that a build needs, too.
+PIP := PIP_CONSTRAINT=$(PINS) PIP_BUILD_CONSTRAINT=$(PINS) $(BIN)/pip
 SOURCES := $(wildcard csrc/* csrc/*/*)
 TO_FORMAT := $(filter %.h %.cuh %.cpp %.cu,$(SOURCES))
 
@@ -10,25 +20,34 @@ TO_FORMAT := $(filter %.h %.cuh %.cpp %.cu,$(SOURCES))
 # of the demo five to ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test sanitize bench bench-gpu lint clean
+.PHONY: setup demo test pytest test-oldest sanitize bench bench-gpu lint clean
 
 setup: $(STAMP)
 
 # torch and torchvision come in one call, so that pip picks two that fit each other.
-$(STAMP): pyproject.toml setup.py build_backend.py $(SOURCES)
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet torch torchvision
-	$(BIN)/pip install --quiet --editable '.[dev]'
+$(STAMP): pyproject.toml setup.py build_backend.py $(CONSTRAINTS) $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	cp $(CONSTRAINTS) $(PINS)
+	$(if $(TORCH),sed -i 's/^torch==.*/torch==$(TORCH)/' $(PINS))
+	$(if $(TORCHVISION),sed -i 's/^torchvision==.*/torchvision==$(TORCHVISION)/' $(PINS))
+	$(PIP) install --quiet torch torchvision
+	$(PIP) install --quiet --editable '.[dev]'
 	touch $@
 
 demo: setup
 	$(BIN)/python -m ocsfast.train
 
-# Two processes of one thread each: the tests are small, and threads would wait for each other.
-test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+test: setup lint pytest
 	$(BIN)/python -m ocsfast.train --quick --out runs/quick
 	$(MAKE) sanitize
+
+# Two processes of one thread each: the tests are small, and threads would wait for each other.
+pytest: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+# With the oldest torch that pyproject.toml admits.
+test-oldest:
+	$(MAKE) pytest VENV=.venv-oldest TORCH=2.10.0 TORCHVISION=0.25.0
 
 # The ops under AddressSanitizer and UBSan, with random arguments, right and spoilt. The interpreter is not
 # built with them, so their libraries have to be loaded before it; what Python keeps to its end is no leak.
@@ -36,7 +55,7 @@ SANITIZED := build/sanitized
 FUZZ_SECONDS ?= 45
 sanitize: setup
 	CXX="g++ -fsanitize=address,undefined -fno-sanitize-recover=undefined" CXXFLAGS="-O0 -g1" OCSFAST_CUDA=0 \
-		$(BIN)/pip install --quiet --no-deps --upgrade --target $(SANITIZED) .
+		$(PIP) install --quiet --no-deps --upgrade --target $(SANITIZED) .
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) \
 		$(BIN)/python tests/fuzz_ops.py --seconds $(FUZZ_SECONDS)
@@ -58,5 +77,5 @@ lint: setup
 	$(BIN)/clang-format --dry-run -Werror $(TO_FORMAT)
 
 clean:
-	rm -rf .venv build dist runs *.egg-info ocsfast/_C*.so
+	rm -rf .venv* build dist runs *.egg-info ocsfast/_C*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch_pruning
 from torch import nn
 from torch.nn import functional as F
 
@@ -119,6 +118,8 @@ def main() -> None:
             if args.device == "cuda":
                 ways[name + suffix + ", in a graph"] = graph_of(model, optimizer, x, y)
     if args.device == "cpu":
+        import torch_pruning
+
         model = copy.deepcopy(dense)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
         pruner = torch_pruning.pruner.GroupNormPruner(

@@ -1,23 +1,100 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one go: `make bench-gpu`. Builds for the machine's own Python, whose torch has
-# CUDA, and leaves its results in $OUT (bench/results by default).
-set -euo pipefail
-cd "$(dirname "$0")/.."
+# Everything that needs a GPU, in the order of its worth: build, one call of each op, the kernels' tests,
+# timings, sanitizers. Results are written as they come, so a run that is cut off keeps what it has; a step
+# that fails or takes too long is named, and the next one begins.
+#
+#   bash bench/gpu.sh               on a machine with a GPU, nvcc and a CUDA torch: about 8 minutes
+#   DEVICE=cpu bash bench/gpu.sh    the same steps without one, shortened: 3 minutes on two cores
+#
+# Needs no network: it builds for PYTHON's own torch, without isolation and without dependencies (pytest,
+# pytest-xdist, pytest-benchmark, hypothesis, torchvision, setuptools and pybind11 have to be there).
+#
+#   PYTHON   python3                         the interpreter whose torch is used
+#   OUT      bench/results; on the CPU build/gpu/results
+#            gpu.log      each step's seconds and end, and what the tests and sanitizers said
+#            gpu.json, gpu.md, end_to_end.md    the timings
+#   ARCHS    90                              the compute capability to compile for
+#   STEPS    all                             some of: build smoke tests ops step check end_to_end sanitize
+cd "$(dirname "$0")/.." || exit
 PYTHON=${PYTHON:-python3}
-OUT=${OUT:-bench/results}
-SANITIZED=(tests/test_group_saliency.py tests/test_shrink.py tests/test_lasso_grad.py tests/test_sgd_step.py tests/test_adamw_step.py
-  tests/test_partition.py tests/test_jaccard.py)
-mkdir -p "$OUT"
+DEVICE=${DEVICE:-cuda}
+STEPS=${STEPS:-build smoke tests ops step check end_to_end sanitize}
+export OCSFAST_CUDA_ARCHS=${ARCHS:-90} PYTHONUNBUFFERED=1
+if [ "$DEVICE" = cuda ]; then
+  OUT=${OUT:-bench/results} WORKERS=8
+  MODELS=(ResNet50 ViT-B/16 ResNet56 "Llama 1.1B") SIZE=(--device cuda --rounds 51)
+  END_TO_END=(--device cuda)
+  export OCSFAST_CUDA=1
+else
+  OUT=${OUT:-build/gpu/results} WORKERS=2
+  MODELS=(ResNet56) SIZE=(--device cpu --threads 1 --rounds 1)
+  END_TO_END=(--device cpu --threads 1 --batch 4 --rounds 1)
+fi
+PARTS=build/gpu/parts
+rm -rf "$PARTS" && mkdir -p "$PARTS" "$OUT" || exit
+LOG=$OUT/gpu.log
+: > "$LOG"
+FAILED=()
 
-nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem --format=csv,noheader
-OCSFAST_CUDA=1 "$PYTHON" -m pip install --quiet --no-build-isolation --no-deps --editable .
-"$PYTHON" -m pytest tests -k "cuda" || echo "FAILED: tests on the GPU"
-for tool in memcheck racecheck initcheck; do
-  compute-sanitizer --tool "$tool" --error-exitcode 9 \
-    "$PYTHON" -m pytest -q -x "${SANITIZED[@]}" -k "cuda and not opcheck" > "$OUT/sanitizer_$tool.log" 2>&1 \
-    && echo "$tool: clean" || { echo "FAILED: $tool"; tail -5 "$OUT/sanitizer_$tool.log"; }
+# step NAME SECONDS COMMAND...: run it, keep what it says, never stop the rest.
+step() {
+  local name=$1 seconds=$2 begun=$SECONDS code
+  shift 2
+  echo "== $name" >> "$LOG"
+  timeout -k 10 "$seconds" "$@" >> "$LOG" 2>&1
+  code=$?
+  case $code in
+    0) code=ok ;;
+    124 | 137) code="FAILED: cut off after $seconds s" ;;
+    *) code="FAILED: exit $code" ;;
+  esac
+  [ "$code" = ok ] || { FAILED+=("$name"); tail -n 15 "$LOG"; }
+  echo "== $name: $code, $((SECONDS - begun)) s" | tee -a "$LOG"
+}
+
+# bench NAME SECONDS FILE MODEL [MORE...]: times some rows, and puts all that there are so far into tables.
+bench() {
+  local name=$1 seconds=$2 file=$3 model=$4
+  shift 4
+  step "$name" "$seconds" "$PYTHON" -m pytest "bench/$file" -q -p no:cacheprovider \
+    -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-quiet "${SIZE[@]}" \
+    --models "$model" --benchmark-json="$PARTS/${name//[\/ ]/-}.json" "$@"
+  "$PYTHON" bench/table.py "$PARTS"/*.json --merged "$OUT/gpu.json" > "$OUT/gpu.md" 2>> "$LOG"
+}
+
+wants() { [[ " $STEPS " == *" $1 "* ]]; }
+
+{
+  date -u +%FT%TZ
+  nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem --format=csv,noheader 2> /dev/null ||
+    echo "no GPU"
+  "$PYTHON" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)'
+  git rev-parse HEAD 2> /dev/null
+} | tee -a "$LOG"
+
+wants build && step build 240 "$PYTHON" -m pip install --quiet --no-build-isolation --no-deps --editable .
+wants smoke && step smoke 60 "$PYTHON" tests/smoke.py --device "$DEVICE"
+OPS=(tests/test_{group_saliency,shrink,lasso_grad,sgd_step,adamw_step,partition,jaccard,cuda}.py)
+wants tests && step tests 150 env OMP_NUM_THREADS=1 "$PYTHON" -m pytest "${OPS[@]}" -n "$WORKERS" -q \
+  -k "$DEVICE" -p no:cacheprovider
+for model in "${MODELS[@]}"; do
+  # Compiling takes minutes, and is no peer that is in doubt.
+  wants ops && bench "ops $model" 100 bench_ops.py "$model" -k "not compile and not eager"
+  wants step && bench "step $model" 60 bench_step.py "$model"
+  wants check && bench "check $model" 45 bench_check.py "$model" -k "not copies"
 done
-"$PYTHON" -m pytest bench -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-quiet \
-  --device cuda --rounds 51 --benchmark-json="$OUT/gpu.json"
-"$PYTHON" bench/table.py "$OUT/gpu.json" | tee "$OUT/gpu.md"
-"$PYTHON" bench/end_to_end.py --device cuda | tee -a "$OUT/gpu.md"
+wants end_to_end &&
+  step end_to_end 90 bash -c '"$@" | tee "$0"' "$OUT/end_to_end.md" "$PYTHON" bench/end_to_end.py "${END_TO_END[@]}"
+# torch's caching allocator hides where one tensor ends and the next begins.
+for tool in memcheck racecheck initcheck synccheck; do
+  wants sanitize || break
+  checked=(compute-sanitizer --tool "$tool" --error-exitcode 9)
+  [ "$DEVICE" = cuda ] || checked=() # on the CPU only to see that the step runs
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 60 "${checked[@]}" "$PYTHON" tests/smoke.py --device "$DEVICE"
+done
+
+if [ ${#FAILED[@]} -gt 0 ]; then
+  echo "FAILED: ${FAILED[*]}" | tee -a "$LOG"
+  exit 1
+fi
+echo "all steps ok, $SECONDS s" | tee -a "$LOG"

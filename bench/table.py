@@ -1,4 +1,6 @@
-"""Tables of a benchmark's JSON, as Markdown: python bench/table.py bench/results/cpu.json
+"""Tables of benchmarks' JSON, as Markdown: python bench/table.py bench/results/cpu.json
+
+Several files are taken for parts of one run; --merged FILE keeps them as one.
 
 A row: its median time, the bytes it must move, GB/s, how near the roof measured in turn with it comes
 (roof's time / its time), and how many times as long as ocsfast's row it takes.
@@ -6,8 +8,8 @@ A row: its median time, the bytes it must move, GB/s, how near the roof measured
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,20 @@ def tables(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--merged", type=Path)
+    args = parser.parse_args()
+    # A run that was cut short has left an empty file.
+    parts = [json.loads(text) for text in (path.read_text() for path in args.files) if text]
+    if not parts:
+        raise SystemExit("no file holds a benchmark")
+    whole = {**parts[0], "benchmarks": [entry for part in parts for entry in part["benchmarks"]]}
+    if args.merged:
+        args.merged.write_text(json.dumps(whole, indent=1) + "\n")
+    print(tables(whole))
+
+
 if __name__ == "__main__":
-    for path in sys.argv[1:]:
-        print(tables(json.loads(Path(path).read_text())))
+    main()

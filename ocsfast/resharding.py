@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam, alloc_storage, free_storage
 from torch.distributed.tensor import DTensor
 
 from ocsfast.agreement import raised_together
@@ -180,13 +180,14 @@ class Move:
     """Rows that have yet to go to the processes that will hold them."""
 
     sent: Tensor
-    received: Tensor  # [rows, ...], filled by `run`
+    received: Tensor  # [rows, ...], without memory until `run`: a cut holds old rows and new, no more
     sent_counts: list[int]  # rows to each rank
     received_counts: list[int]
     group: dist.ProcessGroup
 
     def run(self) -> None:
         """Every rank has to call."""
+        alloc_storage(self.received)
         dist.all_to_all_single(
             self.received, self.sent, self.received_counts, self.sent_counts, group=self.group
         )
@@ -221,6 +222,7 @@ def crop_shards(tensor: Tensor, kept: Mapping[int, Tensor]) -> tuple[DTensor, Mo
         mine = kept[0][held[rank].start : held[rank].stop] - before[rank].start
         sent = local.index_select(0, mine.to(local.device))
         local = sent.new_empty([len(after[rank]), *size[1:]])
+        free_storage(local)
         move = Move(
             sent,
             local,

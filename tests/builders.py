@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ocsfast import ops
 from ocsfast.grouping.families import Axis, Families, Family, Product
 from ocsfast.ops import Bound, Penalty
 from ocsfast.plan import Plan, build_plan
@@ -156,3 +157,51 @@ def penalty_of(made: Case, share: float | None) -> Penalty | None:
 def as_double(made: Case) -> Case:
     parameters = {name: tensor.double() for name, tensor in made.parameters.items()}
     return Case(made.families, parameters, build_plan(made.families, parameters, others=made.plan.names))
+
+
+def scalar(value: float, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.tensor(value, dtype=dtype, device=device)
+
+
+def one_of_each(made: Case) -> dict[str, Callable[[], object]]:
+    """Every op that walks the weights, on its own copies of them."""
+    device = str(made.plan.tables.device)
+    mask, half = draw_mask(made.plan, 0.5), scalar(0.5, device)
+    bound = made.bound([w.clone() for w in made.weights])
+    gen = torch.Generator().manual_seed(4)
+    grads, momenta = (
+        [torch.empty_like(w).copy_(torch.randn(w.shape, generator=gen)) for w in made.weights]
+        for _ in range(2)
+    )
+    lr, penalty = scalar(0.1, device, torch.float64), ops.Penalty(mask, half, half)
+
+    def saliency() -> list[Tensor]:
+        bound.forget()
+        return list(ops.group_saliency(bound))
+
+    def shrink() -> list[Tensor]:
+        ops.shrink_(bound, mask, half)
+        return list(bound.weights)
+
+    def lasso() -> list[Tensor]:
+        bound.forget()
+        ops.lasso_grad_(bound, grads, mask, half)
+        return grads
+
+    def sgd_step() -> list[Tensor]:
+        ops.sgd_step_(bound, grads, momenta, lr, momentum=0.9, penalty=penalty)
+        return [*bound.weights, *momenta, *ops.group_saliency(bound)]
+
+    squares, steps = [m.square() for m in momenta], [1] * len(momenta)
+
+    def adamw_step() -> list[Tensor]:
+        ops.adamw_step_(bound, grads, momenta, squares, steps, lr, penalty=penalty)
+        return [*bound.weights, *momenta, *squares, *ops.group_saliency(bound)]
+
+    return {
+        "group_saliency": saliency,
+        "shrink_": shrink,
+        "lasso_grad_": lasso,
+        "sgd_step_": sgd_step,
+        "adamw_step_": adamw_step,
+    }

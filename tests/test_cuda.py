@@ -2,65 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from builders import Case, draw_mask, mixed_case
+from builders import draw_mask, mixed_case, one_of_each, scalar
 from tolerance import DTYPES
-from torch import Tensor
 
 from ocsfast import ops
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-def scalar(value: float, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.tensor(value, dtype=dtype, device=device)
-
-
-def one_of_each(made: Case) -> dict[str, Callable[[], object]]:
-    """Every op that walks the weights, on its own copies of them."""
-    device = str(made.plan.tables.device)
-    mask, half = draw_mask(made.plan, 0.5), scalar(0.5, device)
-    bound = made.bound([w.clone() for w in made.weights])
-    gen = torch.Generator().manual_seed(4)
-    grads, momenta = (
-        [torch.empty_like(w).copy_(torch.randn(w.shape, generator=gen)) for w in made.weights]
-        for _ in range(2)
-    )
-    lr, penalty = scalar(0.1, device, torch.float64), ops.Penalty(mask, half, half)
-
-    def saliency() -> list[Tensor]:
-        bound.forget()
-        return list(ops.group_saliency(bound))
-
-    def shrink() -> list[Tensor]:
-        ops.shrink_(bound, mask, half)
-        return list(bound.weights)
-
-    def lasso() -> list[Tensor]:
-        bound.forget()
-        ops.lasso_grad_(bound, grads, mask, half)
-        return grads
-
-    def sgd_step() -> list[Tensor]:
-        ops.sgd_step_(bound, grads, momenta, lr, momentum=0.9, penalty=penalty)
-        return [*bound.weights, *momenta, *ops.group_saliency(bound)]
-
-    squares, steps = [m.square() for m in momenta], [1] * len(momenta)
-
-    def adamw_step() -> list[Tensor]:
-        ops.adamw_step_(bound, grads, momenta, squares, steps, lr, penalty=penalty)
-        return [*bound.weights, *momenta, *squares, *ops.group_saliency(bound)]
-
-    return {
-        "group_saliency": saliency,
-        "shrink_": shrink,
-        "lasso_grad_": lasso,
-        "sgd_step_": sgd_step,
-        "adamw_step_": adamw_step,
-    }
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
