@@ -8,6 +8,14 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 TORCH ?=
 TORCHVISION ?=
+ifneq ($(TORCH),)
+ifeq ($(TORCHVISION),)
+$(error TORCH=$(TORCH) needs the TORCHVISION= that goes with it)
+endif
+ifeq ($(VENV),.venv)
+$(error TORCH=$(TORCH) needs an environment of its own: VENV=.venv-$(TORCH))
+endif
+endif
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PINS := $(abspath $(VENV))/constraints.txt
@@ -28,8 +36,8 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml setup.py build_backend.py $(CONSTRAINTS) $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	cp $(CONSTRAINTS) $(PINS)
-	$(if $(TORCH),sed -i 's/^torch==.*/torch==$(TORCH)/' $(PINS))
-	$(if $(TORCHVISION),sed -i 's/^torchvision==.*/torchvision==$(TORCHVISION)/' $(PINS))
+	$(if $(TORCH),sed -i '/^torch\(vision\)\?==/d' $(PINS))
+	$(if $(TORCH),printf 'torch==%s\ntorchvision==%s\n' $(TORCH) $(TORCHVISION) >> $(PINS))
 	$(PIP) install --quiet torch torchvision
 	$(PIP) install --quiet --editable '.[dev]'
 	touch $@

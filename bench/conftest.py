@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", default="1,2", help="numbers of threads, CPU only")
     parser.addoption("--models", default=",".join(NAMES), help="of " + ", ".join(NAMES))
     parser.addoption("--rounds", type=int, default=9, help="calls a row; slow peers get fewer")
+    parser.addoption(
+        "--rows", type=Path, help="a file to append each row to as it comes, a line of JSON"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -30,12 +36,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """What the times depend on, and no more."""
     cpu = machine_info.get("cpu", {}).get("brand_raw", "")
     machine_info.clear()
-    machine_info.update(cpu=cpu, cores=os.cpu_count(), torch=torch.__version__)
+    machine_info.update(machine(config, cpu))
+
+
+def machine(config: pytest.Config, cpu: str) -> dict[str, Any]:
+    """What the times depend on, and no more."""
+    facts = {"cpu": cpu, "cores": os.cpu_count(), "torch": torch.__version__}
     if config.option.device == "cuda":
-        machine_info["gpu"] = torch.cuda.get_device_name()
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
@@ -114,5 +125,16 @@ def measure(
             bytes=moved,
             roof=statistics.median(roofs) if roofs else None,
         )
+        if request.config.option.rows:
+            row = {
+                "machine_info": machine(request.config, platform.processor() or platform.machine()),
+                "extra_info": dict(benchmark.extra_info),
+                "stats": {
+                    name: getattr(benchmark.stats.stats, name)
+                    for name in ("min", "median", "max", "rounds")
+                },
+            }
+            with request.config.option.rows.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
     return run

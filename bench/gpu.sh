@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in the order of its worth: build, one call of each op, the kernels' tests,
-# timings, sanitizers. Results are written as they come, so a run that is cut off keeps what it has; a step
-# that fails or takes too long is named, and the next one begins.
+# timings, sanitizers, timings of more models. Results are written as they come, so a run that is cut off
+# keeps what it has; a step that fails or takes too long is named, and the next one begins.
 #
-#   bash bench/gpu.sh               on a machine with a GPU, nvcc and a CUDA torch: about 8 minutes
-#   DEVICE=cpu bash bench/gpu.sh    the same steps without one, shortened: 3 minutes on two cores
+#   bash bench/gpu.sh               on a machine with a GPU, nvcc and a CUDA torch (not timed yet)
+#   DEVICE=cpu bash bench/gpu.sh    the same steps without one, shortened: 2 minutes and a half on two cores
 #
 # Needs no network: it builds for PYTHON's own torch, without isolation and without dependencies (pytest,
 # pytest-xdist, pytest-benchmark, hypothesis, torchvision, setuptools and pybind11 have to be there).
@@ -12,7 +12,8 @@
 #   PYTHON   python3                         the interpreter whose torch is used
 #   OUT      bench/results; on the CPU build/gpu/results
 #            gpu.log      each step's seconds and end, and what the tests and sanitizers said
-#            gpu.json, gpu.md, end_to_end.md    the timings
+#            rows.jsonl   each timing as it comes; gpu.json, gpu.md: the same as a file and as tables
+#            end_to_end.md    whole training steps
 #   ARCHS    90                              the compute capability to compile for
 #   STEPS    all                             some of: build smoke tests ops step check end_to_end sanitize
 cd "$(dirname "$0")/.." || exit
@@ -22,18 +23,18 @@ STEPS=${STEPS:-build smoke tests ops step check end_to_end sanitize}
 export OCSFAST_CUDA_ARCHS=${ARCHS:-90} PYTHONUNBUFFERED=1
 if [ "$DEVICE" = cuda ]; then
   OUT=${OUT:-bench/results} WORKERS=8
-  MODELS=(ResNet50 ViT-B/16 ResNet56 "Llama 1.1B") SIZE=(--device cuda --rounds 51)
+  FIRST=(ResNet50 ViT-B/16) MORE=(ResNet56 "Llama 1.1B") SIZE=(--device cuda --rounds 51)
   END_TO_END=(--device cuda)
   export OCSFAST_CUDA=1
 else
   OUT=${OUT:-build/gpu/results} WORKERS=2
-  MODELS=(ResNet56) SIZE=(--device cpu --threads 1 --rounds 1)
+  FIRST=(ResNet56) MORE=() SIZE=(--device cpu --threads 1 --rounds 1)
   END_TO_END=(--device cpu --threads 1 --batch 4 --rounds 1)
 fi
-PARTS=build/gpu/parts
-rm -rf "$PARTS" && mkdir -p "$PARTS" "$OUT" || exit
+mkdir -p "$OUT" || exit
 LOG=$OUT/gpu.log
 : > "$LOG"
+rm -f "$OUT/rows.jsonl"
 FAILED=()
 
 # step NAME SECONDS COMMAND...: run it, keep what it says, never stop the rest.
@@ -58,8 +59,21 @@ bench() {
   shift 4
   step "$name" "$seconds" "$PYTHON" -m pytest "bench/$file" -q -p no:cacheprovider \
     -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-quiet "${SIZE[@]}" \
-    --models "$model" --benchmark-json="$PARTS/${name//[\/ ]/-}.json" "$@"
-  "$PYTHON" bench/table.py "$PARTS"/*.json --merged "$OUT/gpu.json" > "$OUT/gpu.md" 2>> "$LOG"
+    --models "$model" --rows "$OUT/rows.jsonl" "$@"
+  local tables
+  tables=$("$PYTHON" bench/table.py "$OUT/rows.jsonl" --merged "$OUT/gpu.json" 2>> "$LOG") &&
+    echo "$tables" > "$OUT/gpu.md"
+}
+
+# measure MODEL...: what the kernels and an optimizer's step take.
+measure() {
+  local model
+  for model in "$@"; do
+    # Compiling takes minutes, and neither peer is in doubt.
+    wants ops && bench "ops $model" 100 bench_ops.py "$model" -k "not compile and not eager"
+    wants step && bench "step $model" 60 bench_step.py "$model"
+    wants check && bench "check $model" 45 bench_check.py "$model" -k "not copies"
+  done
 }
 
 wants() { [[ " $STEPS " == *" $1 "* ]]; }
@@ -77,14 +91,9 @@ wants smoke && step smoke 60 "$PYTHON" tests/smoke.py --device "$DEVICE"
 OPS=(tests/test_{group_saliency,shrink,lasso_grad,sgd_step,adamw_step,partition,jaccard,cuda}.py)
 wants tests && step tests 150 env OMP_NUM_THREADS=1 "$PYTHON" -m pytest "${OPS[@]}" -n "$WORKERS" -q \
   -k "$DEVICE" -p no:cacheprovider
-for model in "${MODELS[@]}"; do
-  # Compiling takes minutes, and is no peer that is in doubt.
-  wants ops && bench "ops $model" 100 bench_ops.py "$model" -k "not compile and not eager"
-  wants step && bench "step $model" 60 bench_step.py "$model"
-  wants check && bench "check $model" 45 bench_check.py "$model" -k "not copies"
-done
-wants end_to_end &&
-  step end_to_end 90 bash -c '"$@" | tee "$0"' "$OUT/end_to_end.md" "$PYTHON" bench/end_to_end.py "${END_TO_END[@]}"
+measure "${FIRST[@]}"
+wants end_to_end && step end_to_end 90 bash -o pipefail -c '"$@" | tee "$0"' "$OUT/end_to_end.md" \
+  "$PYTHON" bench/end_to_end.py "${END_TO_END[@]}"
 # torch's caching allocator hides where one tensor ends and the next begins.
 for tool in memcheck racecheck initcheck synccheck; do
   wants sanitize || break
@@ -92,6 +101,7 @@ for tool in memcheck racecheck initcheck synccheck; do
   [ "$DEVICE" = cuda ] || checked=() # on the CPU only to see that the step runs
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 60 "${checked[@]}" "$PYTHON" tests/smoke.py --device "$DEVICE"
 done
+measure "${MORE[@]}"
 
 if [ ${#FAILED[@]} -gt 0 ]; then
   echo "FAILED: ${FAILED[*]}" | tee -a "$LOG"

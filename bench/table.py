@@ -1,6 +1,7 @@
 """Tables of benchmarks' JSON, as Markdown: python bench/table.py bench/results/cpu.json
 
-Several files are taken for parts of one run; --merged FILE keeps them as one.
+A file that ends in .jsonl holds a row a line, as `--rows` of the benchmarks leaves them behind; --merged
+FILE keeps it in the form of the others.
 
 A row: its median time, the bytes it must move, GB/s, how near the roof measured in turn with it comes
 (roof's time / its time), and how many times as long as ocsfast's row it takes.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +50,26 @@ def tables(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def rows_of(lines: str) -> dict[str, Any]:
+    """The rows of one run, the last of which may have been cut off in the middle."""
+    entries = [json.loads(line) for line in lines.splitlines() if line.endswith("}")]
+    if not entries:
+        raise SystemExit("there is no row yet")
+    facts = [entry.pop("machine_info") for entry in entries]
+    now = datetime.now(timezone.utc).isoformat()
+    return {"machine_info": facts[0], "datetime": now, "benchmarks": entries}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("file", type=Path)
     parser.add_argument("--merged", type=Path)
     args = parser.parse_args()
-    # A run that was cut short has left an empty file.
-    parts = [json.loads(text) for text in (path.read_text() for path in args.files) if text]
-    if not parts:
-        raise SystemExit("no file holds a benchmark")
-    whole = {**parts[0], "benchmarks": [entry for part in parts for entry in part["benchmarks"]]}
+    text = args.file.read_text()
+    document = rows_of(text) if args.file.suffix == ".jsonl" else json.loads(text)
     if args.merged:
-        args.merged.write_text(json.dumps(whole, indent=1) + "\n")
-    print(tables(whole))
+        args.merged.write_text(json.dumps(document, indent=1) + "\n")
+    print(tables(document))
 
 
 if __name__ == "__main__":

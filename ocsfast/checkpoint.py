@@ -63,6 +63,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise CheckpointError(f"cannot write {os.fspath(path)}: {error}") from error
 
 
+@torch.inference_mode(False)  # a mode that a validation loop may leave on: weights would stay in it
 def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Give a fresh instance of the saved model's class its structure and weights, strictly.
 

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families, kept_indices
 from ocsfast.model_config import describes_itself, integers_of, set_integers, update_config
-from ocsfast.slicing import Layout, announce, layout_of, sliced_state
+from ocsfast.slicing import Layout, agreed, announce, layout_of, sliced_state
 
 logger = logging.getLogger("ocsfast")
 
@@ -110,7 +110,8 @@ def cutting(
     copies: Sequence[nn.Module] = (),
 ) -> Iterator[Families]:
     """`cut_model`, around what has to follow it: if that raises, the cut is undone."""
-    require_between_steps(model)
+    with agreed(model):
+        require_between_steps(model)
     with _removed(model, families, pruned, optimizers, copies) as (left, became, undo):
         describing: list[Any] = [m for m in (model, *copies) if describes_itself(m)]
         for module in describing:
@@ -164,6 +165,29 @@ def _removed(
     optimizers: Sequence[Optimizer],
     copies: Sequence[nn.Module],
 ) -> Iterator[tuple[Families, dict[int, set[int]], ExitStack]]:
+    # The processes that hold the model agree twice: before anything moves between them, and before the
+    # change of one of them stays. Made in inference mode, the new tensors could not be trained.
+    with agreed(model), torch.inference_mode(False), torch.no_grad():
+        gone = _checked(pruned, families)
+        layouts = {module: layout_of(module) for module in (model, *copies)}  # each once, in order
+        removals = [_removal(m, layout, families, gone, optimizers) for m, layout in layouts.items()]
+        left = families.cropped(gone)
+    with ExitStack() as undo:
+        with agreed(model):
+            with torch.inference_mode(False), torch.no_grad():
+                for removal in removals:
+                    removal.layout.arrive([(swap.tensor, swap.data) for swap in removal.swaps])
+                became = [removal.apply(undo) for removal in removals]
+                for module in layouts:
+                    announce(module)
+                # Autocast keeps low-precision copies of the weights by identity, which a cut preserves.
+                torch.clear_autocast_cache()
+            yield left, became[0], undo
+        undo.pop_all()
+
+
+def _checked(pruned: Tensor, families: Families) -> Tensor:
+    """Which groups go: on the CPU, not all of any family."""
     gone = pruned.detach().cpu()
     if gone.dtype != torch.bool or gone.shape != (families.num_groups,):
         raise StateError(
@@ -172,24 +196,7 @@ def _removed(
     for family in families.families:
         if family.size and bool(gone[family.first : family.first + family.size].all()):
             raise StateError(f"family {family.name} would lose all its {family.size} groups")
-    layouts = {module: layout_of(module) for module in (model, *copies)}  # each once, in order
-    # The processes that hold the model agree twice: before anything moves between them, and before the
-    # change of one of them stays.
-    agreed = layouts[model].agreed
-    with torch.no_grad(), agreed():
-        removals = [_removal(m, layout, families, gone, optimizers) for m, layout in layouts.items()]
-        left = families.cropped(gone)
-    with ExitStack() as undo:
-        with torch.no_grad(), agreed():
-            for removal in removals:
-                removal.layout.arrive([(swap.tensor, swap.data) for swap in removal.swaps])
-            became = [removal.apply(undo) for removal in removals]
-            for module in layouts:
-                announce(module)
-            # Autocast keeps low-precision copies of the weights by identity, which the cut preserves.
-            torch.clear_autocast_cache()
-        yield left, became[0], undo
-        undo.pop_all()
+    return gone
 
 
 def _removal(

@@ -93,6 +93,7 @@ class Pruner:
         with self._processes.together():
             self._timetable.require_steps_left(self._progress)
             self._copies = Copies(model, also)
+            self._processes.require_copies(self._copies.modules)
             parameters = dict(model.named_parameters(remove_duplicate=False))
             coupled = {a.tensor: parameters[a.tensor] for a in families.axes if a.tensor in parameters}
             check_owner(optimizer, coupled)
@@ -237,6 +238,10 @@ class Pruner:
         device = torch.device("cpu") if self._coupled is None else self._coupled.bound.plan.tables.device
         with self._processes.together():
             loaded = history.unpack(state, self._facts(), self.families, device)
+        mask = None if loaded.mask is None else loaded.mask.tolist()
+        self._processes.begin(
+            {"the state's stage": loaded.progress.stage, "mask": mask, "weights": self._fitted}
+        )
         progress = loaded.progress
         if progress.stage == "pruned":
             assert loaded.mask is not None  # unpack() sees to it
@@ -340,22 +345,36 @@ class Pruner:
 
     @torch.inference_mode(False)  # a mode that a validation loop may leave on: weights would stay in it
     def _evaluate(self, forced: bool) -> StepReport:
-        now = self._progress
-        before = replace(now, indices=[*now.indices], history=[*now.history])
-        masks, scores, mask = self._masks.copy(), self.scores, self.mask
-        try:
-            return self._check(forced)
-        except BaseException:
-            self._progress, self._masks, self.scores, self.mask = before, masks, scores, mask
-            raise
-
-    def _check(self, forced: bool) -> StepReport:
         begun = time.perf_counter()
         with self._processes.together():
             require_between_steps(self._alive())
             self._timetable.require_steps_left(self._progress)
             self._processes.require_cuttable()
             coupled = self._current()
+        now = self._progress
+        before = replace(now, indices=[*now.indices], history=[*now.history])
+        masks, scores, mask = self._masks.copy(), self.scores, self.mask
+        try:
+            report = self._check(coupled, forced)
+            if report.cut:
+                assert self.mask is not None  # the check has just made it
+                self._remove(self.mask)
+        except BaseException:
+            self._progress, self._masks, self.scores, self.mask = before, masks, scores, mask
+            self._timetable.forget()
+            raise
+        if report.cut:
+            now.stage, now.t_cut = "pruned", now.check
+            cost, dense = quantity(report.cost), quantity(report.cost_dense)
+            unit = self._aim.cost_model.unit
+            logger.info("cut at check %d: %s of %s%s stay", now.check, cost.strip(), dense, unit)
+        report = replace(report, seconds=time.perf_counter() - begun)
+        now.history.append(report)
+        self._resting = replace(report, cut=False, seconds=0.0)
+        return report
+
+    def _check(self, coupled: penalty.Coupled, forced: bool) -> StepReport:
+        """Choose anew; what the report says of a cut, if it says so, has yet to be made."""
         config, now = self.config, self._progress
         self._processes.require_agreement(
             {
@@ -385,20 +404,18 @@ class Pruner:
             )
         late, ready = self._timetable.is_late(now, stage), self._is_ready(choice)
         cut = forced or late or ready
-        if cut:
-            if late and not ready and not forced:
-                self._warn(choice)
-            self._cut(choice)
-        elif now.stage == "observe" and self._timetable.should_start(now, stage):
+        if late and not ready and not forced:
+            self._warn(choice)
+        if not cut and now.stage == "observe" and self._timetable.should_start(now, stage):
             self._begin(choice, coupled)
 
         rate = penalty.mean_rate(penalty.parts_now(coupled, self.optimizer), self.optimizer)
-        report = StepReport(
-            stage=now.stage,
+        return StepReport(
+            stage="pruned" if cut else now.stage,
             check=now.check,
             stability=choice.stability,
             mean_stability=stability.mean_stability(now.indices, self.config.window),
-            lam=float(self._lambda_now(rate)) if now.stage == "sparsify" else 0.0,
+            lam=float(self._lambda_now(rate)) if now.stage == "sparsify" and not cut else 0.0,
             nats=float(now.nats),
             residual=choice.residual,
             changed=choice.changed,
@@ -407,16 +424,12 @@ class Pruner:
             cost_dense=self._aim.dense,
             cut=cut,
             forced=cut and not ready,
-            seconds=time.perf_counter() - begun,
             kept=tuple(
                 (f.name, kept, f.size)
                 for f, kept in zip(self.families.families, choice.kept, strict=True)
             ),
             dense=self.families.frozen,
         )
-        now.history.append(report)
-        self._resting = replace(report, cut=False, seconds=0.0)
-        return report
 
     def _shared(self, choice: Choice) -> Choice:
         """Rank 0's choice where several processes train the model; else this one."""
@@ -445,13 +458,6 @@ class Pruner:
         if self.config.strength == "auto":
             now.scale = mean_pruned_norm(coupled.bound, choice.mask)
         logger.info("sparsity learning begins at check %d", now.check)
-
-    def _cut(self, choice: Choice) -> None:
-        now = self._progress
-        self._remove(choice.mask)
-        now.stage, now.t_cut = "pruned", now.check
-        cost, dense, unit = quantity(choice.cost), quantity(self._aim.dense), self._aim.cost_model.unit
-        logger.info("cut at check %d: %s of %s%s stay", now.check, cost.strip(), dense, unit)
 
     def _remove(self, pruned: Tensor) -> None:
         """Cut the model and all that follows it, and drive it no longer."""

@@ -6,7 +6,7 @@ import gc
 import hashlib
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -49,7 +49,14 @@ class Processes(ABC):
 
     @abstractmethod
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Before a pruner does anything; `facts` are what it is made of."""
+        """Before a pruner does anything, or goes on from a state; `facts` are what it is made of."""
+
+    def require_copies(self, copies: Sequence[nn.Module]) -> None:  # noqa: B027  (whole ones all fit)
+        """Refuse copies of the model that the cut could not follow.
+
+        Raises:
+            StateError: with the reason.
+        """
 
     def bind(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam, alloc_storage, free_storage
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from ocsfast.agreement import raised_together
 from ocsfast.errors import StateError
@@ -60,6 +60,13 @@ def settle(model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+def group_of(model: nn.Module) -> dist.ProcessGroup | None:
+    """The processes that its first sharded parameter is spread over."""
+    settle(model)
+    split = next((p for p in model.parameters() if isinstance(p, DTensor)), None)
+    return None if split is None else split.device_mesh.get_group()
 
 
 # -- fully_shard's records --------------------------------------------------------------------------
@@ -180,14 +187,19 @@ class Move:
     """Rows that have yet to go to the processes that will hold them."""
 
     sent: Tensor
-    received: Tensor  # [rows, ...], without memory until `run`: a cut holds old rows and new, no more
+    received: Tensor  # [rows, ...], filled by `run`; without memory until it is about to
     sent_counts: list[int]  # rows to each rank
     received_counts: list[int]
     group: dist.ProcessGroup
 
     def run(self) -> None:
-        """Every rank has to call."""
-        alloc_storage(self.received)
+        """Every rank has to call.
+
+        Raises:
+            StateError: one of them has no memory for what it receives. Nothing has been sent then.
+        """
+        with raised_together(self.group):
+            alloc_storage(self.received)
         dist.all_to_all_single(
             self.received, self.sent, self.received_counts, self.sent_counts, group=self.group
         )
@@ -205,6 +217,11 @@ def crop_shards(tensor: Tensor, kept: Mapping[int, Tensor]) -> tuple[DTensor, Mo
     """
     assert isinstance(tensor, DTensor)
     mesh, local, move = tensor.device_mesh, local_of(tensor), None
+    if mesh.ndim != 1 or tuple(tensor.placements) != (Shard(0),):
+        raise StateError(
+            f"a tensor of shape {tuple(tensor.shape)} has the placements {tuple(tensor.placements)} on "
+            f"a mesh of {mesh.ndim} dimensions: only rows over one dimension can be cut"
+        )
     for axis, indices in kept.items():
         if axis != 0:
             local = local.index_select(axis, indices.to(local.device))
@@ -252,13 +269,8 @@ class ShardedLayout(Layout):
         """
         settle(model)
         self._records = records_of(model)
-        split = next((p for p in model.parameters() if isinstance(p, DTensor)), None)
-        self._group = None if split is None else split.device_mesh.get_group()
         self._moves: list[Move] = []
         self._fields: dict[int, dict[str, Any]] = {}  # a record's new ones, by its parameter's id
-
-    def agreed(self) -> AbstractContextManager[None]:
-        return super().agreed() if self._group is None else raised_together(self._group)
 
     def crop(self, tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
         if not is_split(tensor):
@@ -269,8 +281,9 @@ class ShardedLayout(Layout):
         return cropped
 
     def arrive(self, cropped: Iterable[tuple[Tensor, Tensor]]) -> None:
+        # One at a time, and what was sent is freed as it goes: a cut holds old rows and new, no more.
         self._moves.reverse()
-        while self._moves:  # what was sent is freed as it has gone
+        while self._moves:
             self._moves.pop().run()
         for tensor, data in cropped:
             record = self._records.get(id(tensor))

@@ -27,6 +27,7 @@ from ocsfast.optim import OnePass
 from ocsfast.plan import Plan, shard_plan
 from ocsfast.replicas import Processes
 from ocsfast.resharding import local_of, part_of, records_of, require_known, settle
+from ocsfast.slicing import is_sharded
 from ocsfast.tables import group_scores, lasso_slopes, matrices, slice_sums
 
 
@@ -125,6 +126,14 @@ class Shards(Processes):
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Refuse, on every rank, what differs between them: from here on they communicate."""
         self.require_agreement(facts)
+
+    def require_copies(self, copies: Sequence[nn.Module]) -> None:
+        for copy in copies:
+            if is_sharded(copy) and _mesh_of(copy) != self._mesh:
+                raise StateError(
+                    "also= holds a copy that is sharded over another mesh than the model: call "
+                    "fully_shard with one mesh for both"
+                )
 
     def bind(
         self,

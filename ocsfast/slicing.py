@@ -80,8 +80,21 @@ def announce(module: nn.Module) -> None:
         holders: tuple[Any, ...] = (part._parameters, part._buffers)
         for held in holders:
             for name, tensor in held.items() if isinstance(held, dict) else ():
-                held[name] = None
-                held[name] = tensor
+                try:
+                    held[name] = None
+                finally:
+                    held[name] = tensor
+
+
+def agreed(module: nn.Module) -> AbstractContextManager[None]:
+    """Around what must fail in every process that holds a part of the module if it fails in one."""
+    if not is_sharded(module):
+        return nullcontext()
+    from ocsfast.agreement import raised_together
+    from ocsfast.resharding import group_of  # torch's DTensor takes a second to import
+
+    group = group_of(module)
+    return nullcontext() if group is None else raised_together(group)
 
 
 class Layout:
@@ -89,10 +102,6 @@ class Layout:
 
     All of `crop` comes first, then `arrive`, then all of `place`; the model changes in `place` alone.
     """
-
-    def agreed(self) -> AbstractContextManager[None]:
-        """Around what must fail in every process that holds a part if it fails in one."""
-        return nullcontext()
 
     def crop(self, tensor: Tensor, kept: Kept) -> Tensor:
         """A new tensor of the kept indices; where they lie elsewhere, `arrive` fills it."""
@@ -119,7 +128,7 @@ def layout_of(module: nn.Module) -> Layout:
     """
     if not is_sharded(module):
         return Layout()
-    from ocsfast.resharding import ShardedLayout  # torch's DTensor takes a second to import
+    from ocsfast.resharding import ShardedLayout
 
     return ShardedLayout(module)
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import ocsfast
-from ocsfast import StateError, cut, cut_model, slicing
+from ocsfast import StateError, cut, cut_model, penalty, slicing
 from ocsfast.grouping import group
 from ocsfast.grouping.families import kept_indices
 
@@ -224,6 +224,7 @@ def test_a_cut_that_fails_is_undone():
             (cut, "set_size"),
             (cut, "announce"),
             (pruner._processes, "rebuild"),
+            (penalty, "mean_rate"),
         )
         count = 0
         while True:
@@ -239,7 +240,8 @@ def test_a_cut_that_fails_is_undone():
             assert all(a is b for a, b in zip(before[1], after[1], strict=True))
             assert (pruner.stage, pruner.history, pruner.mask) == ("observe", [], None)
     assert count > 40
-    assert set(planted.names) == {"crop", "replace_data", "set_size", "announce", "rebuild"}
+    called = {"crop", "replace_data", "set_size", "announce", "rebuild", "mean_rate"}
+    assert set(planted.names) == called
     train(model, optimizer, 3)
     # As one whose cut never failed.
     optimizer = OPTIMIZERS["AdamW"](twin[0])
@@ -250,3 +252,63 @@ def test_a_cut_that_fails_is_undone():
     for a, b in ((model, twin[0]), (average, twin[1])):
         for key, value in a.state_dict().items():
             assert torch.equal(value, b.state_dict()[key]), key
+
+
+def test_the_length_of_a_run_is_still_known_after_a_check_that_failed(monkeypatch):
+    """The scheduler's place in the run is found at the first check."""
+    plans = []
+    for fails in (False, True):
+        model = net()
+        optimizer = sgd(model)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+        pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0])
+        for epoch in range(6):
+            train(model, optimizer, 4, first=4 * epoch)
+            schedule.step()
+            if fails and epoch == 0:
+                with monkeypatch.context() as patch:
+                    planted = Planted(patch, (cut, "announce"))
+                    planted.plant(0)
+                    with pytest.raises(PlantedError):
+                        pruner.cut()
+            pruner.step()
+        plans.append((pruner._progress.position, pruner._timetable.plan(pruner._progress)))
+    assert plans[0] == plans[1]
+
+
+def test_in_inference_mode(tmp_path):
+    """As a validation loop may leave it on: what is left can still be trained."""
+    model, x = net(), batch(0)[0]
+    families, fresh = families_of(model), net(1)
+    with torch.inference_mode():
+        cut_model(model, families, some(families))
+        ocsfast.save(model, tmp_path / "model.safetensors")
+        ocsfast.load(fresh, tmp_path / "model.safetensors")
+    for subject in (model, fresh):
+        assert not any(t.is_inference() for t in (*subject.parameters(), *subject.buffers()))
+        subject(x).sum().backward()
+
+
+class Watched(dict):
+    """A module's dictionary that remembers what is set in it."""
+
+    def __init__(self, held):
+        super().__init__(held)
+        self.set = []
+
+    def __setitem__(self, name, value):
+        self.set.append((name, value))
+        super().__setitem__(name, value)
+
+
+def test_dictionaries_show_that_tensors_have_changed():
+    """torch.compile of torch 2.10 and 2.11 looks at sizes only where a dictionary has changed."""
+    model = net()
+    families = families_of(model)
+    parameters, buffers = Watched(model.conv2._parameters), Watched(model.bn2._buffers)
+    model.conv2._parameters, model.bn2._buffers = parameters, buffers
+    before = list(parameters.items()), list(buffers.items())
+    cut_model(model, families, some(families))
+    for held, items in ((parameters, before[0]), (buffers, before[1])):
+        assert [name for name, _ in held.set] == [name for name, _ in items for _ in range(2)]
+        assert [(name, id(value)) for name, value in held.items()] == [(n, id(v)) for n, v in items]

@@ -83,8 +83,19 @@ def test_the_fast_path_is_put_back(enabled: bool) -> None:
         torch.backends.mha.set_fastpath_enabled(True)
 
 
-def test_experts() -> None:
-    x = torch.randn(10, 16, dtype=torch.bfloat16, device="meta")
-    weight = torch.randn(3, 16, 24, dtype=torch.bfloat16, device="meta")
-    ends = torch.tensor([2, 5, 10], dtype=torch.int32, device="meta")
-    assert count_macs(lambda: torch._grouped_mm(x, weight, offs=ends)) == 10 * 16 * 24
+@pytest.mark.parametrize(
+    ("rows", "matrices", "macs"),
+    [
+        ((10, 16), (3, 16, 24), 10 * 16 * 24),  # each row by the matrix of its expert
+        ((3, 10, 16), (3, 16, 24), 3 * 10 * 16 * 24),
+        ((10, 48), (48, 24), 10 * 48 * 24),  # a gradient: sums over each expert's rows
+        ((3, 10, 16), (16, 24), 10 * 16 * 24),
+    ],
+)
+def test_experts(rows: tuple[int, ...], matrices: tuple[int, ...], macs: int) -> None:
+    x, weight = (torch.randn(s, dtype=torch.bfloat16, device="meta") for s in (rows, matrices))
+    inner = {(2, 3): 10, (2, 2): 48, (3, 2): 24}.get((len(rows), len(matrices)))
+    ends = None
+    if inner is not None:
+        ends = torch.tensor([2, 5, inner], dtype=torch.int32, device="meta")
+    assert count_macs(lambda: torch._grouped_mm(x, weight, offs=ends)) == macs

@@ -12,6 +12,7 @@ from test_fsdp import OPTIMIZERS, attached, options, sharded, structure, values
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
+from torch.distributed.tensor import Shard
 
 import ocsfast
 from ocsfast import StateError, cut, resharding, slicing
@@ -53,16 +54,20 @@ def failing(rank, folder):
         planted = Planted(
             patch,
             (resharding, "crop_shards"),
+            (resharding, "alloc_storage"),
             (dist, "all_to_all_single"),
             (FSDPParam, "_init_sharded_param"),
             (FSDPParam, "reset_sharded_param"),
             (slicing, "replace_data"),
             (resharding, "_hold"),
             (cut, "set_size"),
+            (cut, "announce"),
+            (cut, "describes_itself"),
+            (cut, "require_between_steps"),
         )
         theirs.cut()
         steps = list(planted.names)
-        assert len(set(steps)) == 7
+        assert len(set(steps)) == 11
         before = everything(model, optimizer, pruner)
         for at, name in enumerate(steps):
             for failing in ((0, 1), (1,)):
@@ -129,6 +134,36 @@ def smooth_state():
     return model._get_fsdp_state()
 
 
+def odd_copies(rank, folder):
+    """Copies that the cut could not follow are refused at attach too."""
+    model, families = sharded()
+    optimizer = OPTIMIZERS["SGD"](model.parameters())
+    columns = smooth()
+    mesh = init_device_mesh("cpu", (RANKS,))
+    fully_shard(
+        columns, mesh=mesh, shard_placement_fn=lambda p: Shard(1) if p.shape[1:] == (48,) else None
+    )
+    with pytest.raises(StateError, match=r"fc1\.weight has the placements \(Shard\(dim=1\),\)"):
+        ocsfast.attach(model, 0.5, optimizer=optimizer, families=families, also=[columns], **options())
+    with pytest.raises(StateError, match="only rows over one dimension can be cut"):
+        resharding.crop_shards(columns.fc1.weight, {0: torch.arange(4)})
+
+
+def other_states(rank, folder):
+    """Ranks that load other states than each other say so, instead of waiting for each other."""
+    model, optimizer, pruner = attached("SGD")
+    states = [pruner.state_dict()]
+    step(model, optimizer, 0, rank)
+    pruner.cut()
+    states.append(pruner.state_dict())
+    model, _, pruner = attached("SGD", seed=3)
+    with pytest.raises(StateError, match="drifted apart: the state's stage of rank 1"):
+        pruner.load_state_dict(states[rank])
+    assert pruner.stage == "observe"
+    pruner.load_state_dict(states[1])
+    assert pruner.stage == "pruned"
+
+
 def unreduced(rank, folder):
     """Gradients that wait in another dtype than the parameters' are seen as well."""
     model, families = smooth(), structure()
@@ -165,6 +200,8 @@ def dtypes_of_gradients(rank, folder):
 def all_of_it(rank, folder):
     failing(rank, folder)
     refused(rank, folder)
+    odd_copies(rank, folder)
+    other_states(rank, folder)
     unreduced(rank, folder)
     dtypes_of_gradients(rank, folder)
 
