@@ -157,7 +157,7 @@ def _sketched(record: FSDPParam, size_of: Tensor, data: DTensor | None = None) -
     """What a record says of a parameter of another size, with or without its memory.
 
     Args:
-        size_of: has the whole parameter's size, dtype, and whether it wants gradients.
+        size_of: has the whole parameter's size and dtype.
         data: what the parameter will hold: then its local rows are padded here, as fully_shard wants.
     """
     sketch: Any = _Sketch(record)
