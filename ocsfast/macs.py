@@ -1,8 +1,8 @@
 """MACs of a call, counted while it runs.
 
 torch's own counter sees most operators. Which fused ones it sees depends on its version (the CPU's
-attention from 2.15 on) and on the device; so attention runs as the products it is made of, and of the
-other ones the formulas are here.
+attention from 2.15 on) and on the device, so their formulas are here. Run unfused, attention would have
+other strides, which a model's own code may not know how to view.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 Shape = Sequence[int]
@@ -23,8 +22,8 @@ def count_macs(call: Callable[[], object]) -> int:
 
     What `torch.utils.flop_counter.FlopCounterMode` counts, halved, and the same on every version of
     torch, on the CPU and on CUDA: attention, recurrence and grouped products count as what they compute,
-    fused or not. A model that insists on a fused attention (`sdpa_kernel` in its own code) is the
-    exception: then it is what torch's counter says of it.
+    fused or not. In half precision on CUDA torch may pad heads whose width is no multiple of 8 before it
+    fuses them; they count as padded then.
 
     Example:
         >>> count_macs(lambda: torch.nn.Linear(3, 5)(torch.zeros(2, 3)))
@@ -33,10 +32,7 @@ def count_macs(call: Callable[[], object]) -> int:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a whole encoder layer as one operator
     try:
-        with (
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False, custom_mapping=_formulas()) as counter,
-        ):
+        with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
             call()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -47,6 +43,16 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     """FLOPs by operator, from the shapes of its arguments; of those that this torch has."""
     aten: Any = torch.ops.aten
     formulas: dict[str, Callable[..., int]] = {
+        **dict.fromkeys(
+            (
+                "_scaled_dot_product_flash_attention_for_cpu",
+                "_scaled_dot_product_flash_attention",
+                "_scaled_dot_product_efficient_attention",
+                "_scaled_dot_product_cudnn_attention",
+                "_scaled_dot_product_fused_attention_overrideable",
+            ),
+            _attention,
+        ),
         "mkldnn_rnn_layer": _one_layer,
         "_cudnn_rnn": _all_layers,
         "_grouped_mm": _grouped,
@@ -57,6 +63,11 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     if hasattr(experts, "grouped_mm_fallback"):
         known[experts.grouped_mm_fallback] = _grouped
     return known
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """q [..., L, D] with k [..., S, D], and the result [..., L, S] with v [..., S, E]; masked or not."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _one_layer(x: Shape, w_ih: Shape, w_hh: Shape, *_: Any, **__: Any) -> int:
