@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ocsfast.cut import set_size, size_attributes
+from ocsfast.cut import Change, Swap, size_attributes
 from ocsfast.errors import CheckpointError
 from ocsfast.plan import is_channels_last
-from ocsfast.slicing import Layout, announce, is_sharded
+from ocsfast.slicing import Layout, is_sharded
 
 KEY = "ocsfast"  # the metadata entry that holds the structure
 FORMAT = 2
@@ -95,17 +95,9 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
     _check_tensors(path, tensors, state)
     attributes = _checked_attributes(path, model, structure.attributes)
     _check_layers(path, model, tensors, aliases, attributes)
-    swaps = [(state[name], _placed(new, state[name])) for name, new in tensors.items()]
-
+    swaps = tuple(Swap(state[name], _placed(new, state[name])) for name, new in tensors.items())
     with ExitStack() as undo:
-        for old, new in swaps:
-            undo.callback(setattr, old, "grad", old.grad)
-            old.grad = None
-            Layout().place(old, new, undo)
-        for module, name, size in attributes:
-            undo.callback(set_size, module, name, size_attributes(module)[name])
-            set_size(module, name, size)
-        announce(model)
+        Change(model, Layout(), swaps, tuple(attributes)).apply(undo)
         undo.pop_all()
 
 

@@ -20,19 +20,20 @@ from torch.optim import Optimizer
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families, kept_indices
 from ocsfast.model_config import describes_itself, integers_of, set_integers, update_config
-from ocsfast.slicing import Layout, agreed, announce, layout_of, sliced_state
+from ocsfast.slicing import Layout, agreement, announce, layout_of, sliced_state
 
 logger = logging.getLogger("ocsfast")
 
 
 @dataclass(frozen=True, eq=False)
-class _Swap:
+class Swap:
     """What one tensor becomes: all of it computed before anything changes."""
 
     tensor: Tensor
     data: Tensor
-    grad: Tensor | None
-    states: tuple[tuple[dict[str, Any], dict[str, Any]], ...]  # (a state to update, what changes in it)
+    grad: Tensor | None = None
+    # (a state to update, what changes in it)
+    states: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = ()
 
     def apply(self, layout: Layout, undo: ExitStack) -> None:
         tensor = self.tensor
@@ -47,11 +48,12 @@ class _Swap:
 
 
 @dataclass(frozen=True, eq=False)
-class _Removal:
-    """Everything that a cut changes in one module."""
+class Change:
+    """Everything that changes in one module as its tensors take other sizes."""
 
+    module: nn.Module
     layout: Layout
-    swaps: tuple[_Swap, ...]
+    swaps: tuple[Swap, ...]
     attributes: tuple[tuple[nn.Module, str, int], ...]
 
     def apply(self, undo: ExitStack) -> dict[int, set[int]]:
@@ -66,6 +68,7 @@ class _Removal:
             became.setdefault(old, set()).add(size)
             undo.callback(set_size, module, name, old)
             set_size(module, name, size)
+        announce(self.module)
         return became
 
 
@@ -110,7 +113,7 @@ def cutting(
     copies: Sequence[nn.Module] = (),
 ) -> Iterator[Families]:
     """`cut_model`, around what has to follow it: if that raises, the cut is undone."""
-    with agreed(model):
+    with agreement(model)():
         require_between_steps(model)
     with _removed(model, families, pruned, optimizers, copies) as (left, became, undo):
         describing: list[Any] = [m for m in (model, *copies) if describes_itself(m)]
@@ -167,19 +170,18 @@ def _removed(
 ) -> Iterator[tuple[Families, dict[int, set[int]], ExitStack]]:
     # The processes that hold the model agree twice: before anything moves between them, and before the
     # change of one of them stays. Made in inference mode, the new tensors could not be trained.
-    with agreed(model), torch.inference_mode(False), torch.no_grad():
+    agreed = agreement(model)
+    with agreed(), torch.inference_mode(False), torch.no_grad():
         gone = _checked(pruned, families)
-        layouts = {module: layout_of(module) for module in (model, *copies)}  # each once, in order
-        removals = [_removal(m, layout, families, gone, optimizers) for m, layout in layouts.items()]
+        modules = dict.fromkeys((model, *copies))  # each once, in order
+        changes = [_change(module, families, gone, optimizers) for module in modules]
         left = families.cropped(gone)
     with ExitStack() as undo:
-        with agreed(model):
+        with agreed():
             with torch.inference_mode(False), torch.no_grad():
-                for removal in removals:
-                    removal.layout.arrive([(swap.tensor, swap.data) for swap in removal.swaps])
-                became = [removal.apply(undo) for removal in removals]
-                for module in layouts:
-                    announce(module)
+                for change in changes:
+                    change.layout.arrive([(swap.tensor, swap.data) for swap in change.swaps])
+                became = [change.apply(undo) for change in changes]
                 # Autocast keeps low-precision copies of the weights by identity, which a cut preserves.
                 torch.clear_autocast_cache()
             yield left, became[0], undo
@@ -199,17 +201,12 @@ def _checked(pruned: Tensor, families: Families) -> Tensor:
     return gone
 
 
-def _removal(
-    module: nn.Module,
-    layout: Layout,
-    families: Families,
-    gone: Tensor,
-    optimizers: Sequence[Optimizer],
-) -> _Removal:
-    swaps = [
-        _prepare(tensor, kept, optimizers, layout) for tensor, kept in _kept_axes(module, families, gone)
-    ]
-    return _Removal(layout, tuple(swaps), tuple(_kept_attributes(module, families, gone)))
+def _change(
+    module: nn.Module, families: Families, gone: Tensor, optimizers: Sequence[Optimizer]
+) -> Change:
+    layout, axes = layout_of(module), _kept_axes(module, families, gone)
+    swaps = tuple(_prepare(tensor, kept, optimizers, layout) for tensor, kept in axes)
+    return Change(module, layout, swaps, tuple(_kept_attributes(module, families, gone)))
 
 
 def _kept_axes(
@@ -240,14 +237,14 @@ def _kept_axes(
 
 def _prepare(
     tensor: Tensor, kept: dict[int, Tensor], optimizers: Sequence[Optimizer], layout: Layout
-) -> _Swap:
+) -> Swap:
     states = tuple(
         (optimizer.state[tensor], sliced_state(optimizer, tensor, kept, layout))
         for optimizer in optimizers
         if tensor in optimizer.state
     )
     grad = None if tensor.grad is None else layout.crop(tensor.grad, kept)
-    return _Swap(tensor, layout.crop(tensor, kept), grad, states)
+    return Swap(tensor, layout.crop(tensor, kept), grad, states)
 
 
 def _kept_attributes(

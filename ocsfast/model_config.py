@@ -6,7 +6,7 @@ built from it (on the meta device: no memory, no initialisation) has the shapes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -60,7 +60,17 @@ def update_config(model: nn.Module, became: Mapping[int, set[int]]) -> int:
 
 def integers_of(config: Any) -> list[Integer]:
     """Every integer field of a config and of the configs in it; also sizes that are None: derived."""
-    return list(_integers(config))
+    found: list[Integer] = []
+    for name, value in vars(config).items():
+        if name.startswith("_"):
+            continue
+        if type(value) is int or (
+            value is None and any(part in name for part in ("inner", "dim", "size"))
+        ):
+            found.append((config, name, value))
+        elif hasattr(value, "to_dict"):
+            found += integers_of(value)
+    return found
 
 
 def set_integers(fields: Iterable[Integer]) -> None:
@@ -102,15 +112,3 @@ def _misfits(model: nn.Module, config: Any, wanted: Mapping[str, torch.Size], mo
     return sum(
         a != b for name, shape in wanted.items() for a, b in zip(shapes[name], shape, strict=True)
     )
-
-
-def _integers(config: Any) -> Iterator[Integer]:
-    for name, value in list(vars(config).items()):
-        if name.startswith("_"):
-            continue
-        if type(value) is int or (
-            value is None and any(part in name for part in ("inner", "dim", "size"))
-        ):
-            yield config, name, value
-        elif hasattr(value, "to_dict"):
-            yield from _integers(value)

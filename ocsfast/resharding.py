@@ -26,14 +26,11 @@ from ocsfast.slicing import Layout, is_split
 
 # What a sketch writes and a record keeps: what it is of, and what its user said of gradients' dtypes.
 _KEPT = {
-    *("_module_info", "sharded_param", "_orig_param_uid"),
+    *("sharded_param", "_orig_param_uid"),
     *("_has_sharded_grad_dtype_override", "sharded_grad_dtype"),
 }
-# Of the gathered parameter: made by the next forward pass, from what it finds in their place.
-_GATHERED: dict[str, type[list[Tensor]]] = {
-    "all_gather_outputs": list,
-    "_unsharded_inner_tensors": list,
-}
+# Lists of the gathered parameter's tensors: filled by the next forward pass if it finds them empty.
+_GATHERED = ("all_gather_outputs", "_unsharded_inner_tensors")
 # What is read of a record, besides what torch's own methods read of it.
 _READ = ("sharded_param", "device", "mesh_info", "post_forward_mesh_info", "offload_to_cpu", *_GATHERED)
 
@@ -48,6 +45,11 @@ def local_of(tensor: Tensor) -> Tensor:
     """The rows that this process holds, without a copy."""
     with torch.no_grad():
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def lies_by_rows(tensor: DTensor) -> bool:
+    """Whether its dim 0 is spread over a mesh of one dimension, and nothing else."""
+    return tensor.device_mesh.ndim == 1 and tuple(tensor.placements) == (Shard(0),)
 
 
 def settle(model: nn.Module) -> None:
@@ -142,14 +144,13 @@ class _Sketch(FSDPParam):
     """A record to try things on: it writes into no module but its own, and says what it has written."""
 
     def __init__(self, record: FSDPParam) -> None:
-        vars(self).update(vars(record))
-        self.module = nn.Module()
         info: Any = record._module_info
-        self._module_info = type(info)(module=self.module, param_name=info.param_name)
-        vars(self)["written"] = set()
+        self.written: set[str]
+        vars(self).update(vars(record), written=set())
+        vars(self)["_module_info"] = type(info)(module=nn.Module(), param_name=info.param_name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        vars(self).setdefault("written", set()).add(name)
+        self.written.add(name)
         super().__setattr__(name, value)
 
 
@@ -174,7 +175,7 @@ def _sketched(record: FSDPParam, size_of: Tensor, data: DTensor | None = None) -
     if record.post_forward_mesh_info:
         sketch._init_sharded_post_forward_param_metadata(whole)
     held: Any = sketch.sharded_param if data is None else data
-    sketch.module._parameters[sketch._module_info.param_name] = held
+    sketch._module_info.module._parameters[sketch._module_info.param_name] = held
     sketch.reset_sharded_param()
     return {name: vars(sketch)[name] for name in sorted(sketch.written - _KEPT)}
 
@@ -217,7 +218,7 @@ def crop_shards(tensor: Tensor, kept: Mapping[int, Tensor]) -> tuple[DTensor, Mo
     """
     assert isinstance(tensor, DTensor)
     mesh, local, move = tensor.device_mesh, local_of(tensor), None
-    if mesh.ndim != 1 or tuple(tensor.placements) != (Shard(0),):
+    if not lies_by_rows(tensor):
         raise StateError(
             f"a tensor of shape {tuple(tensor.shape)} has the placements {tuple(tensor.placements)} on "
             f"a mesh of {mesh.ndim} dimensions: only rows over one dimension can be cut"
@@ -301,8 +302,7 @@ class ShardedLayout(Layout):
             _hold(tensor, data._local_tensor, data._spec)
         if record is not None:
             fields = vars(record)
-            fields.update(self._fields[id(tensor)])
-            fields.update({name: empty() for name, empty in _GATHERED.items()})
+            fields.update(self._fields[id(tensor)], **{name: [] for name in _GATHERED})
             fields.pop("_unsharded_param", None)
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ocsfast import ops, penalty
@@ -26,7 +26,7 @@ from ocsfast.grouping.families import Families
 from ocsfast.optim import OnePass
 from ocsfast.plan import Plan, shard_plan
 from ocsfast.replicas import Processes
-from ocsfast.resharding import local_of, part_of, records_of, require_known, settle
+from ocsfast.resharding import lies_by_rows, local_of, part_of, records_of, require_known, settle
 from ocsfast.slicing import is_sharded
 from ocsfast.tables import group_scores, lasso_slopes, matrices, slice_sums
 
@@ -187,7 +187,7 @@ def _mesh_of(model: nn.Module) -> DeviceMesh:
                 f"{name} is a DTensor that fully_shard did not make, as of tensor parallelism: prune "
                 "with fully_shard alone, and parallelize the model that is left"
             )
-        if parameter.device_mesh.ndim != 1 or tuple(parameter.placements) != (Shard(0),):
+        if not lies_by_rows(parameter):
             raise StateError(
                 f"{name} has the placements {tuple(parameter.placements)} on a mesh of "
                 f"{parameter.device_mesh.ndim} dimensions: only rows over one dimension can be pruned. "

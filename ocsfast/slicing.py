@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ocsfast.agreement import raised_together
 from ocsfast.plan import is_channels_last
 
 # (key, value, shape of the parameter, kept indices along each axis that shrinks) -> the cut value
@@ -86,15 +88,18 @@ def announce(module: nn.Module) -> None:
                     held[name] = tensor
 
 
-def agreed(module: nn.Module) -> AbstractContextManager[None]:
-    """Around what must fail in every process that holds a part of the module if it fails in one."""
+def agreement(module: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """What goes around what must fail in every process that holds a part of a module if it does in one.
+
+    Raises:
+        StateError: as for `layout_of`.
+    """
     if not is_sharded(module):
-        return nullcontext()
-    from ocsfast.agreement import raised_together
+        return nullcontext
     from ocsfast.resharding import group_of  # torch's DTensor takes a second to import
 
     group = group_of(module)
-    return nullcontext() if group is None else raised_together(group)
+    return nullcontext if group is None else partial(raised_together, group)
 
 
 class Layout:

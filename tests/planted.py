@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
+
+Everything = tuple[list[Any], list[Any]]  # copies of values, and the objects that hold them
 
 
 class PlantedError(RuntimeError):
@@ -36,6 +40,28 @@ class Planted:
 
         return counted
 
+    def each(self, call: Callable[[], object]) -> Iterator[None]:
+        """Let each call fail in turn, the first, the second, and so on; yields after each failure.
+
+        It ends once none is left to fail, so that `call` has gone through; `at` tells how many did.
+        """
+        for at in itertools.count():
+            self.plant(at)
+            try:
+                call()
+            except PlantedError:
+                yield
+            else:
+                return
+
     def plant(self, at: int | None) -> None:
         """Count anew, and fail at that call."""
         self.names, self.at = [], at
+
+
+def require_same(before: Everything, after: Everything) -> None:
+    """Nothing has changed: equal values, in the same objects."""
+    for a, b in zip(before[0], after[0], strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    for a, b in zip(before[1], after[1], strict=True):
+        assert a is b

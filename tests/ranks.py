@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 # Where DistributedDataParallel has been used, torch 2.14 and 2.15 leave gloo's threads running after
-# destroy_process_group, and about one process in twenty dies of that as its interpreter ends.
+# destroy_process_group, and now and then a process dies of that as its interpreter ends.
 ABORTED = "terminate called without an active exception"
 EPOCHS = 14
 RANKS = 2

@@ -8,13 +8,13 @@ import pickle
 import pytest
 import torch
 from networks import Net, batch, net
-from planted import Planted, PlantedError
+from planted import Planted
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_cut import families_of, some
 from torch import nn
 
-from ocsfast import CheckpointError, checkpoint, cut_model, load, save, slicing
+from ocsfast import CheckpointError, cut, cut_model, load, save, slicing
 from ocsfast.checkpoint import checksum
 
 
@@ -185,19 +185,11 @@ def test_state_that_is_not_a_tensor(tmp_path):
 
 def test_loading_that_fails_is_undone(path, monkeypatch):
     fresh = net(seed=1)
-    planted = Planted(monkeypatch, (slicing, "replace_data"), (checkpoint, "set_size"))
+    planted = Planted(monkeypatch, (slicing, "replace_data"), (cut, "set_size"), (cut, "announce"))
     before = copy.deepcopy(fresh.state_dict()), repr(fresh)
-    count = 0
-    while True:
-        planted.plant(count)
-        try:
-            load(fresh, path)
-        except PlantedError:
-            count += 1
-        else:
-            break
+    for _ in planted.each(lambda: load(fresh, path)):
         assert repr(fresh) == before[1]
         for name, value in fresh.state_dict().items():
             assert torch.equal(value, before[0][name])
-    assert count > 15
+    assert planted.at > 16
     assert repr(fresh) != before[1]

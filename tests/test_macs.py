@@ -84,18 +84,17 @@ def test_the_fast_path_is_put_back(enabled: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "matrices", "macs"),
+    ("rows", "matrices", "ends", "macs"),
     [
-        ((10, 16), (3, 16, 24), 10 * 16 * 24),  # each row by the matrix of its expert
-        ((3, 10, 16), (3, 16, 24), 3 * 10 * 16 * 24),
-        ((10, 48), (48, 24), 10 * 48 * 24),  # a gradient: sums over each expert's rows
-        ((3, 10, 16), (16, 24), 10 * 16 * 24),
+        ((10, 16), (3, 16, 24), [2, 5, 10], 10 * 16 * 24),  # each row by the matrix of its expert
+        ((3, 10, 16), (3, 16, 24), None, 3 * 10 * 16 * 24),
+        ((10, 48), (48, 24), [2, 5, 48], 10 * 48 * 24),  # a gradient: sums over each expert's rows
+        ((3, 10, 16), (16, 24), [2, 5, 24], 10 * 16 * 24),
     ],
 )
-def test_experts(rows: tuple[int, ...], matrices: tuple[int, ...], macs: int) -> None:
+def test_experts(
+    rows: tuple[int, ...], matrices: tuple[int, ...], ends: list[int] | None, macs: int
+) -> None:
     x, weight = (torch.randn(s, dtype=torch.bfloat16, device="meta") for s in (rows, matrices))
-    inner = {(2, 3): 10, (2, 2): 48, (3, 2): 24}.get((len(rows), len(matrices)))
-    ends = None
-    if inner is not None:
-        ends = torch.tensor([2, 5, inner], dtype=torch.int32, device="meta")
-    assert count_macs(lambda: torch._grouped_mm(x, weight, offs=ends)) == macs
+    offs = None if ends is None else torch.tensor(ends, dtype=torch.int32, device="meta")
+    assert count_macs(lambda: torch._grouped_mm(x, weight, offs=offs)) == macs

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from networks import batch
-from planted import Planted, PlantedError
+from planted import Planted, PlantedError, require_same
 from ranks import RANKS, passed, smooth, spawn, step
 from test_fsdp import OPTIMIZERS, attached, options, sharded, structure, values
 from torch.distributed.device_mesh import init_device_mesh
@@ -32,14 +32,6 @@ def everything(model, optimizer, pruner):
     values += [cut.size_attributes(module) for module in model.modules()]
     values += [pruner.stage, pruner.steps, len(pruner.history), pruner.t_cut, pruner.mask]
     return values, objects
-
-
-def require_same(before, after):
-    assert len(before[0]) == len(after[0])
-    for a, b in zip(before[0], after[0], strict=True):
-        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
-    for a, b in zip(before[1], after[1], strict=True):
-        assert a is b
 
 
 def failing(rank, folder):
