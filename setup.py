@@ -1,7 +1,8 @@
 """Compiles csrc/ into `ocsfast._C`; everything else is in pyproject.toml.
 
 Environment:
-    OCSFAST_CUDA        1: fail without CUDA; 0: never build it; unset: build it where nvcc is found
+    OCSFAST_CUDA        1: fail without CUDA; 0: never build it; unset: build it where nvcc is found;
+                        emulated: CUDA's sources in the CPU kernels' place, for tests (tests/emulated/)
     OCSFAST_CUDA_ARCHS  compute capabilities, "80;90" by default; PTX of the last one is added
     CUDA_HOME           where nvcc is, if it is not on PATH
     CXX, CXXFLAGS       the C++ compiler and more flags for it
@@ -31,6 +32,9 @@ sys.path.insert(0, str(ROOT))  # setuptools runs this file without its folder on
 from build_backend import TORCH_REQUIREMENT, TORCH_TARGET, find_torch, torch_version  # noqa: E402
 
 CSRC = ROOT / "csrc"
+EMULATED = ROOT / "tests" / "emulated"
+# Of a launch, so that the tests' plans take several.
+EMULATED_TENSORS = 3
 # Kernel arguments of up to 32 KB.
 OLDEST_CUDA = (12, 1)
 # No contraction: a fused multiply-add where the machine has one would make sums differ by machine.
@@ -75,7 +79,7 @@ def cuda_libraries(nvcc: Path) -> Path:
 
 def find_cuda() -> Cuda | None:
     switch = os.environ.get("OCSFAST_CUDA", "")
-    if switch == "0":
+    if switch in ("0", "emulated"):
         return None
     candidates = [shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
     if "CUDA_HOME" in os.environ:
@@ -127,6 +131,7 @@ class Build(build_ext):
         """What compiles each source, without the source and the object."""
         import pybind11
 
+        emulated = "emulated" if os.environ.get("OCSFAST_CUDA") == "emulated" else ""
         # pybind11's own folder first: the copy beside torch's headers refuses TORCH_TARGET_VERSION up to
         # torch 2.12, and is of whatever version torch was built with.
         includes = [f"-I{CSRC}", "-isystem", pybind11.get_include(), "-isystem", str(torch / "include")]
@@ -137,13 +142,16 @@ class Build(build_ext):
             f"-I{sysconfig.get_path('include')}",
             f'-DOCSFAST_VERSION="{self.distribution.get_version()}"',
             f"-DOCSFAST_CUDA={int(cuda is not None)}",
-            f'-DOCSFAST_CUDA_VERSION="{".".join(map(str, cuda.version)) if cuda else ""}"',
+            f'-DOCSFAST_CUDA_VERSION="{".".join(map(str, cuda.version)) if cuda else emulated}"',
             f'-DOCSFAST_CUDA_ARCHS="{";".join(cuda.archs) if cuda else ""}"',
             f'-DOCSFAST_TORCH_TARGET="{TORCH_TARGET[0]}.{TORCH_TARGET[1]}"',
         ]
-        commands = dict.fromkeys(
-            (*sorted(CSRC.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))), host
-        )
+        kernels = () if emulated else sorted((CSRC / "cpu").glob("*.cpp"))
+        commands = dict.fromkeys((*sorted(CSRC.glob("*.cpp")), *kernels), host)
+        if emulated:
+            device = [*host, f"-I{EMULATED}", f"-DOCSFAST_MOST_TENSORS={EMULATED_TENSORS}", "-x", "c++"]
+            sources = (*sorted((CSRC / "cuda").glob("*.cu")), EMULATED / "emulator.cpp")
+            commands |= dict.fromkeys(sources, device)
         commands[CSRC / "ocsfast.cpp"] = [*host, *module]
         if cuda:
             device = [str(cuda.nvcc), "-c", "-std=c++17", "-O3", "-ccbin", cxx[0], *includes, target]
@@ -158,7 +166,10 @@ class Build(build_ext):
         folder = ROOT / "build" / "objects"
         folder.mkdir(parents=True, exist_ok=True)
         state = hashlib.sha256("\0".join(command).encode())
-        for path in (source, *sorted(CSRC.rglob("*.h")), *sorted(CSRC.rglob("*.cuh"))):
+        for path in (
+            source,
+            *sorted((*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), *EMULATED.rglob("*.h"))),
+        ):
             state.update(path.read_bytes())
         made = folder / f"{source.parent.name}-{source.name}-{state.hexdigest()[:16]}.o"
         if not made.exists():

@@ -34,6 +34,16 @@ bool is_as_bound(const Tensor& weight, const Matrix& m, const Tensor& tables) {
 
 }  // namespace
 
+Bound::~Bound() {
+  if (!users || users->leave()) return;
+  // A captured graph may be replayed at any time, and nobody tells when it no longer will be: what its
+  // kernels write to, a few per cent of the weights, stays.
+  static auto* const mutex = new std::mutex;
+  static auto* const kept = new std::vector<Tensor>;
+  const std::lock_guard<std::mutex> lock(*mutex);
+  kept->insert(kept->end(), {tables, row_sums, partials, slice_sq, device, corrections});
+}
+
 int64_t Bound::count_partials() const {
   int64_t count = 0;
   for (const Matrix& m : matrices) {
@@ -44,11 +54,11 @@ int64_t Bound::count_partials() const {
 
 std::shared_ptr<Bound> make_bound(const std::vector<Tensor>& weights, const Tensor& tables,
                                   const Tensor& shapes, const std::vector<int64_t>& layout,
-                                  ScalarType sums) {
+                                  Walker walker) {
   constexpr const char* kOp = "bind";
   auto bound = std::make_shared<Bound>();
   bound->plan = check_plan(kOp, tables, layout);
-  bound->matrices = check_weights(kOp, weights, tables, shapes, bound->plan);
+  bound->matrices = check_weights(kOp, weights, tables, shapes, bound->plan, walker);
   const Tensor host =
       torch::stable::to(tables, torch::stable::Device(torch::headeronly::DeviceType::CPU));
   check_entries(kOp, check_plan(kOp, host, layout), bound->matrices);
@@ -59,7 +69,8 @@ std::shared_ptr<Bound> make_bound(const std::vector<Tensor>& weights, const Tens
     bound->wide = bound->wide || m.dtype == DType::kDouble;
   }
   bound->weights = weights;
-  const ScalarType dtype = bound->wide ? ScalarType::Double : sums;
+  const bool in_double = bound->wide || walker == Walker::kCpu;
+  const ScalarType dtype = in_double ? ScalarType::Double : ScalarType::Float;
   bound->row_sums = torch::stable::new_zeros(tables, {bound->plan.num_rows}, dtype);
   bound->partials = torch::stable::new_zeros(tables, {bound->count_partials()}, dtype);
   bound->slice_sq = torch::stable::new_zeros(tables, {bound->plan.slices}, dtype);

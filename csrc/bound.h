@@ -11,6 +11,14 @@
 
 namespace ocsfast {
 
+// Kernels that were started, and may not have run when what they use is released.
+class Users {
+ public:
+  virtual ~Users() = default;
+  // Whether memory may be released now: all that is allocated after it is used after them.
+  virtual bool leave() = 0;
+};
+
 struct Bound {
   Plan plan;  // points into `tables`
   std::vector<Matrix> matrices;
@@ -20,19 +28,22 @@ struct Bound {
   std::vector<Tensor> weights;
   // Memory that kernels reuse from call to call, for sums in double on the CPU, else in the weights'
   // accumulator type.
-  Tensor row_sums;    // [plan.num_rows]
-  Tensor partials;    // column sums, task by task
-  Tensor slice_sq;    // [plan.slices] sums of squares, as the last op that took them left them
-  Tensor device;      // CUDA: the matrices, as bytes
-  std::mutex in_use;  // one op at a time: they share this memory
+  Tensor row_sums;     // [plan.num_rows]
+  Tensor partials;     // column sums, task by task
+  Tensor slice_sq;     // [plan.slices] sums of squares, as the last op that took them left them
+  Tensor device;       // CUDA: the matrices, as bytes
+  Tensor corrections;  // CUDA: AdamW's, [tensors, 2] in double
+  std::mutex in_use;   // one op at a time: they share this memory
+  std::unique_ptr<Users> users;  // CUDA: kernels that may still use it
 
+  ~Bound();
   int64_t count_partials() const;  // elements of `partials`
 };
 
-// Checks everything that a kernel relies on; `sums` is the dtype of sums. No ticket yet.
+// Checks everything that a kernel relies on. No ticket yet.
 std::shared_ptr<Bound> make_bound(const std::vector<Tensor>& weights, const Tensor& tables,
                                   const Tensor& shapes, const std::vector<int64_t>& layout,
-                                  ScalarType sums);
+                                  Walker walker);
 
 // Keeps it until its ticket's number is released. `shapes`: any tensor on the CPU.
 Tensor issue_ticket(std::shared_ptr<Bound> bound, const Tensor& shapes);

@@ -282,7 +282,8 @@ void check_beside(const char* op, const char* name, size_t index, const Tensor& 
 }
 
 std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& weights,
-                                  const Tensor& tables, const Tensor& shapes, const Plan& plan) {
+                                  const Tensor& tables, const Tensor& shapes, const Plan& plan,
+                                  Walker walker) {
   const auto tensors = static_cast<size_t>(plan.tensors);
   if (weights.size() != tensors) fail(op, weights.size(), " weights, the plan has ", tensors);
   if (!shapes.is_cpu()) fail(op, "shapes is on ", Place{shapes}, ", expected the CPU");
@@ -331,8 +332,9 @@ std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& wei
       m.bands = static_cast<int32_t>(channels_last ? inner : 1);
       m.run = static_cast<int32_t>(channels_last ? 1 : inner);
       m.width = m.cols * m.run;
-      m.rows_per_task = rows_per_task(
-          rows, cols, inner, tables.is_cpu() ? kRunsPerColumnCpu * m.run : kElementsPerColumnCuda);
+      m.rows_per_task =
+          rows_per_task(rows, cols, inner,
+                        walker == Walker::kCpu ? kRunsPerColumnCpu * m.run : kElementsPerColumnCuda);
     } else {
       m.rows = static_cast<int32_t>((m.elements + kTaskElements - 1) / kTaskElements);
       m.cols = m.width = kTaskElements;

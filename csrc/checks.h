@@ -59,7 +59,8 @@ void check_partition(const char* op, const Tensor& scores, const Tensor& limits,
 // The weights as matrices: shapes, strides, dtype and device are those of the plan. `shapes` is the
 // plan's, on the CPU wherever the plan itself lies.
 std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& weights,
-                                  const Tensor& tables, const Tensor& shapes, const Plan& plan);
+                                  const Tensor& tables, const Tensor& shapes, const Plan& plan,
+                                  Walker walker);
 
 // A tensor with an element beside each of the weight's: a gradient, or an optimizer's state.
 void check_beside(const char* op, const char* name, size_t index, const Tensor& tensor,

@@ -31,12 +31,13 @@ STABLE_TORCH_LIBRARY(ocsfast, m) {
   m.def(
       "sgd_step_(Tensor(a!) bound, Tensor[] grads, Tensor(b!)[] momenta, int[] first, Tensor lr,"
       " float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, Tensor? mask,"
-      " Tensor strength, Tensor factor, bool known) -> ()");
-  // The same of AdamW. `steps`: how many a weight will have taken, this one included.
+      " Tensor strength, Tensor factor, bool known, Tensor? grad_scale, Tensor? found_inf) -> ()");
+  // The same of AdamW. `steps`: how many each weight has taken; this one is added.
   m.def(
       "adamw_step_(Tensor(a!) bound, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
-      " int[] steps, Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool maximize,"
-      " Tensor? mask, Tensor strength, Tensor factor, bool known) -> ()");
+      " Tensor(d!)[] steps, Tensor lr, float beta1, float beta2, float eps, float weight_decay,"
+      " bool maximize, Tensor? mask, Tensor strength, Tensor factor, bool known, Tensor? grad_scale,"
+      " Tensor? found_inf) -> ()");
   // Eq. 3: how alike the kept sets of two partitions are.
   m.def("jaccard(Tensor mask_a, Tensor mask_b, Tensor tables, int[] layout) -> Tensor");
 }

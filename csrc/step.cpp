@@ -1,16 +1,24 @@
 #include "step.h"
 
-#include <cmath>
+#include <string>
 
 namespace ocsfast {
 
 Step check_step(const char* op, const Bound& bound, const std::vector<Tensor>& grads, const Tensor& lr,
                 bool maximize, const std::optional<Tensor>& mask, const Tensor& strength,
-                const Tensor& factor, bool known) {
+                const Tensor& factor, bool known, const std::optional<Tensor>& grad_scale,
+                const std::optional<Tensor>& found_inf) {
   std::vector<void*> pointers = pointers_beside(op, "grads", grads, bound);
   check_array(op, lr, {"lr", ScalarType::Double, 1, 0}, bound.tables);
   check_array(op, strength, {"strength", ScalarType::Float, 1, 0}, bound.tables);
   check_array(op, factor, {"factor", ScalarType::Float, 1, 0}, bound.tables);
+  const auto scalar = [&](const char* name, const std::optional<Tensor>& tensor) -> const float* {
+    if (!tensor) return nullptr;
+    check_array(op, *tensor, {name, ScalarType::Float, 1, 0}, bound.tables);
+    return tensor->const_data_ptr<float>();
+  };
+  const float* scale = scalar("grad_scale", grad_scale);
+  const float* overflow = scalar("found_inf", found_inf);
   if (mask) check_array(op, *mask, {"mask", ScalarType::Bool, bound.plan.groups, 1}, bound.tables);
   return {std::move(pointers),
           lr.const_data_ptr<double>(),
@@ -18,7 +26,9 @@ Step check_step(const char* op, const Bound& bound, const std::vector<Tensor>& g
           strength.const_data_ptr<float>(),
           factor.const_data_ptr<float>(),
           maximize,
-          known};
+          known,
+          scale,
+          overflow};
 }
 
 SgdArguments check_sgd(const char* op, const Bound& bound, const Step& step,
@@ -41,10 +51,10 @@ SgdArguments check_sgd(const char* op, const Bound& bound, const Step& step,
 
 AdamwArguments check_adamw(const char* op, const Bound& bound, const Step& step,
                            const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
-                           const std::vector<int64_t>& steps, double beta1, double beta2) {
+                           const std::vector<Tensor>& steps, double beta1, double beta2) {
   AdamwArguments a{pointers_beside(op, "exp_avgs", exp_avgs, bound),
                    pointers_beside(op, "exp_avg_sqs", exp_avg_sqs, bound),
-                   std::vector<Correction>(bound.weights.size())};
+                   std::vector<float*>(bound.weights.size())};
   if (!(beta1 >= 0 && beta1 < 1)) fail(op, "beta1 is ", beta1, ", expected 0 or more and below 1");
   if (!(beta2 >= 0 && beta2 < 1)) fail(op, "beta2 is ", beta2, ", expected 0 or more and below 1");
   if (steps.size() != bound.weights.size()) {
@@ -54,9 +64,9 @@ AdamwArguments check_adamw(const char* op, const Bound& bound, const Step& step,
     if (!step.grads[t]) continue;
     if (!a.averages[t]) fail(op, "exp_avgs[", t, "] is missing");
     if (!a.squares[t]) fail(op, "exp_avg_sqs[", t, "] is missing");
-    if (steps[t] < 1) fail(op, "steps[", t, "] is ", steps[t], ", expected 1 or more");
-    const auto count = static_cast<double>(steps[t]);
-    a.corrections[t] = {1 / (1 - std::pow(beta1, count)), 1 / std::sqrt(1 - std::pow(beta2, count))};
+    const std::string name = "steps[" + std::to_string(t) + ']';
+    check_array(op, steps[t], {name.c_str(), ScalarType::Float, 1, 0}, bound.tables);
+    a.steps[t] = static_cast<float*>(steps[t].mutable_data_ptr());
   }
   return a;
 }

@@ -16,11 +16,14 @@ struct Step {
   const float* strength;
   const float* factor;
   bool maximize;
-  bool known;  // the slices' sums of squares are at hand
+  bool known;               // the slices' sums of squares are at hand
+  const float* grad_scale;  // what gradients are divided by; null: 1
+  const float* found_inf;   // not 0: nothing is stepped and nothing shrunk; null: 0
 };
 Step check_step(const char* op, const Bound& bound, const std::vector<Tensor>& grads, const Tensor& lr,
                 bool maximize, const std::optional<Tensor>& mask, const Tensor& strength,
-                const Tensor& factor, bool known);
+                const Tensor& factor, bool known, const std::optional<Tensor>& grad_scale,
+                const std::optional<Tensor>& found_inf);
 
 struct SgdArguments {
   std::vector<void*> momenta;
@@ -30,18 +33,12 @@ SgdArguments check_sgd(const char* op, const Bound& bound, const Step& step,
                        const std::vector<Tensor>& momenta, const std::vector<int64_t>& first,
                        double momentum);
 
-// Of the averages of a weight that has been stepped so often: they began at 0.
-struct Correction {
-  double average;      // 1 / (1 - beta1 ** steps)
-  double root_square;  // 1 / sqrt(1 - beta2 ** steps)
-};
-
 struct AdamwArguments {
   std::vector<void*> averages, squares;
-  std::vector<Correction> corrections;
+  std::vector<float*> steps;  // where the weights lie: how many each has taken; null: it takes none
 };
 AdamwArguments check_adamw(const char* op, const Bound& bound, const Step& step,
                            const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
-                           const std::vector<int64_t>& steps, double beta1, double beta2);
+                           const std::vector<Tensor>& steps, double beta1, double beta2);
 
 }  // namespace ocsfast

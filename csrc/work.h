@@ -15,6 +15,9 @@ namespace ocsfast {
 
 enum class DType : uint8_t { kFloat, kDouble, kHalf, kBFloat16 };
 
+// Whose kernels walk the tensors.
+enum class Walker : uint8_t { kCpu, kCuda };
+
 struct Matrix {
   void* weight;
   int64_t elements;

@@ -77,6 +77,7 @@ class Config:
     # The run.
     total_steps: int | None = None  # optimizer steps of the whole run; None: ask the scheduler
     check_every: int | str = "auto"  # optimizer steps between checks; "auto": see `Pruner.step`
+    capturable: bool = False  # whether optimizer steps are captured in a CUDA graph
 
     # Grouping.
     grouping: str = "labels"
@@ -134,7 +135,7 @@ class Config:
     def plain(self) -> dict[str, Any]:
         """The fields that numbers and words say, as such: what a saved run is compared by."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("verify", "time_limit"):  # they do not change what is found
+        for name in ("verify", "time_limit", "capturable"):  # they do not change what is found
             del values[name]
         return {
             name: list(value) if isinstance(value, tuple) else value

@@ -16,6 +16,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from ocsfast.capture import is_capturing
 from ocsfast.cost import CostModel
 from ocsfast.plan import COUNTS, Plan
 from ocsfast.tables import slice_sums
@@ -81,7 +82,8 @@ class Bound:
     raises. Ops leave the slices' sums of squares behind, and use those of the op before them as long as
     the weights are as that op left them, which their versions tell: changes through `.data`, that torch
     does not see, are not seen here either, but by `forget()`. On CUDA, its ops belong on one stream at a
-    time: they share scratch memory.
+    time: they share scratch memory. That memory outlives what was started on any stream, and what a CUDA
+    graph was captured with is kept for good. Once an op was captured, sums of squares are taken anew.
 
     Attributes:
         plan: the tables, on the device of the weights.
@@ -100,6 +102,7 @@ class Bound:
             self.ticket = torch.ops.ocsfast.bind(self.weights, plan.tables, plan.shapes, plan.layout)
         weakref.finalize(self, _C.release, int(self.ticket))
         self._known: tuple[int, Tensor | None, int] | None = None
+        self._captured = False  # replays change weights, and nobody raises their versions
         self.strides = [weight.stride() for weight in self.weights]
         self._none = plan.tables.new_empty(0)
 
@@ -109,8 +112,10 @@ class Bound:
 
     def knows(self, mask: Tensor | None = None) -> bool:
         """Whether the sums of squares are at hand: of all slices, or of those of `mask`'s groups."""
-        if self._known is None or self._known[0] != self._version():
+        if self._captured or self._known is None or self._known[0] != self._version():
             return False
+        if is_capturing(self.plan.tables.device):
+            return False  # what is known now may not be so at a replay
         _, of, version = self._known
         return of is None or (of is mask and of._version == version)
 
@@ -121,6 +126,7 @@ class Bound:
         torch.autograd.graph.increment_version(self.weights)
 
     def _learn(self, mask: Tensor | None = None) -> None:
+        self._captured = self._captured or is_capturing(self.plan.tables.device)
         self._known = (self._version(), mask, 0 if mask is None else mask._version)
 
     # As `Weights` says.
@@ -297,6 +303,8 @@ def sgd_step_(
     nesterov: bool = False,
     maximize: bool = False,
     penalty: Penalty | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
 ) -> None:
     """A step of SGD as `torch.optim.SGD` takes it, in one pass over weights, gradients and momenta.
 
@@ -312,6 +320,8 @@ def sgd_step_(
         lr: 0-dim float64 on the weights' device.
         first: positions of the weights whose momentum begins here: with the gradient, undampened.
         momentum, dampening, weight_decay, nesterov, maximize: as for `torch.optim.SGD`.
+        grad_scale: 0-dim float32, what gradients are divided by; `grads` themselves stay scaled.
+        found_inf: 0-dim float32; where it is not 0, nothing is stepped and nothing shrunk.
 
     Raises:
         ValueError: there are more or fewer gradients than weights.
@@ -329,7 +339,9 @@ def sgd_step_(
             weight_decay,
             nesterov,
             maximize,
-            *_penalize(bound, lr, penalty),
+            *_penalize(bound, lr, penalty, found_inf),
+            grad_scale,
+            found_inf,
         )
     _stepped(bound, grads, momenta, penalty)
 
@@ -339,7 +351,7 @@ def adamw_step_(
     grads: Sequence[Tensor | None],
     exp_avgs: Sequence[Tensor | None],
     exp_avg_sqs: Sequence[Tensor | None],
-    steps: Sequence[int],
+    steps: Sequence[Tensor | None],
     lr: Tensor,
     *,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -347,6 +359,8 @@ def adamw_step_(
     weight_decay: float = 1e-2,
     maximize: bool = False,
     penalty: Penalty | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
 ) -> None:
     """A step of AdamW as `torch.optim.AdamW` takes it, in one pass over weights, gradients and averages.
 
@@ -359,10 +373,11 @@ def adamw_step_(
         grads: as for `lasso_grad_`.
         exp_avgs, exp_avg_sqs: one for each weight with a gradient, of its shape, dtype, strides and
             device. Changed in place.
-        steps: of each weight, how many it will have taken, this one included; not read where there is
-            no gradient. They go by value: a CUDA graph would take the same step again.
+        steps: of each weight with a gradient, how many it has taken: 0-dim float32 on its device, to
+            which this step is added in place.
         lr: 0-dim float64 on the weights' device.
         betas, eps, weight_decay, maximize: as for `torch.optim.AdamW`.
+        grad_scale, found_inf: as for `sgd_step_`; a step that is not taken is not counted.
 
     Raises:
         ValueError: there are more or fewer gradients than weights.
@@ -374,23 +389,29 @@ def adamw_step_(
             _beside(bound, grads),
             _states(bound, exp_avgs),
             _states(bound, exp_avg_sqs),
-            steps,
+            _states(bound, steps),
             lr,
             *betas,
             eps,
             weight_decay,
             maximize,
-            *_penalize(bound, lr, penalty),
+            *_penalize(bound, lr, penalty, found_inf),
+            grad_scale,
+            found_inf,
         )
-    _stepped(bound, grads, [*exp_avgs, *exp_avg_sqs], penalty)
+    _stepped(bound, grads, [*exp_avgs, *exp_avg_sqs, *steps], penalty)
 
 
-def _penalize(bound: Bound, lr: Tensor, penalty: Penalty | None) -> tuple[Tensor | bool | None, ...]:
+def _penalize(
+    bound: Bound, lr: Tensor, penalty: Penalty | None, found_inf: Tensor | None
+) -> tuple[Tensor | bool | None, ...]:
     """The last arguments of an op that takes a step: mask, strength, factor, known."""
     if penalty is None:
         unused = lr.new_ones((), dtype=torch.float32)
         return None, unused, unused, False
-    return penalty.mask, penalty.strength, penalty.factor, bound.knows(penalty.mask)
+    # A step that is skipped leaves what was known: it has to be all that a step taken would leave.
+    known = bound.knows(penalty.mask if found_inf is None else None)
+    return penalty.mask, penalty.strength, penalty.factor, known
 
 
 def _stepped(

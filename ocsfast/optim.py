@@ -11,8 +11,9 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from ocsfast import ops
+from ocsfast.capture import is_capturing
 from ocsfast.errors import ConfigError
-from ocsfast.passes import Gradients, Group, Passes, beside, is_sparse
+from ocsfast.passes import Gradients, Group, Passes, Scaling, beside, is_sparse, require_begun
 
 
 class SGD(torch.optim.SGD):
@@ -27,9 +28,15 @@ class SGD(torch.optim.SGD):
     kernels, on CUDA are stepped by a kernel of ocsfast, in one launch a parameter group. Sparse
     gradients, other dtypes, devices and layouts take torch's own single-tensor path.
 
+    Under `torch.amp.GradScaler` the step unscales gradients and skips by itself, as torch's fused
+    optimizers do: nothing is read from the device, and `.grad` stays scaled. In a CUDA graph it can be
+    captured once its state exists; a learning rate that is to change must be a tensor on the device.
+
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov, maximize: as for `torch.optim.SGD`.
     """
+
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -58,7 +65,7 @@ class SGD(torch.optim.SGD):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; `closure` evaluates the model again and returns the loss."""
         loss = _evaluate(closure)
-        self._passes.step(self.param_groups, self._by_kernel, self._by_torch)
+        self._passes.step(self.param_groups, self._by_kernel, self._by_torch, _scaling(self))
         return loss
 
     def _by_kernel(
@@ -68,6 +75,7 @@ class SGD(torch.optim.SGD):
         lr: Tensor,
         group: Group,
         penalty: ops.Penalty | None,
+        scaling: Scaling,
     ) -> None:
         momenta: list[Tensor | None] = [None] * len(grads)
         new: dict[int, Tensor] = {}
@@ -78,6 +86,7 @@ class SGD(torch.optim.SGD):
                 momenta[k] = beside(weight, bound.strides[k], self.state[weight], "momentum_buffer")
                 if momenta[k] is None:
                     momenta[k] = new[k] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        require_begun(new, bound.plan.tables.device)
         ops.sgd_step_(
             bound,
             grads,
@@ -90,7 +99,11 @@ class SGD(torch.optim.SGD):
             nesterov=group["nesterov"],
             maximize=group["maximize"],
             penalty=penalty,
+            grad_scale=scaling.grad_scale,
+            found_inf=scaling.found_inf,
         )
+        if new and group["dampening"] != 0 and scaling.found_inf is not None and bool(scaling.found_inf):
+            return  # the first gradient, which is not dampened, has yet to come
         for k, buffer in new.items():
             self.state[bound.weights[k]]["momentum_buffer"] = buffer
 
@@ -127,10 +140,14 @@ class AdamW(torch.optim.AdamW):
     Args:
         params, lr, betas, eps, weight_decay, maximize: as for `torch.optim.AdamW`.
         amsgrad: must be False, in parameter groups and state dicts too.
+        capturable: must be True to capture a step in a CUDA graph, as for `torch.optim.AdamW`. Steps are
+            counted beside their weights in any case.
 
     Raises:
         ConfigError: amsgrad is True.
     """
+
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -142,16 +159,19 @@ class AdamW(torch.optim.AdamW):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        capturable: bool = False,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, capturable=capturable
+        )
         self._passes = Passes()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._passes = Passes()
-        for own in self.state.values():
-            if "step" in own:  # torch's fused and capturable ones count on the device
-                own["step"] = own["step"].cpu()
+        for parameter, own in self.state.items():
+            if "step" in own:  # torch counts on the CPU, or on the device
+                own["step"] = own["step"].to(parameter.device, torch.float32)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's."""
@@ -172,12 +192,19 @@ class AdamW(torch.optim.AdamW):
         """Take one step; `closure` evaluates the model again and returns the loss.
 
         Raises:
-            RuntimeError: a gradient is sparse. Nothing has been changed then.
+            RuntimeError: a gradient is sparse, or a CUDA graph is captured that cannot be. Nothing has
+                been changed then.
         """
+        for group in self.param_groups:
+            if not group["capturable"] and group["params"] and is_capturing(group["params"][0].device):
+                raise RuntimeError(
+                    "AdamW.step is called while a CUDA graph is captured, but a parameter group's "
+                    "capturable is False: make the optimizer with capturable=True"
+                )
         loss = _evaluate(closure)
         if any(is_sparse(p.grad) for group in self.param_groups for p in group["params"]):
             raise RuntimeError("AdamW does not support sparse gradients: use torch.optim.SparseAdam")
-        self._passes.step(self.param_groups, self._by_kernel, self._by_torch)
+        self._passes.step(self.param_groups, self._by_kernel, self._by_torch, _scaling(self))
         return loss
 
     def _by_kernel(
@@ -187,27 +214,28 @@ class AdamW(torch.optim.AdamW):
         lr: Tensor,
         group: Group,
         penalty: ops.Penalty | None,
+        scaling: Scaling,
     ) -> None:
         averages: list[Tensor | None] = [None] * len(grads)
         squares: list[Tensor | None] = [None] * len(grads)
         stepped = [k for k, grad in enumerate(grads) if grad is not None]
         new: dict[int, dict[str, Tensor]] = {}
-        counters = []
+        steps: list[Tensor | None] = [None] * len(grads)
         for k in stepped:
             weight = bound.weights[k]
             state = self.state[weight]
             if not state:
                 state = new[k] = {
-                    "step": torch.tensor(0.0, dtype=torch.float32, device="cpu"),
+                    "step": torch.zeros((), dtype=torch.float32, device=weight.device),
                     "exp_avg": torch.zeros_like(weight, memory_format=torch.preserve_format),
                     "exp_avg_sq": torch.zeros_like(weight, memory_format=torch.preserve_format),
                 }
             averages[k] = beside(weight, bound.strides[k], state, "exp_avg")
             squares[k] = beside(weight, bound.strides[k], state, "exp_avg_sq")
-            counters.append(state["step"])
-        steps = [0] * len(grads)
-        for k, taken in zip(stepped, torch.stack(counters).tolist() if counters else (), strict=True):
-            steps[k] = int(taken) + 1
+            if state["step"].device != weight.device or state["step"].dtype != torch.float32:
+                state["step"] = state["step"].to(weight.device, torch.float32)  # torch's path began it
+            steps[k] = state["step"]
+        require_begun(new, bound.plan.tables.device)
         ops.adamw_step_(
             bound,
             grads,
@@ -220,9 +248,9 @@ class AdamW(torch.optim.AdamW):
             weight_decay=float(group["weight_decay"]),
             maximize=group["maximize"],
             penalty=penalty,
+            grad_scale=scaling.grad_scale,
+            found_inf=scaling.found_inf,
         )
-        if counters:
-            torch._foreach_add_(counters, torch.tensor(1.0))  # a number would become a tensor for each
         for k, state in new.items():
             self.state[bound.weights[k]] = state
 
@@ -258,6 +286,10 @@ class AdamW(torch.optim.AdamW):
 
 # Those that apply a pruner's penalty in their own pass.
 OnePass: TypeAlias = SGD | AdamW
+
+
+def _scaling(optimizer: OnePass) -> Scaling:
+    return Scaling(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
 
 
 def _evaluate(closure: Callable[[], Any] | None) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ocsfast import ops
+from ocsfast.capture import is_capturing
 from ocsfast.grouping.families import Families
 from ocsfast.plan import build_plan, is_dense
 
@@ -17,8 +18,25 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 Group = dict[str, Any]
 Gradients = list[Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """What `torch.amp.GradScaler` tells an optimizer that unscales by itself; None where it does not."""
+
+    grad_scale: Tensor | None = None  # what gradients are divided by
+    found_inf: Tensor | None = None  # not 0: the step is to be skipped
+
+    def on(self, device: torch.device) -> Scaling:
+        """As the kernels take it: 0-dim float32 on their device."""
+        scalars = (self.grad_scale, self.found_inf)
+        return Scaling(
+            *(None if s is None else s.to(device, torch.float32).reshape(()) for s in scalars)
+        )
+
+
 # Steps bound weights by their gradients, at a learning rate, 0-dim float64, with or without a penalty.
-ByKernel = Callable[[ops.Bound, Gradients, Tensor, Group, ops.Penalty | None], None]
+ByKernel = Callable[[ops.Bound, Gradients, Tensor, Group, ops.Penalty | None, Scaling], None]
 # Steps parameters as torch does, one by one.
 ByTorch = Callable[[Sequence[Tensor], Group], None]
 
@@ -47,22 +65,33 @@ class Passes:
         self._walks: dict[int, _Walk] = {}
         self.penalties: Mapping[int, tuple[ops.Bound, ops.Penalty]] = {}
 
-    def step(self, groups: Sequence[Group], by_kernel: ByKernel, by_torch: ByTorch) -> None:
+    def step(
+        self,
+        groups: Sequence[Group],
+        by_kernel: ByKernel,
+        by_torch: ByTorch,
+        scaling: Scaling,
+    ) -> None:
         """Step each parameter once: with the penalty of its group, if there is one."""
+
+        def one_by_one(parameters: Sequence[Tensor], group: Group) -> None:
+            if parameters and not unscale(parameters, scaling):
+                by_torch(parameters, group)
+
         penalties, self.penalties = self.penalties, {}
         for number, group in enumerate(groups):
             rest = group["params"]
             if number in penalties:
                 bound, penalty = penalties[number]
-                _step_bound(bound, group, penalty, by_kernel, by_torch)
+                _step_bound(bound, group, penalty, by_kernel, one_by_one, scaling)
                 if len(bound.weights) == len(rest):  # as a rule it is bound to the whole group
                     continue
                 done = {id(w) for w in bound.weights}
                 rest = [p for p in rest if id(p) not in done]
             if rest:
                 walk = self._walk(number, rest)
-                _step_bound(walk.bound, group, None, by_kernel, by_torch)
-                by_torch(walk.rest, group)
+                _step_bound(walk.bound, group, None, by_kernel, one_by_one, scaling)
+                one_by_one(walk.rest, group)
 
     def _walk(self, number: int, parameters: Sequence[nn.Parameter]) -> _Walk:
         walk = self._walks.get(number)
@@ -86,14 +115,21 @@ def _step_bound(
     penalty: ops.Penalty | None,
     by_kernel: ByKernel,
     by_torch: ByTorch,
+    scaling: Scaling,
 ) -> None:
-    lr = torch.empty((), dtype=torch.float64, device=bound.plan.tables.device)
+    device = bound.plan.tables.device
+    if isinstance(group["lr"], Tensor) and group["lr"].device != device and is_capturing(device):
+        raise RuntimeError(
+            f"lr is a tensor on {group['lr'].device}, and a CUDA graph would keep its value of now: "
+            f"put it on {device} before the capture"
+        )
+    lr = torch.empty((), dtype=torch.float64, device=device)
     fill(lr, group["lr"])
     grads: Gradients = [w.grad for w in bound.weights]
     if any(is_sparse(g) for g in grads):
         by_torch([w for w, g in zip(bound.weights, grads, strict=True) if is_sparse(g)], group)
         grads = [None if is_sparse(g) else g for g in grads]
-    by_kernel(bound, grads, lr, group, penalty)
+    by_kernel(bound, grads, lr, group, penalty, scaling.on(device))
 
 
 def beside(weight: Tensor, stride: tuple[int, ...], state: dict[str, Tensor], key: str) -> Tensor | None:
@@ -127,9 +163,37 @@ def is_sparse(grad: Tensor | None) -> bool:
     return grad is not None and grad.layout is not torch.strided
 
 
+def unscale(parameters: Sequence[Tensor], scaling: Scaling) -> bool:
+    """Divide gradients by the loss's scale, in place; or say that their step is to be skipped.
+
+    For what no kernel steps: this reads the device.
+    """
+    if scaling.found_inf is not None and bool(scaling.found_inf):
+        return True
+    for p in parameters if scaling.grad_scale is not None else ():
+        if p.grad is not None and scaling.grad_scale is not None:
+            p.grad.div_(scaling.grad_scale.to(p.grad.device))
+    return False
+
+
+def require_begun(new: Mapping[int, object], device: torch.device) -> None:
+    """Refuse to begin a weight's state in a CUDA graph, whose every replay would begin it anew.
+
+    Raises:
+        RuntimeError: there is new state, and a graph is being captured.
+    """
+    if new and is_capturing(device):
+        raise RuntimeError(
+            "the optimizer's state begins in a CUDA graph that is being captured, and would begin anew "
+            "at every replay: take a step before the capture, with the same gradients present"
+        )
+
+
 def fill(scratch: Tensor, value: float | Tensor) -> None:
-    """Set a 0-dim tensor to a number, or to another one's value without reading it."""
-    if isinstance(value, Tensor):
+    """Set a 0-dim tensor to a number, or to another one's value without waiting for a device."""
+    if isinstance(value, Tensor) and (value.device.type != "cpu" or scratch.device.type == "cpu"):
         scratch.copy_(value)
+    elif isinstance(value, Tensor):  # a copy from the CPU's memory would wait
+        scratch.fill_(float(value))
     else:
         scratch.fill_(value)

@@ -160,7 +160,7 @@ def lambda_for(rate: Scalar, shrinkage: float) -> Scalar:
 
 
 def prepare(
-    parts: Sequence[Part], optimizer: Optimizer, lam: Scalar, scale: float | None, penalty: str
+    parts: Sequence[Part], optimizer: Optimizer, lam: Scalar, scale: Scalar | None, penalty: str
 ) -> None:
     """Fill in what the coming step is to do to each part: Eq. 8's strength and Eq. 9's factor.
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ocsfast import history, penalty, schedule, stability
+from ocsfast import capture, history, penalty, schedule, stability
+from ocsfast.clock import Clock
 from ocsfast.config import Config, checked_ratio
 from ocsfast.copies import Also, Copies
 from ocsfast.cut import cutting, require_between_steps
@@ -28,6 +29,7 @@ from ocsfast.optimizers import (
     check_owner,
     check_supported,
     followed_by,
+    overflowed,
     stands_still,
     weak_hook,
 )
@@ -86,6 +88,7 @@ class Pruner:
         self._progress = Progress(steps=steps)
         self._masks: deque[Tensor] = deque(maxlen=config.lag)
         self._lam: Scalar = 0.0
+        self._captured = False
         self._timetable = Timetable(config, optimizer)
         # How many groups of each family are left, where weights that were loaded said so.
         self._fitted: tuple[int, ...] | None = None
@@ -100,6 +103,7 @@ class Pruner:
             check_supported(optimizer, stepped=steps > 0)
             self._aim = make_aim(families, dict(model.named_parameters()), config, self.ratio)
             self._coupled: penalty.Coupled | None = self._bind(parameters)
+            self._clock = self._make_clock()
         self._processes.begin(self._facts())
         # By Eq. 2: what a criterion may need besides the weights is not there before the first step.
         choice = choose(self._aim, self._coupled.bound, "l2", config, optimizer)
@@ -158,7 +162,7 @@ class Pruner:
     @property
     def steps(self) -> int:
         """Optimizer steps taken, as far as they were seen, but for those at learning rate 0."""
-        return self._progress.steps
+        return self._now().steps
 
     @property
     def attached(self) -> bool:
@@ -168,7 +172,7 @@ class Pruner:
     @property
     def idle(self) -> bool:
         """Whether it waits for its optimizer, which has taken no step since the last call of `step`."""
-        return self.stage != "pruned" and self._progress.steps == self._progress.at_call
+        return self.stage != "pruned" and self.steps == self._progress.at_call
 
     def begin_at(self, steps: int) -> None:
         """Take it that `step` was called last when the optimizer had taken so many steps."""
@@ -188,7 +192,7 @@ class Pruner:
             StateError: a weight is NaN or infinite or was replaced, or the pruner was detached. Whatever
                 is raised, nothing has been changed then.
         """
-        now = self._progress
+        now = self._now()
         if now.stage == "pruned":
             return self._resting
         self._require_attached()
@@ -209,17 +213,22 @@ class Pruner:
 
     def detach(self) -> None:
         """Remove the optimizer hooks. The model stays as it is; this pruner cannot go on."""
+        self._now()
         for hook in (*self._hooks, *self._load_hooks):
             hook.remove()
         self._hooks, self._load_hooks = [], []
-        self._coupled = None
+        if self._captured and self._coupled is not None and self._clock is not None:
+            parts = (self._coupled.whole, *self._coupled.parts)
+            scalars = [tensor for part in parts for tensor in (part.strength, part.factor)]
+            capture.keep([*scalars, *self._clock.tensors()])
+        self._coupled = self._clock = None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs besides the model's and the optimizer's own state.
 
         CPU tensors, numbers, strings, lists and dicts: `torch.load(weights_only=True)` reads it.
         """
-        return history.pack(self._progress, self._facts(), list(self._masks), self.mask, self.scores)
+        return history.pack(self._now(), self._facts(), list(self._masks), self.mask, self.scores)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, with the model's and the optimizer's own state loaded as well.
@@ -257,6 +266,7 @@ class Pruner:
         self._progress, self.mask, self.scores = progress, loaded.mask, loaded.scores
         self._masks = deque(loaded.masks, maxlen=self.config.lag)
         self._timetable.forget()
+        self._tell_clock()
         if progress.history:
             self._resting = replace(progress.history[-1], cut=False, seconds=0.0)
 
@@ -290,15 +300,22 @@ class Pruner:
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        if self.stage != "sparsify" or self._coupled is None or self.mask is None:
+        if self._coupled is None or stands_still(optimizer):
             return None
-        if stands_still(optimizer):
+        if capture.is_capturing(self._coupled.bound.plan.tables.device):
+            self._require_capturable()
+        mask = self._shrinking()
+        if mask is None:
             return None
         if not self._coupled.is_current():
             self._rebind()
-        kind, mask, parts = self.config.penalty, self.mask, penalty.parts_now(self._coupled, optimizer)
-        self._lam = self._lambda_now(penalty.mean_rate(parts, optimizer))
-        penalty.prepare(parts, optimizer, self._lam, self._progress.scale, kind)
+        kind, parts = self.config.penalty, penalty.parts_now(self._coupled, optimizer)
+        rate = penalty.mean_rate(parts, optimizer)
+        scale: Scalar | None = self._progress.scale
+        self._lam = self._lambda_now(rate) if self._clock is None else self._clock.lam(rate)
+        if self._clock is not None and self.config.strength == "auto":
+            scale = self._clock.scale
+        penalty.prepare(parts, optimizer, self._lam, scale, kind)
         if isinstance(optimizer, OnePass) and kind != "none":
             penalty.hand_over(parts, optimizer, mask)
             return None
@@ -320,16 +337,45 @@ class Pruner:
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if stands_still(optimizer):
             return
-        now = self._progress
-        now.steps += 1
-        if now.stage != "sparsify" or self._coupled is None or self.mask is None:
+        now, mask = self._progress, self._shrinking()
+        if self._clock is None:
+            now.steps += 1
+        if self._coupled is None or mask is None:
             return
         parts = penalty.parts_now(self._coupled, optimizer)
         if not isinstance(optimizer, OnePass):
             self._coupled.forget()
-        now.nats = now.nats + self._lam * penalty.mean_rate(parts, optimizer)
+        rate = penalty.mean_rate(parts, optimizer)
+        if self._clock is None:
+            now.nats = now.nats + self._lam * rate
+        else:
+            self._clock.count(self._lam, rate, overflowed(optimizer))
         if self.config.penalty in ("both", "shrink") and not isinstance(optimizer, OnePass):
-            penalty.shrink(parts, optimizer, self.mask)
+            penalty.shrink(parts, optimizer, mask)
+
+    def _shrinking(self) -> Tensor | None:
+        """The groups that an optimizer step shrinks; None where it has nothing to do."""
+        if self._clock is not None:
+            return self._clock.mask  # empty until sparsity learning begins
+        return self.mask if self.stage == "sparsify" else None
+
+    def _require_capturable(self) -> None:
+        if self._clock is None:
+            raise StateError(
+                "a CUDA graph is being captured, whose replays would not be counted and would repeat "
+                "this step's lambda: attach with capturable=True before the capture"
+            )
+        self._captured = True
+
+    def _now(self) -> Progress:
+        """Where the run stands, with the steps that a device has counted."""
+        if self._clock is not None:
+            self._clock.settle(self._progress)
+        return self._progress
+
+    def _tell_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.load(self._progress, self.mask)
 
     def _lambda_now(self, rate: Scalar) -> Scalar:
         """Eq. 7, or the automatic ramp, for the coming optimizer step."""
@@ -351,7 +397,7 @@ class Pruner:
             self._timetable.require_steps_left(self._progress)
             self._processes.require_cuttable()
             coupled = self._current()
-        now = self._progress
+        now = self._now()
         before = replace(now, indices=[*now.indices], history=[*now.history])
         masks, scores, mask = self._masks.copy(), self.scores, self.mask
         try:
@@ -362,12 +408,18 @@ class Pruner:
         except BaseException:
             self._progress, self._masks, self.scores, self.mask = before, masks, scores, mask
             self._timetable.forget()
+            self._tell_clock()
             raise
+        self._tell_clock()
         if report.cut:
             now.stage, now.t_cut = "pruned", now.check
             cost, dense = quantity(report.cost), quantity(report.cost_dense)
             unit = self._aim.cost_model.unit
             logger.info("cut at check %d: %s of %s%s stay", now.check, cost.strip(), dense, unit)
+            if self._captured:
+                logger.warning(
+                    "the CUDA graphs captured so far train the model of before the cut: capture again"
+                )
         report = replace(report, seconds=time.perf_counter() - begun)
         now.history.append(report)
         self._resting = replace(report, cut=False, seconds=0.0)
@@ -376,14 +428,15 @@ class Pruner:
     def _check(self, coupled: penalty.Coupled, forced: bool) -> StepReport:
         """Choose anew; what the report says of a cut, if it says so, has yet to be made."""
         config, now = self.config, self._progress
-        self._processes.require_agreement(
-            {
-                **self._facts(),
-                "dtypes": [str(w.dtype) for w in coupled.bound.weights],
-                "progress": (now.stage, now.check, now.steps, now.at_check, float(now.nats)),
-                "choice": [mask.tolist() for mask in self._masks],
-            }
-        )
+        if self._processes.size > 1:  # to read the masks waits for the device
+            self._processes.require_agreement(
+                {
+                    **self._facts(),
+                    "dtypes": [str(w.dtype) for w in coupled.bound.weights],
+                    "progress": (now.stage, now.check, now.steps, now.at_check, float(now.nats)),
+                    "choice": [mask.tolist() for mask in self._masks],
+                }
+            )
         choice = self._shared(
             choose(self._aim, coupled.bound, config.criterion, config, self.optimizer, list(self._masks))
         )
@@ -505,6 +558,16 @@ class Pruner:
         device = self._coupled.bound.plan.tables.device
         self._masks = deque((m.to(device) for m in self._masks), maxlen=self.config.lag)
         self.mask = None if self.mask is None else self.mask.to(device)
+        if self._clock is not None and self._clock.mask.device != device:
+            self._now()
+            self._clock = self._make_clock()
+            self._tell_clock()
+
+    def _make_clock(self) -> Clock | None:
+        if not self.config.capturable or self._coupled is None:
+            return None
+        device = self._coupled.bound.plan.tables.device
+        return Clock(self.config, self.families.num_groups, device)
 
     def _current(self) -> penalty.Coupled:
         """The plan, after making sure that it still describes the model."""

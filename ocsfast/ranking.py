@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,21 +27,28 @@ class Ranking:
     normalize: str
     classes: Tensor  # [groups] int64: groups whose scores compare
     tied: tuple[Tensor, ...]  # each [families, groups of one]: group numbers; one kept count for all
+    _placed: dict[torch.device, tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=dict)
 
     def ranked(self, scores: Tensor) -> Tensor:
         """The scores that the partition compares: [groups]."""
         if self.normalize != "none" and scores.numel():
             scores = self._normalized(scores)
-        for groups in self.tied:
+        for groups in self._on(scores.device)[1]:
             # Equal sorted scores make equal counts fall below any threshold.
-            groups = groups.to(scores.device)
             ordered, order = scores[groups].sort(dim=1, stable=True)
             mean = ordered.mean(0).expand_as(ordered)
             scores = scores.index_put((groups.gather(1, order),), mean)
         return scores
 
+    def _on(self, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Classes and ties on a device, where they stay: a copy would wait."""
+        if device not in self._placed:
+            tied = tuple(groups.to(device) for groups in self.tied)
+            self._placed[device] = self.classes.to(device), tied
+        return self._placed[device]
+
     def _normalized(self, scores: Tensor) -> Tensor:
-        classes = self.classes.to(scores.device)
+        classes = self._on(scores.device)[0]
         members = torch.zeros(int(self.classes.max()) + 1, dtype=scores.dtype, device=scores.device)
         counts = members.index_add(0, classes, torch.ones_like(scores))
         if self.normalize == "kind":
@@ -58,8 +65,7 @@ class Ranking:
 
     def evened(self, mask: Tensor, scores: Tensor) -> Tensor:
         """The mask with tied families losing equally many: a threshold may fall between equal scores."""
-        for groups in self.tied:
-            groups = groups.to(mask.device)
+        for groups in self._on(mask.device)[1]:
             order = groups.gather(1, scores[groups].argsort(dim=1, stable=True))
             mask = mask.index_put((order,), mask[order].any(0).expand(order.shape))
         return mask

@@ -129,10 +129,16 @@ def sgd_step_(
     nesterov: bool = False,
     maximize: bool = False,
     penalty: Penalty | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
 ) -> None:
     """SGD with Eq. 8 before and Eq. 9 after it; see `ocsfast.ops.sgd_step_`."""
     with torch.no_grad():
+        if found_inf is not None and bool(found_inf):
+            return
         used = [None if grad is None else (-grad if maximize else grad.clone()) for grad in grads]
+        if grad_scale is not None:
+            used = [None if grad is None else grad / grad_scale for grad in used]
         if penalty is not None:
             lasso_grad_(bound, used, penalty.mask, penalty.strength)
         for t, (weight, grad, buffer) in enumerate(zip(bound.weights, used, momenta, strict=True)):
@@ -155,7 +161,7 @@ def adamw_step_(
     grads: Sequence[Tensor | None],
     exp_avgs: Sequence[Tensor | None],
     exp_avg_sqs: Sequence[Tensor | None],
-    steps: Sequence[int],
+    steps: Sequence[Tensor | None],
     lr: Tensor,
     *,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -163,10 +169,16 @@ def adamw_step_(
     weight_decay: float = 1e-2,
     maximize: bool = False,
     penalty: Penalty | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
 ) -> None:
     """AdamW with Eq. 8 before and Eq. 9 after it; see `ocsfast.ops.adamw_step_`."""
     with torch.no_grad():
+        if found_inf is not None and bool(found_inf):
+            return
         used = [None if g is None else g.to(_accumulator(g.dtype), copy=True) for g in grads]
+        if grad_scale is not None:
+            used = [None if g is None else g / grad_scale for g in used]
         if maximize:
             used = [None if g is None else -g for g in used]
         if penalty is not None:
@@ -174,12 +186,14 @@ def adamw_step_(
         for weight, grad, exp_avg, exp_avg_sq, step in zip(
             bound.weights, used, exp_avgs, exp_avg_sqs, steps, strict=True
         ):
-            if grad is None or exp_avg is None or exp_avg_sq is None:
+            if grad is None or exp_avg is None or exp_avg_sq is None or step is None:
                 continue
+            step += 1
+            count = float(step)
             average = exp_avg.to(grad.dtype).lerp(grad, 1 - betas[0])
             square = exp_avg_sq.to(grad.dtype) * betas[1] + (1 - betas[1]) * grad.square()
-            corrected = square.sqrt() / (1 - betas[1] ** step) ** 0.5
-            change = float(lr) / (1 - betas[0] ** step) * average / (corrected + eps)
+            corrected = square.sqrt() / (1 - betas[1] ** count) ** 0.5
+            change = float(lr) / (1 - betas[0] ** count) * average / (corrected + eps)
             weight.copy_(weight.to(grad.dtype) * (1 - float(lr) * weight_decay) - change)
             exp_avg.copy_(average)
             exp_avg_sq.copy_(square)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,17 @@ class Aim:
     limits: tuple[int, ...]  # most groups each family may lose
     round_to: int  # of which kept counts are multiples
     ranking: Ranking
+    _placed: dict[torch.device, tuple[CostModel, Tensor, Tensor]] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> tuple[CostModel, Tensor, Tensor]:
+        """Cost model, limits [families] and budget on a device, where they stay: a copy would wait."""
+        if device not in self._placed:
+            self._placed[device] = (
+                self.cost_model.to(device),
+                torch.tensor(self.limits, dtype=torch.int64, device=device),
+                torch.tensor(self.budget, dtype=torch.int64, device=device),
+            )
+        return self._placed[device]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,18 +94,12 @@ def choose(
         StateError: a weight is NaN or infinite (the first such is named), or the criterion lacks
             something.
     """
-    plan, device = bound.plan, bound.plan.tables.device
+    plan = bound.plan
+    cost_model, limits, budget = aim.on(plan.tables.device)
     bound.forget()  # a check is rare, and what it decides is final: it reads the weights themselves
     raw, sizes = saliency(bound, criterion, optimizer)
     scores = aim.ranking.ranked(raw)
-    mask, cost, status = ops.partition(
-        plan,
-        aim.cost_model.to(device),
-        scores,
-        torch.tensor(aim.limits, dtype=torch.int64, device=device),
-        torch.tensor(aim.budget, dtype=torch.int64, device=device),
-        aim.round_to,
-    )
+    mask, cost, status = ops.partition(plan, cost_model, scores, limits, budget, aim.round_to)
     mask = aim.ranking.evened(mask, scores)
     gone = mask.sum()
     sum_gone = sizes.where(mask, sizes.new_zeros(())).sum(dtype=torch.float64)

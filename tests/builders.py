@@ -192,7 +192,7 @@ def one_of_each(made: Case) -> dict[str, Callable[[], object]]:
         ops.sgd_step_(bound, grads, momenta, lr, momentum=0.9, penalty=penalty)
         return [*bound.weights, *momenta, *ops.group_saliency(bound)]
 
-    squares, steps = [m.square() for m in momenta], [1] * len(momenta)
+    squares, steps = [m.square() for m in momenta], [torch.zeros((), device=m.device) for m in momenta]
 
     def adamw_step() -> list[Tensor]:
         ops.adamw_step_(bound, grads, momenta, squares, steps, lr, penalty=penalty)

@@ -75,6 +75,16 @@ def close(ours: Tensor, theirs: Tensor, what: str) -> None:
     assert error <= tolerance, (what, error, scale)
 
 
+def draw_scaling(pick: random.Random) -> dict[str, Tensor | None]:
+    """What a gradient scaler says to an optimizer's step, if there is one."""
+    if pick.random() < 0.7:
+        return {}
+    return {
+        "grad_scale": torch.tensor(pick.choice([0.5, 1024.0])),
+        "found_inf": torch.tensor(float(pick.random() < 0.3)),
+    }
+
+
 def adamw_step(
     pick: random.Random,
     ours: ops.Bound,
@@ -85,7 +95,8 @@ def adamw_step(
     averages = [None if g is None else torch.randn_like(g) for g in grads]
     squares = [None if g is None else torch.randn_like(g).square_().add_(0.1) for g in grads]
     copies = [[None if t is None else t.clone() for t in tensors] for tensors in (averages, squares)]
-    steps = [pick.choice([1, 2, 1000, 10**9]) for _ in grads]
+    steps = [torch.tensor(float(pick.choice([0, 1, 999, 10**6]))) for _ in grads]
+    counts = [count.clone() for count in steps]
     lr = torch.tensor(0.1, dtype=torch.float64)
     options = {
         "betas": (pick.choice([0.0, 0.9]), pick.choice([0.5, 0.999])),
@@ -93,9 +104,10 @@ def adamw_step(
         "weight_decay": pick.choice([0.0, 0.1]),
         "maximize": pick.random() < 0.2,
         "penalty": penalty,
+        **draw_scaling(pick),
     }
     ops.adamw_step_(ours, grads, averages, squares, steps, lr, **options)
-    reference.adamw_step_(theirs, grads, *copies, steps, lr, **options)
+    reference.adamw_step_(theirs, grads, *copies, counts, lr, **options)
     got, expected = [*ours.weights, *averages, *squares], [*theirs.weights, *copies[0], *copies[1]]
     for a, b in zip(got, expected, strict=True):
         if a is not None and b is not None:
@@ -151,6 +163,7 @@ def right_arguments(pick: random.Random) -> None:
             "nesterov": pick.random() < 0.5,
             "maximize": pick.random() < 0.2,
             "penalty": ops.Penalty(mask, strength, factor) if pick.random() < 0.7 else None,
+            **draw_scaling(pick),
         }
         lr = torch.tensor(0.1, dtype=torch.float64)
         ops.sgd_step_(ours, grads, momenta, lr, **options)
@@ -215,7 +228,8 @@ def spoilt_arguments(pick: random.Random) -> bool:
             ops.lasso_grad_(bound, grads, mask, one)
             penalty = ops.Penalty(mask, one, one)
             ops.sgd_step_(bound, grads, grads, lr, momentum=0.9, penalty=penalty)
-            ops.adamw_step_(bound, grads, grads, grads, [1] * len(grads), lr, penalty=penalty)
+            counts = [torch.zeros(()) for _ in grads]
+            ops.adamw_step_(bound, grads, grads, grads, counts, lr, penalty=penalty)
 
         return harmless(all_ops)
     bound = ops.Bound(plan, weights)
@@ -245,7 +259,7 @@ def spoilt_arguments(pick: random.Random) -> bool:
             for _ in range(2)
         ]
         grads = [torch.randn_like(w) for w in weights]
-        steps = [pick.choice([-(2**62), 0, 1])] * pick.choice([count, len(weights)])
+        steps = [torch.zeros(pick.choice([(), (1,), (0,)]))] * pick.choice([count, len(weights)])
         return harmless(lambda: ops.adamw_step_(bound, grads, *tensors, steps, lr))
     wrong = spoil(pick, plan)
     products = (Product(1, torch.arange(groups), None, "all"),) if len(families.families) == 1 else ()

@@ -24,6 +24,10 @@ def draw_squares(made: Case, seed: int) -> list[Tensor]:
     return [t.square_().add_(0.1) for t in draw(made, seed)]
 
 
+def counts(made: Case, value: float = 0) -> list[Tensor]:
+    return [torch.tensor(float(value), device=w.device) for w in made.weights]
+
+
 def learning_rate(device: str, value: float = 0.1) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, device=device)
 
@@ -44,8 +48,8 @@ def test_a_step(
     averages: list[Tensor | None] = list(draw(made, 2))
     squares: list[Tensor | None] = list(draw_squares(made, 3))
     grads[2] = averages[2] = squares[2] = None
-    steps = [1 + 7 * k for k in range(len(grads))]
-    steps[2] = 0  # not read
+    steps: list[Tensor | None] = [torch.tensor(7.0 * k, device=device) for k in range(len(grads))]
+    steps[2] = None
     penalty, lr = penalty_of(made, share), learning_rate(device)
 
     def run(step: Any, case: Case) -> list[Tensor]:
@@ -55,7 +59,10 @@ def test_a_step(
             [None if t is None else t.to(like.dtype, copy=True) for t in tensors]
             for tensors in (grads, averages, squares)
         )
-        step(bound, own, first, second, steps, lr, penalty=penalty, **settings)
+        taken = [None if t is None else t.clone() for t in steps]
+        step(bound, own, first, second, taken, lr, penalty=penalty, **settings)
+        assert taken[1] is not None
+        assert float(taken[1]) == 8
         return [*bound.weights, *(t for t in (*first, *second) if t is not None)]
 
     results = [run(ops.adamw_step_, made), run(reference.adamw_step_, made)]
@@ -71,13 +78,13 @@ def test_the_reference_is_torchs_adamw() -> None:
     theirs = [w.clone().requires_grad_() for w in made.weights]
     optimizer = torch.optim.AdamW(theirs, lr=0.1, weight_decay=0.2, foreach=False)
     bound, averages, squares = made.bound(), *([torch.zeros_like(w) for w in theirs] for _ in range(2))
+    taken = counts(made)
     for seed in range(4):
         for weight, grad in zip(theirs, draw(made, seed), strict=True):
             weight.grad = grad
         optimizer.step()
-        steps = [seed + 1] * len(theirs)
         reference.adamw_step_(
-            bound, draw(made, seed), averages, squares, steps, learning_rate("cpu"), weight_decay=0.2
+            bound, draw(made, seed), averages, squares, taken, learning_rate("cpu"), weight_decay=0.2
         )
     for a, b in zip(bound.weights, theirs, strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=1e-12, atol=1e-12)
@@ -88,7 +95,7 @@ def test_it_leaves_the_squares_of_the_new_weights(device: str) -> None:
     bound, grads = made.bound(), draw(made, 1)
     states = draw(made, 2), draw_squares(made, 3)
     some: list[Tensor | None] = [None, *grads[1:]]
-    steps, lr = [3] * len(grads), learning_rate(device)
+    steps, lr = counts(made, 2), learning_rate(device)
     ops.adamw_step_(bound, some, *states, steps, lr, penalty=penalty_of(made, 0.4))
     assert bound.knows()
     left = ops.group_saliency(bound)
@@ -104,7 +111,7 @@ def test_nothing_divided_by_nothing_stays_out_of_the_sums(device: str) -> None:
     made = mixed_case(device=device)
     bound, grads = made.bound(), draw(made, 1)
     averages, squares = ([torch.zeros_like(g) for g in grads] for _ in range(2))
-    steps, penalty = [1] * len(grads), penalty_of(made, 0.4)
+    steps, penalty = counts(made), penalty_of(made, 0.4)
     ops.adamw_step_(
         bound, grads, averages, squares, steps, learning_rate(device), eps=0.0, penalty=penalty
     )
@@ -120,7 +127,7 @@ def test_a_square_too_small_for_half_precision_does_no_harm(device: str, dtype: 
     bound = made.bound([torch.zeros_like(w) for w in made.weights])
     grads = [torch.full_like(w, 1e-4) for w in made.weights]
     averages, squares = ([torch.zeros_like(g) for g in grads] for _ in range(2))
-    ops.adamw_step_(bound, grads, averages, squares, [1] * len(grads), learning_rate(device, 0.5))
+    ops.adamw_step_(bound, grads, averages, squares, counts(made), learning_rate(device, 0.5))
     for weight in bound.weights:
         torch.testing.assert_close(weight, torch.full_like(weight, -0.5), rtol=1e-2, atol=0)
 
@@ -132,9 +139,8 @@ def test_same_bits(device: str, channels_last: bool) -> None:
 
     def run() -> list[Tensor]:
         bound = made.bound([w.clone() for w in made.weights])
-        averages, squares = draw(made, 2), draw_squares(made, 3)
+        averages, squares, steps = draw(made, 2), draw_squares(made, 3), counts(made)
         for seed in range(3):
-            steps = [seed + 1] * len(averages)
             ops.adamw_step_(bound, draw(made, seed), averages, squares, steps, lr, penalty=penalty)
         return [*bound.weights, *averages, *squares, *ops.group_saliency(bound)]
 
@@ -145,11 +151,22 @@ def test_opcheck(device: str) -> None:
     made = mixed_case(device=device)
     bound, one = made.bound(), torch.tensor(0.5, device=device)
     states = draw(made, 2), draw_squares(made, 3)
-    steps, lr = [2] * len(made.weights), learning_rate(device)
+    lr = learning_rate(device)
     for chosen in (None, draw_mask(made.plan, 0.4)):
-        arguments = (bound.ticket, draw(made, 1), *states, steps, lr, 0.9, 0.999, 1e-8, 0.1, False)
+        arguments = (
+            bound.ticket,
+            draw(made, 1),
+            *states,
+            counts(made, 1),
+            lr,
+            0.9,
+            0.999,
+            1e-8,
+            0.1,
+            False,
+        )
         torch.library.opcheck(
-            torch.ops.ocsfast.adamw_step_.default, (*arguments, chosen, one, one, False)
+            torch.ops.ocsfast.adamw_step_.default, (*arguments, chosen, one, one, False, one, one * 0)
         )
 
 
@@ -158,8 +175,8 @@ def test_wrong_arguments_change_nothing() -> None:
     bound, lr, count = made.bound(), learning_rate("cpu"), len(made.weights)
     grads, averages, squares = draw(made, 1), draw(made, 2), draw_squares(made, 3)
     none: list[Tensor | None] = [None] * count
-    steps = [1] * count
-    tensors = [*made.weights, *averages, *squares]
+    steps = counts(made)
+    tensors = [*made.weights, *averages, *squares, *steps]
     before = [t.clone() for t in tensors]
     with pytest.raises(RuntimeError, match=r"adamw_step_: exp_avgs\[0\] is missing"):
         ops.adamw_step_(bound, grads, none, squares, steps, lr)
@@ -169,9 +186,9 @@ def test_wrong_arguments_change_nothing() -> None:
         ops.adamw_step_(
             bound, grads, averages, [squares[0], squares[1].double(), *squares[2:]], steps, lr
         )
-    with pytest.raises(RuntimeError, match=r"steps\[4\] is 0, expected 1 or more"):
-        ops.adamw_step_(bound, grads, averages, squares, [*steps[:4], 0, *steps[5:]], lr)
-    with pytest.raises(RuntimeError, match="11 steps, the plan has 12 weights"):
+    with pytest.raises(RuntimeError, match=r"steps\[4\] is Double, expected Float"):
+        ops.adamw_step_(bound, grads, averages, squares, [*steps[:4], steps[4].double(), *steps[5:]], lr)
+    with pytest.raises(ValueError, match="11 tensors for 12 weights"):
         ops.adamw_step_(bound, grads, averages, squares, steps[1:], lr)
     with pytest.raises(RuntimeError, match="beta2 is 1, expected 0 or more and below 1"):
         ops.adamw_step_(bound, grads, averages, squares, steps, lr, betas=(0.9, 1.0))
@@ -190,4 +207,4 @@ def test_averages_are_never_copied() -> None:
     bound, grads, squares = made.bound(), draw(made, 1), draw_squares(made, 3)
     averages = [t.contiguous() for t in draw(made, 2)]
     with pytest.raises(RuntimeError, match=r"exp_avgs\[0\] is a Float tensor .* strides"):
-        ops.adamw_step_(bound, grads, averages, squares, [1] * len(grads), learning_rate("cpu"))
+        ops.adamw_step_(bound, grads, averages, squares, counts(made), learning_rate("cpu"))

@@ -37,7 +37,8 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         for options in ({}, {"nesterov": True, "weight_decay": 0.1, "dampening": 0.2}):
             ops.sgd_step_(bound, grads, momenta, lr, momentum=0.9, penalty=penalty, **options)
         squares = [t.abs() for t in momenta]
-        ops.adamw_step_(bound, grads, momenta, squares, [3] * len(grads), lr, penalty=penalty)
+        steps = [torch.tensor(2.0) for _ in grads]
+        ops.adamw_step_(bound, grads, momenta, squares, steps, lr, penalty=penalty)
         for tensor in (*results, *bound.weights, *grads, *momenta, *squares, *ops.group_saliency(bound)):
             digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
 print(digest.hexdigest())

@@ -150,7 +150,10 @@ def test_opcheck(device: str) -> None:
     mask, lr = draw_mask(made.plan, 0.4), torch.tensor(0.1, dtype=torch.float64, device=device)
     for chosen in (None, mask):
         arguments = (bound.ticket, draw(made, 1), draw(made, 2), [0], lr, 0.9, 0.0, 0.1, True, False)
-        torch.library.opcheck(torch.ops.ocsfast.sgd_step_.default, (*arguments, chosen, one, one, False))
+        torch.library.opcheck(
+            torch.ops.ocsfast.sgd_step_.default,
+            (*arguments, chosen, one, one, False, one, one * 0),
+        )
 
 
 def test_wrong_arguments_change_nothing() -> None:

@@ -8,6 +8,16 @@
 
 namespace ocsfast::cpu {
 
+// What gradients are multiplied by: -1 to climb, divided by the loss's scale.
+template <class A>
+A gradient_sign(const Step& step) {
+  return (step.maximize ? A(-1) : A(1)) / (step.grad_scale ? static_cast<A>(*step.grad_scale) : A(1));
+}
+
+inline bool is_skipped(const Step& step) {
+  return step.found_inf && *step.found_inf != 0;
+}
+
 // Calls by(bands, tensor) with all that is there to be stepped, for a weight with a gradient, first
 // having pointed bands.state at `states`; a weight without one is shrunk. Leaves all slices' sums of
 // squares behind where there is a penalty.
@@ -15,6 +25,10 @@ template <size_t kStates, class By>
 void take_step(const Bound& bound, const Step& step, const std::vector<void*>* const (&states)[kStates],
                const By& by) {
   static_assert(kStates <= kMostStates);
+  if (is_skipped(step)) {
+    if (step.mask && !step.known) sum_squares(bound);
+    return;
+  }
   Penalty penalty;
   std::vector<double> slopes;
   if (step.mask) {

@@ -6,14 +6,18 @@ namespace {
 Tensor bind(const std::vector<Tensor>& weights, const Tensor& tables, const Tensor& shapes,
             const std::vector<int64_t>& layout) {
   constexpr const char* kOp = "bind";
-  const torch::stable::accelerator::DeviceGuard guard(tables.get_device_index());
-  const std::shared_ptr<Bound> bound = make_bound(weights, tables, shapes, layout, ScalarType::Float);
+  const OnDevice here(kOp, tables);
+  if (is_capturing(kOp, here.stream())) {
+    fail(kOp, "a plan cannot be bound while a CUDA graph is captured: take one step before the capture");
+  }
+  const std::shared_ptr<Bound> bound = make_bound(weights, tables, shapes, layout, Walker::kCuda);
   const auto bytes = static_cast<int64_t>(bound->matrices.size() * sizeof(Matrix));
   bound->device = torch::stable::new_empty(tables, {bytes}, ScalarType::Byte);
-  const cudaStream_t stream = current_stream(kOp, tables);
+  bound->corrections = torch::stable::new_empty(tables, {bound->plan.tensors, 2}, ScalarType::Double);
   check_cuda(kOp, cudaMemcpyAsync(bound->device.mutable_data_ptr(), bound->matrices.data(), bytes,
-                                  cudaMemcpyHostToDevice, stream));
-  check_cuda(kOp, cudaStreamSynchronize(stream));  // ops may run on another stream
+                                  cudaMemcpyHostToDevice, here.stream()));
+  check_cuda(kOp, cudaStreamSynchronize(here.stream()));  // ops may run on another stream
+  bound->users = std::make_unique<Streams>(here.stream());
   return issue_ticket(bound, shapes);
 }
 

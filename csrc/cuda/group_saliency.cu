@@ -88,16 +88,16 @@ void run(const char* op, const Bound& bound, const Output& out, const std::vecto
 }
 
 template <class A>
-void launch(const char* op, const Bound& bound, const Criterion& criterion, const Output& out,
-            const std::vector<void*>& others, bool known, cudaStream_t stream) {
+void score(const char* op, const Bound& bound, const Criterion& criterion, const Output& out,
+           const std::vector<void*>& others, bool known, cudaStream_t stream) {
   switch (criterion.element) {
     case Element::kSquare:
       if (known) {
         const int items = std::max({1, bound.plan.slices, bound.plan.groups});
         const int blocks =
             std::min((items - 1) / kThreads + 1, resident_blocks(op, finish_kernel<A>, kThreads));
-        finish_kernel<A><<<blocks, kThreads, 0, stream>>>(make_work(bound, nullptr), out);
-        return check_cuda(op, cudaGetLastError());
+        return launch(op, finish_kernel<A>, blocks, kThreads, false, stream, make_work(bound, nullptr),
+                      out);
       }
       return run<A, Element::kSquare>(op, bound, out, others, stream);
     case Element::kAbsolute:
@@ -119,14 +119,14 @@ void group_saliency(const Tensor& ticket, const Tensor& scores, const Tensor& sl
   const Use bound(kOp, ticket);
   const Criterion criterion = find_criterion(name);
   const std::vector<void*> pointers = check_saliency(kOp, *bound, scores, slices, others, criterion);
-  const torch::stable::accelerator::DeviceGuard guard(bound->tables.get_device_index());
-  const cudaStream_t stream = current_stream(kOp, bound->tables);
+  const OnDevice here(kOp, bound->tables);
   const Output out{scores.mutable_data_ptr(), slices.mutable_data_ptr(), criterion.finish};
   if (bound->wide) {
-    launch<double>(kOp, *bound, criterion, out, pointers, known, stream);
+    score<double>(kOp, *bound, criterion, out, pointers, known, here.stream());
   } else {
-    launch<float>(kOp, *bound, criterion, out, pointers, known, stream);
+    score<float>(kOp, *bound, criterion, out, pointers, known, here.stream());
   }
+  used_on(kOp, *bound, here.stream());
 }
 
 }  // namespace

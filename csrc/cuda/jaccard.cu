@@ -1,8 +1,7 @@
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "stream.h"
+#include "runtime.h"
 
 namespace ocsfast::cuda {
 namespace {
@@ -50,12 +49,10 @@ Tensor jaccard(const Tensor& mask_a, const Tensor& mask_b, const Tensor& tables,
   const Plan plan = check_plan(kOp, tables, layout);
   check_array(kOp, mask_a, {"mask_a", ScalarType::Bool, plan.groups, 1}, tables);
   check_array(kOp, mask_b, {"mask_b", ScalarType::Bool, plan.groups, 1}, tables);
-  const torch::stable::accelerator::DeviceGuard guard(tables.get_device_index());
+  const OnDevice here(kOp, tables);
   Tensor result = torch::stable::new_empty(tables, {}, ScalarType::Double);
-  jaccard_kernel<<<1, kThreads, 0, current_stream(kOp, tables)>>>(plan, mask_a.const_data_ptr<bool>(),
-                                                                  mask_b.const_data_ptr<bool>(),
-                                                                  result.mutable_data_ptr<double>());
-  check_cuda(kOp, cudaGetLastError());
+  launch(kOp, jaccard_kernel, 1, kThreads, false, here.stream(), plan, mask_a.const_data_ptr<bool>(),
+         mask_b.const_data_ptr<bool>(), result.mutable_data_ptr<double>());
   return result;
 }
 

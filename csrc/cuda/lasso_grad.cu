@@ -55,15 +55,15 @@ void lasso_grad(const Tensor& ticket, const std::vector<Tensor>& grads, const Te
   const std::vector<void*> pointers = pointers_beside(kOp, "grads", grads, *bound);
   check_array(kOp, mask, {"mask", ScalarType::Bool, bound->plan.groups, 1}, bound->tables);
   check_array(kOp, strength, {"strength", ScalarType::Float, 1, 0}, bound->tables);
-  const torch::stable::accelerator::DeviceGuard guard(bound->tables.get_device_index());
-  const cudaStream_t stream = current_stream(kOp, bound->tables);
+  const OnDevice here(kOp, bound->tables);
   Work work = make_work(*bound, mask.const_data_ptr<bool>());
   Beside<> beside;
   for_each_window(work, *bound, kMostTensors, [&] {
     copy_pointers(work, pointers, beside);
-    launch_cooperative(kOp, bound->wide ? lasso_kernel<double> : lasso_kernel<float>, work, stream, work,
-                       beside, strength.const_data_ptr<float>(), known);
+    launch_cooperative(kOp, bound->wide ? lasso_kernel<double> : lasso_kernel<float>, work,
+                       here.stream(), work, beside, strength.const_data_ptr<float>(), known);
   });
+  used_on(kOp, *bound, here.stream());
 }
 
 }  // namespace

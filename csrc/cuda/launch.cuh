@@ -1,12 +1,10 @@
 // How the host starts a kernel over the weights of a plan.
 #pragma once
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "../bound.h"
-#include "stream.h"
+#include "runtime.h"
 #include "walk.cuh"
 
 namespace ocsfast::cuda {
@@ -54,12 +52,10 @@ void copy_pointers(const Work& work, const std::vector<void*>& all, Beside<kTens
 // With as many blocks as there is work for, of those that fit on the device at once.
 template <class... Args>
 void launch_cooperative(const char* op, void (*kernel)(Args...), const Work& work, cudaStream_t stream,
-                        std::common_type_t<Args>... args) {
-  void* pointers[] = {&args...};
+                        const std::common_type_t<Args>&... args) {
   const int wanted = std::max({1, work.tasks, work.plan.slices / kThreads});
   const int blocks = std::min(wanted, resident_blocks(op, kernel, kThreads));
-  check_cuda(op, cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), blocks, kThreads,
-                                             pointers, 0, stream));
+  launch(op, kernel, blocks, kThreads, true, stream, args...);
 }
 
 }  // namespace ocsfast::cuda

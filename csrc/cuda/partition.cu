@@ -4,12 +4,11 @@
 //
 // One block, because every pass depends on the one before: 26 000 scores stay in L2, and a pass over
 // them costs less than a barrier of the whole grid and the counters' merge.
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include "../order.h"
-#include "stream.h"
+#include "runtime.h"
 
 namespace ocsfast::cuda {
 namespace {
@@ -262,7 +261,7 @@ std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& scores, const Tensor&
   a.plan = check_plan(kOp, tables, layout);
   a.cost = check_cost(kOp, cost_tables, cost_layout, tables, a.plan.families);
   check_partition(kOp, scores, limits, round_to, budget, tables, a.plan);
-  const torch::stable::accelerator::DeviceGuard guard(tables.get_device_index());
+  const OnDevice here(kOp, tables);
   const auto empty = [&](std::initializer_list<int64_t> size, ScalarType dtype) {
     return torch::stable::new_empty(tables, size, dtype);
   };
@@ -286,13 +285,9 @@ std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& scores, const Tensor&
   a.gone = a.count + families;
   a.left = a.gone + families;
   a.last = a.left + families;
-  const cudaStream_t stream = current_stream(kOp, tables);
-  if (scores.scalar_type() == ScalarType::Double) {
-    partition_kernel<double><<<1, kThreads, 0, stream>>>(a);
-  } else {
-    partition_kernel<float><<<1, kThreads, 0, stream>>>(a);
-  }
-  check_cuda(kOp, cudaGetLastError());
+  const bool in_double = scores.scalar_type() == ScalarType::Double;
+  launch(kOp, in_double ? partition_kernel<double> : partition_kernel<float>, 1, kThreads, false,
+         here.stream(), a);
   return {mask, reached, status};
 }
 

@@ -35,7 +35,8 @@ struct Sgd {
     return rates<C>().weight_decay;
   }
   template <class C>
-  __device__ Of<C> of(int32_t own, double lr) const {
+  __device__ Of<C> of(const Work& work, int32_t tensor, double lr) const {
+    const int32_t own = tensor - work.first_tensor;
     return {static_cast<C>(lr), static_cast<bool>(first[own / kWordBits] >> own % kWordBits & 1)};
   }
   template <class T, class C>
@@ -61,17 +62,20 @@ struct Sgd {
 void sgd_step(const Tensor& ticket, const std::vector<Tensor>& grads, const std::vector<Tensor>& momenta,
               const std::vector<int64_t>& first, const Tensor& lr, double momentum, double dampening,
               double weight_decay, bool nesterov, bool maximize, const std::optional<Tensor>& mask,
-              const Tensor& strength, const Tensor& factor, bool known) {
+              const Tensor& strength, const Tensor& factor, bool known,
+              const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
   constexpr const char* kOp = "sgd_step_";
   const Use bound(kOp, ticket);
-  const Step step = check_step(kOp, *bound, grads, lr, maximize, mask, strength, factor, known);
+  const Step step =
+      check_step(kOp, *bound, grads, lr, maximize, mask, strength, factor, known, grad_scale, found_inf);
   const SgdArguments a = check_sgd(kOp, *bound, step, momenta, first, momentum);
   Sgd rule{};
   rule.wide = {momentum, 1 - dampening, weight_decay};
   rule.single = {static_cast<float>(momentum), static_cast<float>(1 - dampening),
                  static_cast<float>(weight_decay)};
   rule.nesterov = nesterov;
-  take_step(kOp, *bound, step, {&a.momenta}, a, rule);
+  const OnDevice here(kOp, bound->tables);
+  take_step(kOp, *bound, step, {&a.momenta}, a, rule, here.stream());
 }
 
 }  // namespace

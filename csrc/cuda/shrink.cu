@@ -55,11 +55,11 @@ void shrink(const Tensor& ticket, const Tensor& mask, const Tensor& factor) {
   const Use bound(kOp, ticket);
   check_array(kOp, mask, {"mask", ScalarType::Bool, bound->plan.groups, 1}, bound->tables);
   check_array(kOp, factor, {"factor", ScalarType::Float, 1, 0}, bound->tables);
-  const torch::stable::accelerator::DeviceGuard guard(bound->tables.get_device_index());
-  const cudaStream_t stream = current_stream(kOp, bound->tables);
+  const OnDevice here(kOp, bound->tables);
   const Work work = make_work(*bound, mask.const_data_ptr<bool>());
-  launch_cooperative(kOp, bound->wide ? shrink_kernel<double> : shrink_kernel<float>, work, stream, work,
-                     factor.const_data_ptr<float>());
+  launch_cooperative(kOp, bound->wide ? shrink_kernel<double> : shrink_kernel<float>, work,
+                     here.stream(), work, factor.const_data_ptr<float>());
+  used_on(kOp, *bound, here.stream());
 }
 
 }  // namespace

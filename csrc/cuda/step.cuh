@@ -10,9 +10,8 @@ namespace ocsfast::cuda {
 // A kernel's argument. A Rule has
 //   kStates: tensors it keeps beside each weight; kTensors: how many of the weights a launch takes
 //   slope<C>(): what it adds to the gradients of the weights
-//   of<C>(own, lr): what it knows of the launch's tensor `own`, in registers; all else is read where it
-//   is
-//     used, from the kernel's argument
+//   of<C>(work, tensor, lr): what it knows of a tensor, in registers; all else is read where it is used,
+//     from the kernel's argument
 //   move<T>(before, change, of, states, has_states): the weight after a step by `change`, the gradient
 //     with Eq. 8 in it; changes the states' elements
 //   load(arguments, first, tensors): on the host, what it knows of a launch's tensors
@@ -22,6 +21,8 @@ struct Settings {
   const double* lr;
   const float* strength;
   const float* factor;
+  const float* grad_scale;  // null: 1
+  const float* found_inf;   // null: 0
   bool known, maximize;
   Rule rule;
 };
@@ -40,6 +41,7 @@ struct Stepper {
     using C = accumulator_t<T>;
     T* stream[kStreams];  // weight, gradient, states
     C once;
+    C sign;  // what gradients are multiplied by: -1 to climb, divided by the loss's scale
     typename Rule::template Of<C> of;
     const Settings<Rule>& settings;
 
@@ -47,8 +49,7 @@ struct Stepper {
       C now = to_number(element[0]);
       if (stream[1]) {
         const C slope = settings.rule.template slope<C>() + row.slope + col.slope;
-        C change = to_number(element[1]);
-        if (settings.maximize) change = -change;
+        C change = to_number(element[1]) * sign;
         if (slope != C(0)) change += now * slope;
         now = settings.rule.template move<T>(now, change, of, element + 2, stream[2] != nullptr);
       }
@@ -72,7 +73,9 @@ struct Stepper {
     using C = accumulator_t<T>;
     Change<T> change{{weight_of<T>(work, tensor), static_cast<T*>(settings.grads(work, tensor))},
                      static_cast<C>(*settings.factor),
-                     settings.rule.template of<C>(tensor - work.first_tensor, *settings.lr),
+                     (settings.maximize ? C(-1) : C(1)) /
+                         (settings.grad_scale ? static_cast<C>(*settings.grad_scale) : C(1)),
+                     settings.rule.template of<C>(work, tensor, *settings.lr),
                      settings};
 #pragma unroll
     for (int i = 0; i < Rule::kStates; ++i)
@@ -87,6 +90,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<A>)
   __shared__ Shared<A> shared;
   const auto grid = cooperative_groups::this_grid();
   if (work.mask && !settings.known) take_squares<A>(work, shared);
+  if (settings.found_inf && *settings.found_inf != 0) return;  // every thread's answer
   walk<A>(work, Stepper<Rule>{settings}, shared);
   if (!work.mask) return;
   grid.sync();  // the squares of the step before have been read
@@ -98,16 +102,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<A>)
 template <class Rule, class Arguments>
 void take_step(const char* op, const Bound& bound, const Step& step,
                const std::vector<void*>* const (&states)[Rule::kStates], const Arguments& arguments,
-               const Rule& rule) {
+               const Rule& rule, cudaStream_t stream) {
   static_assert(sizeof(Work) + sizeof(Settings<Rule>) <= kArgumentBytes);
-  const torch::stable::accelerator::DeviceGuard guard(bound.tables.get_device_index());
-  const cudaStream_t stream = current_stream(op, bound.tables);
   Work work = make_work(bound, step.mask);
   Settings<Rule> settings{};
   settings.lr = step.lr;
   settings.strength = step.strength;
   settings.factor = step.factor;
   settings.known = step.known;
+  settings.grad_scale = step.grad_scale;
+  settings.found_inf = step.found_inf;
   settings.maximize = step.maximize;
   settings.rule = rule;
   for_each_window(work, bound, Rule::kTensors, [&] {
@@ -117,6 +121,7 @@ void take_step(const char* op, const Bound& bound, const Step& step,
     launch_cooperative(op, bound.wide ? step_kernel<Rule, double> : step_kernel<Rule, float>, work,
                        stream, work, settings);
   });
+  used_on(op, bound, stream);
 }
 
 }  // namespace ocsfast::cuda

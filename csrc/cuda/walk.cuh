@@ -52,7 +52,11 @@ struct Work {
 // Tensors beside the weights move, so their pointers go by value, and all arguments of a kernel together
 // may have so many bytes: so many tensors a launch takes, at most, of ops with two pointers for each.
 constexpr int kArgumentBytes = 32764;
+#ifdef OCSFAST_MOST_TENSORS  // so few, in tests, that a small plan takes several launches
+constexpr int kMostTensors = OCSFAST_MOST_TENSORS;
+#else
 constexpr int kMostTensors = 1984;
+#endif
 
 template <int kTensors = kMostTensors>
 struct Beside {

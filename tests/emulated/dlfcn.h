@@ -1,0 +1,13 @@
+// The system's header, but for what is looked up in torch: the current stream.
+#pragma once
+
+#include_next <dlfcn.h>
+
+#include <cstdint>
+
+namespace emulated {
+int32_t current_stream(int32_t device, void** stream);
+}  // namespace emulated
+
+#define dlopen(...) nullptr
+#define dlsym(...) reinterpret_cast<void*>(&emulated::current_stream)
