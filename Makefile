@@ -28,7 +28,7 @@ TO_FORMAT := $(filter %.h %.cuh %.cpp %.cu,$(SOURCES))
 # of the demo five to ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test pytest test-oldest sanitize bench bench-gpu lint clean
+.PHONY: setup demo test pytest test-oldest sanitize emulated bench bench-gpu lint clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,7 @@ demo: setup
 test: setup lint pytest
 	$(BIN)/python -m ocsfast.train --quick --out runs/quick
 	$(MAKE) sanitize
+	$(MAKE) emulated
 
 # Two processes of one thread each: the tests are small, and threads would wait for each other.
 pytest: setup
@@ -68,6 +69,18 @@ sanitize: setup
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) \
 		$(BIN)/python tests/fuzz_ops.py --seconds $(FUZZ_SECONDS)
+
+# CUDA's own sources, with fibers for threads, under UBSan: the tests of the ops, and random right arguments.
+# Deterministic mode fills memory that an op has yet to write with NaN.
+EMULATED := $(abspath build/emulated)
+EMULATED_SECONDS ?= 20
+OP_TESTS := $(patsubst %,tests/test_%.py,group_saliency shrink lasso_grad sgd_step adamw_step partition jaccard smoke streams)
+emulated: setup
+	CXX="g++ -fsanitize=undefined -fno-sanitize-recover=undefined" CXXFLAGS="-O1 -g1" OCSFAST_CUDA=emulated \
+		$(PIP) install --quiet --no-deps --upgrade --target $(EMULATED) .
+	PYTHONPATH=$(EMULATED) OMP_NUM_THREADS=1 \
+		$(BIN)/pytest -n 2 -p no:cacheprovider $(OP_TESTS)
+	PYTHONPATH=$(EMULATED) $(BIN)/python tests/fuzz_ops.py --right --seconds $(EMULATED_SECONDS)
 
 # Every op and step beside its roof and its peers: a quarter of an hour on two cores. BENCH="--models ResNet50" for less.
 BENCH_RUN := $(BIN)/pytest bench -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-quiet

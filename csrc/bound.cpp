@@ -71,9 +71,9 @@ std::shared_ptr<Bound> make_bound(const std::vector<Tensor>& weights, const Tens
   bound->weights = weights;
   const bool in_double = bound->wide || walker == Walker::kCpu;
   const ScalarType dtype = in_double ? ScalarType::Double : ScalarType::Float;
-  bound->row_sums = torch::stable::new_zeros(tables, {bound->plan.num_rows}, dtype);
-  bound->partials = torch::stable::new_zeros(tables, {bound->count_partials()}, dtype);
-  bound->slice_sq = torch::stable::new_zeros(tables, {bound->plan.slices}, dtype);
+  bound->row_sums = torch::stable::new_empty(tables, {bound->plan.num_rows}, dtype);
+  bound->partials = torch::stable::new_empty(tables, {bound->count_partials()}, dtype);
+  bound->slice_sq = torch::stable::new_empty(tables, {bound->plan.slices}, dtype);
   return bound;
 }
 

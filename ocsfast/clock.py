@@ -31,6 +31,7 @@ class Clock:
             self._numbers.unbind()
         )
         self.mask = torch.zeros(groups, dtype=torch.bool, device=device)  # of groups that shrink
+        self.load(Progress(), None)
 
     def load(self, now: Progress, mask: Tensor | None) -> None:
         """Take over what a check has decided; what was counted has to be settled before."""
@@ -65,7 +66,8 @@ class Clock:
             p = step / self._planned
             return config.nats * torch.where(p <= 1, p**power, 1 + power * (p - 1))
 
-        shrinkage = (total(self._elapsed + 1) - total(self._elapsed)) * self._active
+        shrinkage = total(self._elapsed + 1) - total(self._elapsed)
+        shrinkage = torch.where(self._active != 0, shrinkage, torch.zeros_like(shrinkage))
         if isinstance(rate, Tensor):
             return torch.where(rate > 0, shrinkage / rate, torch.zeros_like(shrinkage))
         return shrinkage / rate if rate > 0 else torch.zeros_like(shrinkage)

@@ -86,7 +86,7 @@ class SGD(torch.optim.SGD):
                 momenta[k] = beside(weight, bound.strides[k], self.state[weight], "momentum_buffer")
                 if momenta[k] is None:
                     momenta[k] = new[k] = torch.zeros_like(weight, memory_format=torch.preserve_format)
-        require_begun(new, bound.plan.tables.device)
+        require_begun(len(new), bound.plan.tables.device)
         ops.sgd_step_(
             bound,
             grads,
@@ -235,7 +235,7 @@ class AdamW(torch.optim.AdamW):
             if state["step"].device != weight.device or state["step"].dtype != torch.float32:
                 state["step"] = state["step"].to(weight.device, torch.float32)  # torch's path began it
             steps[k] = state["step"]
-        require_begun(new, bound.plan.tables.device)
+        require_begun(len(new), bound.plan.tables.device)
         ops.adamw_step_(
             bound,
             grads,

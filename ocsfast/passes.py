@@ -96,6 +96,7 @@ class Passes:
     def _walk(self, number: int, parameters: Sequence[nn.Parameter]) -> _Walk:
         walk = self._walks.get(number)
         if walk is None or not walk.is_current(parameters):
+            require_begun(1, parameters[0].device)
             walked = [p for p in parameters if walkable(p, parameters[0])]
             done = {id(p) for p in walked}
             named = {str(k): p for k, p in enumerate(walked)}
@@ -176,11 +177,14 @@ def unscale(parameters: Sequence[Tensor], scaling: Scaling) -> bool:
     return False
 
 
-def require_begun(new: Mapping[int, object], device: torch.device) -> None:
-    """Refuse to begin a weight's state in a CUDA graph, whose every replay would begin it anew.
+def require_begun(new: int, device: torch.device) -> None:
+    """Refuse to begin what an optimizer keeps in a CUDA graph, whose every replay would begin it anew.
+
+    Args:
+        new: how much begins.
 
     Raises:
-        RuntimeError: there is new state, and a graph is being captured.
+        RuntimeError: anything does, and a graph is being captured.
     """
     if new and is_capturing(device):
         raise RuntimeError(

@@ -554,6 +554,12 @@ class Pruner:
 
     def _rebind(self) -> None:
         """Weights were moved or converted: build the plan for where and what they are now."""
+        assert self._coupled is not None  # there are hooks
+        if capture.is_capturing(self._coupled.bound.weights[0].device):
+            raise StateError(
+                "the weights were moved or converted since the last step: take a step before a CUDA "
+                "graph is captured"
+            )
         self._coupled = self._bind(dict(self._alive().named_parameters(remove_duplicate=False)))
         device = self._coupled.bound.plan.tables.device
         self._masks = deque((m.to(device) for m in self._masks), maxlen=self.config.lag)

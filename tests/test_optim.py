@@ -222,6 +222,66 @@ def test_grad_scaler_skips() -> None:
         before = model.fc1.weight.detach().clone()
 
 
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+@pytest.mark.parametrize("kind", [optim.SGD, optim.AdamW])
+def test_it_unscales_and_skips_in_its_pass(
+    kind: type[torch.optim.Optimizer], dampening: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with gradients that the scaler unscales first, overflow at the first step and later."""
+    settings = (
+        {"lr": 0.02} if kind is optim.AdamW else {"lr": 0.1, "momentum": 0.9, "dampening": dampening}
+    )
+
+    def run(by_itself: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
+        monkeypatch.setattr(kind, "_step_supports_amp_scaling", by_itself)
+        model = net()
+        optimizer = kind(model.parameters(), **settings)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+        pruner = ocsfast.attach(
+            model,
+            0.5,
+            optimizer=optimizer,
+            example_inputs=batch(0)[0],
+            total_steps=20,
+            sparsify_from=1,
+            capturable=by_itself,  # or steps that are skipped would be counted
+        )
+        for k in range(12):
+            optimizer.zero_grad()
+            x, y = batch(k)
+            scaler.scale(F.cross_entropy(model.eval()(x), y)).backward()
+            if k in (0, 5):
+                assert model.fc1.weight.grad is not None
+                model.fc1.weight.grad[0, 0] = float("inf")
+            before = model.fc2.weight.detach().clone()
+            scaler.step(optimizer)
+            assert torch.equal(before, model.fc2.weight) == (k in (0, 5))
+            scaler.update()
+            if k == 3:
+                assert pruner.step().stage == "sparsify"
+        return model, optimizer
+
+    (ours, one), (torchs, two) = run(True), run(False)
+    for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+        assert one.state[a].get("step", 10) == two.state[b].get("step", 10) == 10
+
+
+def test_what_no_kernel_steps_is_unscaled_too() -> None:
+    """A sparse gradient, on torch's path."""
+    table = nn.Embedding(4, 2, sparse=True)
+    optimizer = optim.SGD(table.parameters(), lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = table.weight.detach().clone()
+    scaler.scale(table(torch.tensor([1])).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(table.weight[1], before[1] - 1)
+    scaler.scale(table(torch.tensor([2])).sum() * float("inf")).backward()
+    scaler.step(optimizer)
+    assert torch.equal(table.weight[2], before[2])
+
+
 def test_wrong_settings_are_torchs_errors() -> None:
     with pytest.raises(ValueError, match="Nesterov"):
         optim.SGD(net().parameters(), nesterov=True)
