@@ -6,34 +6,41 @@ from typing import Any
 
 import pytest
 import torch
-from cases import case
+from cases import aim_of, case
 from peers import TorchPruning
 
-from ocsfast import ops
+from ocsfast import Config, ops
 from ocsfast.cost import build_cost_model
 from ocsfast.grouping import group
 from ocsfast.grouping.families import Families, Family, Product
 from ocsfast.plan import build_plan
+from ocsfast.selection import choose
 
 
 @pytest.mark.parametrize("by", ["ocsfast", "deep copies"])
 def bench_check(by: str, name: str, device: str, measure: Any) -> None:
-    """Beside the bisection of the published method, which prunes and counts copies of the model."""
-    if by == "deep copies" and (name not in ("ResNet56", "ResNet50") or device != "cpu"):
-        pytest.skip("no model of that kind, or not on the CPU")
+    """All that a check measures, beside the bisection of the published method, which prunes and counts
+    copies of the model."""
     made = case(name, device)
-    mask = made.half
-
-    def check() -> None:
-        made.bound.forget()
-        scores, _ = ops.group_saliency(made.bound)
-        chosen, _, _ = ops.partition(made.plan, made.cost_model, scores, made.limits, made.budget)
-        ops.jaccard(made.plan, mask, chosen)
-
     if by == "ocsfast":
-        measure("check", by, check, moved=4 * made.flat.numel(), roof=lambda: torch.sum(made.flat))
-    else:
+        aim, config = aim_of(made), Config()
+        optimizer = torch.optim.SGD(made.bound.weights, lr=1e-3)
+        before = [made.half] * config.lag
+
+        def check() -> None:
+            choose(aim, made.bound, "l2", config, optimizer, before)
+
+        moved = made.size * made.flat.numel()
+        measure("check", by, check, moved=moved, roof=lambda: torch.sum(made.flat), waits=True)
+    elif name in ("ResNet56", "ResNet50") and device == "cpu":
         measure("check", by, TorchPruning(made).bisection, slow=True)
+    else:
+        pytest.skip("no model of that kind, or not on the CPU")
+
+
+def bench_jaccard(name: str, device: str, measure: Any) -> None:
+    made = case(name, device)
+    measure("jaccard", "ocsfast", lambda: ops.jaccard(made.plan, made.half, made.every))
 
 
 def bench_partition(name: str, device: str, measure: Any) -> None:

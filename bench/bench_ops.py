@@ -26,6 +26,9 @@ def made(name: str, device: str) -> Case:
 
 
 def skip_unless(by: str, name: str, device: str) -> None:
+    name, _, dtype = name.partition(":")
+    if dtype and by in ("eager", "torch.compile", "Torch-Pruning"):
+        pytest.skip("float32 shows it")
     if by in TOO_LARGE.get(name, ()) or (by == "torch.compile" and name not in COMPILED):
         pytest.skip("takes too long")
     if by == "Torch-Pruning" and device != "cpu":
@@ -72,9 +75,10 @@ def bench_group_saliency(by: str, name: str, made: Case, device: str, measure: A
         "group_saliency",
         by,
         call,
-        moved=4 * made.flat.numel(),
+        moved=made.size * made.flat.numel(),
         roof=lambda: torch.sum(made.flat),
-        slow=by in ("eager", "Torch-Pruning") or (by == "foreach" and name == "Llama 1.1B"),
+        ours=ours,
+        slow=by in ("eager", "Torch-Pruning") or (by == "foreach" and name.startswith("Llama")),
     )
 
 
@@ -85,11 +89,15 @@ def bench_shrink(by: str, marked: str, name: str, made: Case, device: str, measu
     if by == "Torch-Pruning":
         pytest.skip("it has no Eq. 9")
     mask, factor = made.every if marked == "all" else made.half, scalar(NEAR_ONE, made)
-    touched = made.touched(mask) // 4  # elements
+    touched = made.touched(mask) // made.size  # elements
+
+    def ours() -> None:
+        ops.shrink_(made.bound, mask, factor)
+
     call = run_all(
         by,
         made,
-        lambda: ops.shrink_(made.bound, mask, factor),
+        ours,
         lambda: reference.shrink_(made.bound, mask, factor),
         lambda f: lambda: f.shrink(mask, factor),
         None,
@@ -99,8 +107,9 @@ def bench_shrink(by: str, marked: str, name: str, made: Case, device: str, measu
         f"shrink_, {marked}",
         by,
         call,
-        moved=8 * touched,
+        moved=2 * made.size * touched,
         roof=lambda: roof.mul_(NEAR_ONE),
+        ours=ours,
         slow=by == "eager",
     )
 
@@ -111,12 +120,16 @@ def bench_lasso_grad(by: str, marked: str, name: str, made: Case, device: str, m
     """With the norms at hand, as `shrink_` leaves them for the step after it."""
     skip_unless(by, name, device)
     mask, strength = made.every if marked == "all" else made.half, scalar(TINY, made)
-    touched = made.touched(mask) // 4
+    touched = made.touched(mask) // made.size
     ops.group_saliency(made.bound)
+
+    def ours() -> None:
+        ops.lasso_grad_(made.bound, made.grads, mask, strength)
+
     call = run_all(
         by,
         made,
-        lambda: ops.lasso_grad_(made.bound, made.grads, mask, strength),
+        ours,
         lambda: reference.lasso_grad_(made.bound, made.grads, mask, strength),
         lambda f: lambda: f.lasso_grad(mask, strength),
         lambda t: t.regularize,
@@ -126,50 +139,24 @@ def bench_lasso_grad(by: str, marked: str, name: str, made: Case, device: str, m
         f"lasso_grad_, {marked}",
         by,
         call,
-        moved=12 * touched,
+        moved=3 * made.size * touched,
         roof=lambda: grad.add_(weight, alpha=TINY),
-        slow=by in ("eager", "Torch-Pruning") or (by == "foreach" and name == "Llama 1.1B"),
+        ours=ours,
+        slow=by in ("eager", "Torch-Pruning") or (by == "foreach" and name.startswith("Llama")),
     )
 
 
-@pytest.mark.parametrize(
-    "op", ["group_saliency", "shrink_, all", "lasso_grad_, all", "lasso_grad_, norms taken"]
-)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def bench_half_precision(dtype: torch.dtype, op: str, name: str, device: str, measure: Any) -> None:
-    """Half the bytes; the last row is there to compare with float32's."""
-    if name != "ResNet50":
-        pytest.skip("one model shows it")
-    made = case(name, device, dtype)
-    factor, tiny = scalar(NEAR_ONE, made), scalar(TINY, made)
+def bench_lasso_grad_anew(name: str, made: Case, measure: Any) -> None:
+    """With the norms taken first, as after a step of an optimizer that leaves none behind."""
+    strength = scalar(TINY, made)
 
-    def saliency() -> None:
+    def anew() -> None:
         made.bound.forget()
-        ops.group_saliency(made.bound)
+        ops.lasso_grad_(made.bound, made.grads, made.every, strength)
 
-    def lasso_anew() -> None:
-        made.bound.forget()
-        ops.lasso_grad_(made.bound, made.grads, made.every, tiny)
+    def roof() -> None:
+        torch.sum(made.flat)
+        made.flat_grad.add_(made.flat, alpha=TINY)
 
-    ops.group_saliency(made.bound)
-    calls = {
-        "group_saliency": (saliency, 1, lambda: torch.sum(made.flat)),
-        "shrink_, all": (
-            lambda: ops.shrink_(made.bound, made.every, factor),
-            2,
-            lambda: made.flat.mul_(NEAR_ONE),
-        ),
-        "lasso_grad_, all": (
-            lambda: ops.lasso_grad_(made.bound, made.grads, made.every, tiny),
-            3,
-            lambda: made.flat_grad.add_(made.flat, alpha=TINY),
-        ),
-        "lasso_grad_, norms taken": (
-            lasso_anew,
-            4,
-            lambda: (torch.sum(made.flat), made.flat_grad.add_(made.flat, alpha=TINY)),
-        ),
-    }
-    call, passes, roof = calls[op]
-    short = str(dtype).removeprefix("torch.")
-    measure(f"{op}, {short}", "ocsfast", call, moved=2 * passes * made.flat.numel(), roof=roof)
+    moved = 4 * made.size * made.flat.numel()
+    measure("lasso_grad_, norms taken", "ocsfast", anew, moved=moved, roof=roof)

@@ -19,6 +19,8 @@ from ocsfast.cost import CostModel, build_cost_model, parameter_products
 from ocsfast.grouping import group
 from ocsfast.grouping.families import Axis, Families, Family
 from ocsfast.plan import Plan, build_plan
+from ocsfast.ranking import make_ranking
+from ocsfast.selection import Aim
 from ocsfast.train.models import build_model
 
 # A cache line, which is what a processor fetches when it touches one element.
@@ -43,6 +45,11 @@ class Case:
     cost_model: CostModel
     limits: Tensor
     budget: Tensor
+
+    @property
+    def size(self) -> int:
+        """Bytes of an element."""
+        return self.flat.element_size()
 
     @cached_property
     def squares(self) -> list[Tensor]:
@@ -137,6 +144,13 @@ def make_case(
     )
 
 
+def aim_of(made: Case) -> Aim:
+    """Half of the cost, as `ocsfast.selection.choose` takes it."""
+    dense = made.cost_model([f.size for f in made.families.families])
+    ranking = make_ranking(made.families, "none", False)
+    return Aim(made.cost_model, dense, int(made.budget), tuple(made.limits.tolist()), 1, ranking)
+
+
 def llama(
     layers: int = 22, width: int = 2048, hidden: int = 5632, heads: int = 32, groups: int = 4
 ) -> tuple[Families, dict[str, torch.Size]]:
@@ -185,14 +199,22 @@ def _of_model(name: str) -> tuple[nn.Module, Tensor]:
     return model, torch.randn(2, 3, 224, 224)
 
 
-NAMES = ("ResNet56", "ResNet50", "ViT-B/16", "Llama 1.1B")
+# "name:dtype" is a model whose weights have another dtype than float32.
+NAMES = ("ResNet56", "ResNet50", "ResNet50:bfloat16", "ResNet50:float16", "ViT-B/16", "Llama 1.1B")
+DECODERS = {
+    "Llama 1.1B": {},
+    "Llama 0.3B": {"layers": 4},
+    "Llama tiny": {"layers": 2, "width": 64, "hidden": 128, "heads": 4, "groups": 2},
+}
 
 
 @lru_cache(maxsize=1)  # of the largest there is room for one
-def case(name: str, device: str, dtype: torch.dtype = torch.float32) -> Case:
+def case(name: str, device: str) -> Case:
     torch.manual_seed(0)
-    if name == "Llama 1.1B":
-        families, shapes = llama()
+    name, _, of = name.partition(":")
+    dtype = getattr(torch, of or "float32")
+    if name in DECODERS:
+        families, shapes = llama(**DECODERS[name])
         return make_case(name, families, shapes, device, dtype)
     model, example = _of_model(name)
     families = group(model, (example,), verify=False)

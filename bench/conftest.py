@@ -1,19 +1,17 @@
-"""Options, and the way every row is measured: in turn with its roof."""
+"""Options, and the way every row is measured: in turn with its roof and with ocsfast's own call."""
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import records
 import torch
 from cases import NAMES
+from timing import Times, in_turn
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,9 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", default="1,2", help="numbers of threads, CPU only")
     parser.addoption("--models", default=",".join(NAMES), help="of " + ", ".join(NAMES))
     parser.addoption("--rounds", type=int, default=9, help="calls a row; slow peers get fewer")
-    parser.addoption(
-        "--rows", type=Path, help="a file to append each row to as it comes, a line of JSON"
-    )
+    parser.addoption("--rows", type=Path, help="file to append each row to, a line of JSON")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -35,24 +31,48 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("threads", counts)
 
 
+# pytest-benchmark prints and saves what was measured here, where it is installed. Its clock is one that
+# stands still but for the seconds of each round that is handed to it.
+_now = 0.0
+
+
+def measured_time() -> float:
+    return _now
+
+
+def hand_over(benchmark: Any, group: str, times: Times, info: dict[str, Any]) -> None:
+    left = iter(times.seconds)
+
+    def pass_time() -> None:
+        global _now
+        _now += next(left)
+
+    benchmark.group = group
+    benchmark.extra_info.update(info)
+    benchmark.pedantic(pass_time, rounds=len(times.seconds))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=measured_time))
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """What the times depend on, and no more."""
     cpu = machine_info.get("cpu", {}).get("brand_raw", "")
     machine_info.clear()
-    machine_info.update(machine(config, cpu))
-
-
-def machine(config: pytest.Config, cpu: str) -> dict[str, Any]:
-    """What the times depend on, and no more."""
-    facts = {"cpu": cpu, "cores": os.cpu_count(), "torch": torch.__version__}
+    machine_info.update({"cpu": cpu, "cores": os.cpu_count(), "torch": torch.__version__})
     if config.option.device == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
+        machine_info["gpu"] = torch.cuda.get_device_name()
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
     commit_info.clear()
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(
     config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
 ) -> None:
@@ -75,25 +95,14 @@ def set_threads(threads: int) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def synchronized(call: Callable[[], object], device: str) -> Callable[[], None]:
-    def run() -> None:
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return run
-
-
 @pytest.fixture
 def measure(
-    request: pytest.FixtureRequest,
-    benchmark: Any,
-    device: str,
-    name: str,
-    threads: int,
-    set_threads: None,
+    request: pytest.FixtureRequest, device: str, name: str, threads: int, set_threads: None
 ) -> Callable[..., None]:
-    """measure(op, by, call, bytes=, roof=, slow=): times `call` and, before each time, its roof."""
+    """measure(op, by, call, moved=bytes): times `call` in turn with its roof and with ocsfast's call."""
+    options = request.config.option
+    plugin = request.config.pluginmanager.hasplugin("benchmark")
+    benchmark = request.getfixturevalue("benchmark") if plugin else None
 
     def run(
         op: str,
@@ -102,39 +111,34 @@ def measure(
         *,
         moved: int = 0,
         roof: Callable[[], object] | None = None,
+        ours: Callable[[], object] | None = None,
         slow: bool = False,
+        waits: bool = False,
     ) -> None:
-        timed, roofs = synchronized(call, device), []
-        limit = synchronized(roof, device) if roof else None
-
-        def setup() -> None:
-            if limit is not None:
-                begun = time.perf_counter()
-                limit()
-                roofs.append(time.perf_counter() - begun)
-
-        rounds = 2 if slow else request.config.option.rounds
-        benchmark.pedantic(timed, setup=setup, rounds=rounds, warmup_rounds=0 if slow else 1)
-        benchmark.group = f"{name}, {op}, {threads} threads" if threads else f"{name}, {op}"
-        benchmark.extra_info.update(
-            model=name,
-            op=op,
-            by=by,
-            threads=threads,
-            device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-            bytes=moved,
-            roof=statistics.median(roofs) if roofs else None,
-        )
-        if request.config.option.rows:
-            row = {
-                "machine_info": machine(request.config, platform.processor() or platform.machine()),
-                "extra_info": dict(benchmark.extra_info),
-                "stats": {
-                    name: getattr(benchmark.stats.stats, name)
-                    for name in ("min", "median", "max", "rounds")
-                },
-            }
-            with request.config.option.rows.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        calls = {"roof": roof, "ours": None if by == "ocsfast" else ours, "this": call}
+        rounds = min(2, options.rounds) if slow and device == "cpu" else options.rounds
+        given = {name: call for name, call in calls.items() if call is not None}
+        times = in_turn(given, device, rounds, warm=not slow, waits=waits)
+        this, (model, _, dtype) = times["this"], name.partition(":")
+        info = {
+            "model": model,
+            "dtype": dtype or "float32",
+            "op": op,
+            "by": by,
+            "threads": threads,
+            "device": records.device_name(device),
+            "bytes": moved,
+            "roof": times["roof"].median if roof else None,
+            "ours": times["ours"].median if "ours" in times else None,
+        }
+        if device == "cuda":
+            cache = torch.cuda.get_device_properties().L2_cache_size
+            info["host"] = sorted(this.host)[len(this.host) // 2]
+            info |= {"batch": this.batch, "queued": this.queued, "fits_l2": 0 < moved <= cache}
+        if benchmark is not None:
+            group = f"{name}, {op}, {threads} threads" if threads else f"{name}, {op}"
+            hand_over(benchmark, group, this, info)
+        if options.rows is not None:
+            records.append(options.rows, "time", **info, **this.stats())
 
     return run

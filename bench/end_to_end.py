@@ -7,12 +7,14 @@ marked and shrink at every step.
 
 from __future__ import annotations
 
-import argparse
 import copy
+import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import records
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -20,10 +22,25 @@ from torch.nn import functional as F
 import ocsfast
 from ocsfast.train.models import build_model
 
+Way = Callable[[], tuple[float, float]]
+Make = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
-def step_of(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor
-) -> Callable[[], tuple[float, float]]:
+
+def optimizers(capturable: bool = False) -> dict[str, Make]:
+    """SGD and AdamW, by torch and by ocsfast. SGD's rate is a number: a graph of its step repeats it."""
+    sgd = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
+    makers: dict[str, Make] = {
+        "torch SGD": lambda p: torch.optim.SGD(p, **sgd),
+        "torch SGD, fused": lambda p: torch.optim.SGD(p, fused=True, **sgd),
+        "ocsfast SGD": lambda p: ocsfast.optim.SGD(p, **sgd),
+        "torch AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3, capturable=capturable),
+        "torch AdamW, fused": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True, capturable=capturable),
+        "ocsfast AdamW": lambda p: ocsfast.optim.AdamW(p, lr=1e-3, capturable=capturable),
+    }
+    return makers
+
+
+def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> Way:
     """Seconds of forward and backward, and of the optimizer's step with its hooks."""
 
     def run() -> tuple[float, float]:
@@ -41,7 +58,7 @@ def step_of(
 
 def graph_of(
     model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor
-) -> Callable[[], tuple[float, float]]:
+) -> Way:
     """The same step captured in a CUDA graph: one replay, all counted as forward and backward."""
     step = step_of(model, optimizer, x, y)
     side = torch.cuda.Stream()
@@ -70,84 +87,127 @@ def wait(x: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def penalized(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> None:
+def penalized(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: torch.Tensor,
+    families: Any,
+    capturable: bool = False,
+) -> ocsfast.Pruner:
+    """A pruner in the midst of sparsity learning, which goes on for as long as anyone measures.
+
+    Args:
+        families: of `ocsfast.group`: found once for all copies of a model.
+    """
     pruner = ocsfast.attach(
         model,
         0.5,
         optimizer=optimizer,
-        example_inputs=x[:2],
+        families=families,
         total_steps=10**6,
         sparsify_from=1,
         deadline=None,
         max_residual=1e-9,
+        capturable=capturable,
     )
-    step_of(model, optimizer, x, torch.zeros(len(x), dtype=torch.int64, device=x.device))()
+    y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    step_of(model, optimizer, x, y)()
     assert pruner.step().stage in ("observe", "sparsify")
-    step_of(model, optimizer, x, torch.zeros(len(x), dtype=torch.int64, device=x.device))()
+    step_of(model, optimizer, x, y)()
     pruner._evaluate(forced=False)
     assert pruner.stage == "sparsify"
+    return pruner
+
+
+def torch_prunings(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Way:
+    import torch_pruning
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    pruner = torch_pruning.pruner.GroupNormPruner(
+        model,
+        x[:1],
+        torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=True,
+        ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear)],
+    )
+    pruner.update_regularizer()
+    optimizer.register_step_pre_hook(lambda *_: pruner.regularize(model))
+    return step_of(model, optimizer, x, y)
+
+
+def ways_of(dense: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, Way]:
+    """Each way of taking a step; one that cannot be prepared is named and left out."""
+    device, ways = x.device.type, {}
+    families = ocsfast.group(dense, x[:2], verify=False)
+
+    def prepare(name: str, way: Callable[[], Way]) -> None:
+        try:
+            ways[name] = way()
+        except Exception as error:  # on a GPU, whatever one way may not do, the others are measured
+            if device == "cpu":
+                raise
+            print(f"{name}: {type(error).__name__}: {error}", flush=True)
+
+    def way_of(name: str, with_penalty: bool, graphed: bool) -> Way:
+        model = copy.deepcopy(dense)
+        optimizer = optimizers(capturable=graphed)[name](model.parameters())
+        if with_penalty:
+            penalized(model, optimizer, x, families, capturable=graphed)
+        return (graph_of if graphed else step_of)(model, optimizer, x, y)
+
+    for name in optimizers():
+        for with_penalty in (False, True):
+            for graphed in (False, True) if device == "cuda" else (False,):
+                words = [name, *["penalized"] * with_penalty, *["in a graph"] * graphed]
+                prepare(", ".join(words), functools.partial(way_of, name, with_penalty, graphed))
+    if device == "cpu":
+        prepare(
+            "torch SGD, Torch-Pruning's regularize", lambda: torch_prunings(copy.deepcopy(dense), x, y)
+        )
+    return ways
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu")
+    parser = records.program(__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    arch, args.batch, args.rounds = (
+        ("resnet20", 4, 1) if args.quick else ("resnet56", args.batch, args.rounds)
+    )
     x = torch.randn(args.batch, 3, 32, 32, device=args.device)
     y = torch.randint(0, 10, (args.batch,), device=args.device)
-    dense = build_model("resnet56", 10, 3).to(args.device)
-    ways: dict[str, Callable[[], tuple[float, float]]] = {}
-    kinds = {"torch SGD": {}, "torch SGD, fused": {"fused": True}, "ocsfast SGD": None}
-    for name, options in kinds.items():
-        for with_penalty in (False, True):
-            model = copy.deepcopy(dense)
-            settings = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
-            optimizer = (
-                ocsfast.optim.SGD(model.parameters(), **settings)
-                if options is None
-                else torch.optim.SGD(model.parameters(), **settings, **options)
-            )
-            if with_penalty:
-                penalized(model, optimizer, x)
-            suffix = ", penalized" if with_penalty else ""
-            ways[name + suffix] = step_of(model, optimizer, x, y)
-            if args.device == "cuda":
-                ways[name + suffix + ", in a graph"] = graph_of(model, optimizer, x, y)
-    if args.device == "cpu":
-        import torch_pruning
-
-        model = copy.deepcopy(dense)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-        pruner = torch_pruning.pruner.GroupNormPruner(
-            model,
-            x[:1],
-            torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            global_pruning=True,
-            ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear)],
-        )
-        pruner.update_regularizer()
-        optimizer.register_step_pre_hook(lambda *_: pruner.regularize(model))
-        ways["torch SGD, Torch-Pruning's regularize"] = step_of(model, optimizer, x, y)
+    ways = ways_of(build_model(arch, 10, 3).to(args.device), x, y)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for k in range(args.rounds + 1):
         for name, way in ways.items():
             taken = way()
             if k > 0:
                 seconds[name].append(taken)
-    print(
-        f"ResNet56, batch {args.batch}, {args.device}, {args.threads} threads, "
-        f"torch {torch.__version__}\n"
-    )
-    print("| way | forward + backward, ms | step, ms | all, of torch SGD's |\n|---|---|---|---|")
     base = statistics.median(a + b for a, b in seconds["torch SGD"])
+    lines = []
     for name, taken in seconds.items():
-        compute, step = (1e3 * statistics.median(t[k] for t in taken) for k in (0, 1))
+        compute, step = (statistics.median(t[k] for t in taken) for k in (0, 1))
         whole = statistics.median(a + b for a, b in taken)
-        print(f"| {name} | {compute:.1f} | {step:.2f} | {whole / base:.3f} |")
+        records.append(
+            args.rows,
+            "step",
+            model=arch,
+            way=name,
+            device=records.device_name(args.device),
+            batch=args.batch,
+            compute=compute,
+            step=step,
+            of_torch=whole / base,
+            rounds=args.rounds,
+        )
+        lines.append(f"| {name} | {1e3 * compute:.1f} | {1e3 * step:.2f} | {whole / base:.3f} |")
+    print(f"{arch}, batch {args.batch}, {args.device}, torch {torch.__version__}\n")
+    print("| way | forward + backward, ms | step, ms | all, of torch SGD's |\n|---|---|---|---|")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,110 +1,188 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in the order of its worth: build, one call of each op, the kernels' tests,
-# timings, sanitizers, timings of more models. Results are written as they come, so a run that is cut off
-# keeps what it has; a step that fails or takes too long is named, and the next one begins.
+# Everything that needs a GPU, in the order of its worth, in 7 minutes at most. Each result is written as it
+# comes, so a run that is cut off keeps what it has; a stage that fails or takes too long is named, and the
+# next one begins. The card's settings are left as they are.
 #
-#   bash bench/gpu.sh               on a machine with a GPU, nvcc and a CUDA torch (not timed yet)
-#   DEVICE=cpu bash bench/gpu.sh    the same steps without one, shortened: 2 minutes and a half on two cores
+#   bash bench/gpu.sh                 on a machine with a GPU, nvcc and a CUDA torch
+#   bash bench/gpu.sh --device cpu    the same stages without one, on the smallest sizes, without the build
 #
 # Needs no network: it builds for PYTHON's own torch, without isolation and without dependencies (pytest,
-# pytest-xdist, pytest-benchmark, hypothesis, torchvision, setuptools and pybind11 have to be there).
+# hypothesis, torchvision, setuptools and pybind11 have to be there; pytest-xdist and pytest-timeout help).
 #
-#   PYTHON   python3                         the interpreter whose torch is used
-#   OUT      bench/results; on the CPU build/gpu/results
-#            gpu.log      each step's seconds and end, and what the tests and sanitizers said
-#            rows.jsonl   each timing as it comes; gpu.json, gpu.md: the same as a file and as tables
-#            end_to_end.md    whole training steps
-#   ARCHS    90                              the compute capability to compile for
-#   STEPS    all                             some of: build smoke tests ops step check end_to_end sanitize
+#   PYTHON    python3       the interpreter whose torch is used
+#   OUT       bench/results; on the CPU build/gpu/results
+#             results.jsonl   each result, a line of JSON
+#             gpu.log         what every stage printed
+#             tables.md       results.jsonl as tables, after each stage (bench/table.py)
+#             ncu.csv         ncu's report as it came
+#   STAGES    all           some of the names below, in quotes
+#   CIFAR10                 an archive of train/CLASS/*.jpg and test/CLASS/*.jpg; without it, scikit-learn's
+#                           digits are trained on
+#   ARCHS     90            the compute capability to compile for
+#   LIMIT     420           seconds for all
+#
+# Stages, with the seconds that each is estimated to take on an H100 (none has been timed yet):
+#   build 40        compiles the extension
+#   machine 7       versions; copy, read, and read-modify-write of a gigabyte: the roof
+#   smoke 10        every op once, launches one by one; if it fails, under memcheck
+#   tests 30        the tests of the ops, and what only a GPU can show
+#   times 60        every op, the check, and optimizers' steps on four models, beside roof and peers
+#   launches 12     launches and waits of each op, of a step, of a check
+#   steps 12        whole training steps, launched one by one and from a graph
+#   training 150    unpacks the images; ResNet56 dense and in one cycle, through the cut; takes what is left
+#   throughput 45   ResNet50 at 224 pixels, dense and cut, eager and compiled
+#   library 15      tests of what goes around the ops
+#   ncu 15          eight launches of our kernels under ncu
+#   memcheck, racecheck, initcheck 10 each    the smoke under compute-sanitizer
 cd "$(dirname "$0")/.." || exit
-PYTHON=${PYTHON:-python3}
-DEVICE=${DEVICE:-cuda}
-STEPS=${STEPS:-build smoke tests ops step check end_to_end sanitize}
-export OCSFAST_CUDA_ARCHS=${ARCHS:-90} PYTHONUNBUFFERED=1
+DEVICE=cuda
+[ "${1:-}" = --device ] && DEVICE=$2
+PYTHON=${PYTHON:-python3} LIMIT=${LIMIT:-420} CIFAR10=${CIFAR10:-}
+ALL="machine smoke tests times launches steps training throughput library ncu memcheck racecheck initcheck"
+export OCSFAST_CUDA_ARCHS=${ARCHS:-90} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+OPS=(group_saliency shrink lasso_grad sgd_step adamw_step partition jaccard)
 if [ "$DEVICE" = cuda ]; then
-  OUT=${OUT:-bench/results} WORKERS=8
-  FIRST=(ResNet50 ViT-B/16) MORE=(ResNet56 "Llama 1.1B") SIZE=(--device cuda --rounds 51)
-  END_TO_END=(--device cuda)
-  export OCSFAST_CUDA=1
+  OUT=${OUT:-bench/results} STAGES=${STAGES:-build $ALL} WORKERS=8 QUICK=()
+  MODELS=("Llama 1.1B" "Llama 1.1B:bfloat16" ResNet50 ViT-B/16) ROUNDS=(--rounds 21)
+  export OCSFAST_CUDA=1 MAX_JOBS=16
 else
-  OUT=${OUT:-build/gpu/results} WORKERS=2
-  FIRST=(ResNet56) MORE=() SIZE=(--device cpu --threads 1 --rounds 1)
-  END_TO_END=(--device cpu --threads 1 --batch 4 --rounds 1)
+  OUT=${OUT:-build/gpu/results} STAGES=${STAGES:-$ALL} WORKERS=1 QUICK=(--quick)
+  MODELS=("Llama tiny:bfloat16") ROUNDS=(--rounds 1 --threads 1) OPS=(jaccard) CIFAR10=
 fi
-mkdir -p "$OUT" || exit
-LOG=$OUT/gpu.log
+mkdir -p "$OUT" build/gpu || exit
+OUT=$(cd "$OUT" && pwd)
+LOG=$OUT/gpu.log ROWS=$OUT/results.jsonl IMAGES=build/gpu/images.pt
 : > "$LOG"
-rm -f "$OUT/rows.jsonl"
+: > "$ROWS"
 FAILED=()
 
-# step NAME SECONDS COMMAND...: run it, keep what it says, never stop the rest.
-step() {
-  local name=$1 seconds=$2 begun=$SECONDS code
+wants() { [[ " $STAGES " == *" $1 "* ]]; }
+
+has() { "$PYTHON" -c "import $1" 2> /dev/null; }
+
+# note STAGE SECONDS END SAID: a row about a stage.
+note() {
+  local said
+  said=$(printf %s "$4" | tr -cd '[:print:]' | tr -d '"\\' | cut -c -120)
+  printf '{"kind": "stage", "stage": "%s", "seconds": %d, "end": "%s", "said": "%s"}\n' \
+    "$1" "$2" "$3" "$said" >> "$ROWS"
+  echo "== $1: $3, $2 s${said:+ ($said)}" | tee -a "$LOG"
+  "$PYTHON" bench/table.py "$ROWS" > "$OUT/tables.md" 2>> "$LOG"
+}
+
+# stage NAME SECONDS COMMAND...: run it for so long, or for what is left; its status says how it ended.
+stage() {
+  local name=$1 seconds=$2 begun=$SECONDS code end
   shift 2
+  wants "${name%% *}" || return 0
+  [ "$seconds" -gt $((LIMIT - begun - 5)) ] && seconds=$((LIMIT - begun - 5))
+  if [ "$seconds" -lt 5 ]; then
+    note "$name" 0 "skipped: no time left" ""
+    return 0
+  fi
   echo "== $name" >> "$LOG"
-  timeout -k 10 "$seconds" "$@" >> "$LOG" 2>&1
+  timeout -k 5 "$seconds" "$@" >> "$LOG" 2>&1
   code=$?
   case $code in
-    0) code=ok ;;
-    124 | 137) code="FAILED: cut off after $seconds s" ;;
-    *) code="FAILED: exit $code" ;;
+    0) end=ok ;;
+    124 | 137) end="FAILED: cut off after $seconds s" ;;
+    *) end="FAILED: exit $code" ;;
   esac
-  [ "$code" = ok ] || { FAILED+=("$name"); tail -n 15 "$LOG"; }
-  echo "== $name: $code, $((SECONDS - begun)) s" | tee -a "$LOG"
+  [ $code = 0 ] || {
+    FAILED+=("$name")
+    tail -n 15 "$LOG"
+  }
+  note "$name" $((SECONDS - begun)) "$end" "$(grep -v '^ *$\|^{\|^== ' "$LOG" | tail -n 1)"
+  return $code
 }
 
-# bench NAME SECONDS FILE MODEL [MORE...]: times some rows, and puts all that there are so far into tables.
-bench() {
-  local name=$1 seconds=$2 file=$3 model=$4
-  shift 4
-  step "$name" "$seconds" "$PYTHON" -m pytest "bench/$file" -q -p no:cacheprovider \
-    -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-quiet "${SIZE[@]}" \
-    --models "$model" --rows "$OUT/rows.jsonl" "$@"
-  local tables
-  tables=$("$PYTHON" bench/table.py "$OUT/rows.jsonl" --merged "$OUT/gpu.json" 2>> "$LOG") &&
-    echo "$tables" > "$OUT/gpu.md"
+bench() { # NAME SECONDS FILE ARGUMENTS...
+  local name=$1 seconds=$2 file=$3
+  shift 3
+  stage "$name" "$seconds" "$PYTHON" "bench/$file" --device "$DEVICE" --rows "$ROWS" "${QUICK[@]}" "$@"
 }
 
-# measure MODEL...: what the kernels and an optimizer's step take.
-measure() {
-  local model
-  for model in "$@"; do
-    # Compiling takes minutes, and neither peer is in doubt.
-    wants ops && bench "ops $model" 100 bench_ops.py "$model" -k "not compile and not eager"
-    wants step && bench "step $model" 60 bench_step.py "$model"
-    wants check && bench "check $model" 45 bench_check.py "$model" -k "not copies"
-  done
+# tests NAME SECONDS FILES...
+tests() {
+  local name=$1 seconds=$2 more=()
+  shift 2
+  wants "$name" || return 0
+  has xdist && more+=(-n "$WORKERS")
+  has pytest_timeout && more+=(--timeout 60)
+  stage "$name" "$seconds" "$PYTHON" -m pytest "$@" -q -p no:cacheprovider "${more[@]}"
 }
 
-wants() { [[ " $STEPS " == *" $1 "* ]]; }
+# sanitized NAME TOOL: the smoke under compute-sanitizer, which looks at our kernels alone. torch's caching
+# allocator would hide where one tensor ends and the next begins.
+sanitized() {
+  wants "${1%% *}" || return 0
+  if [ "$DEVICE" != cuda ]; then
+    note "$1" 0 "skipped: no GPU" ""
+    return 0
+  fi
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage "$1" 45 compute-sanitizer --tool "$2" --kernel-name kns=ocsfast \
+    --report-api-errors no --print-limit 20 --error-exitcode 9 "$PYTHON" tests/smoke.py --device cuda
+}
+
+ncu_kernels() {
+  wants ncu || return 0
+  if [ "$DEVICE" != cuda ]; then
+    bench ncu 30 kernels.py && note "ncu report" 0 "skipped: no GPU" ""
+    return 0
+  fi
+  rm -f "$OUT/ncu.csv"
+  stage ncu 60 ncu --clock-control none --profile-from-start off --csv --print-units base --launch-count 8 \
+    --kernel-name-base demangled --kernel-name regex:ocsfast --metrics "$("$PYTHON" bench/kernels.py --metrics)" \
+    --log-file "$OUT/ncu.csv" "$PYTHON" bench/kernels.py --device cuda
+  bench "ncu report" 20 kernels.py --read "$OUT/ncu.csv"
+}
 
 {
   date -u +%FT%TZ
   nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem --format=csv,noheader 2> /dev/null ||
     echo "no GPU"
-  "$PYTHON" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)'
   git rev-parse HEAD 2> /dev/null
 } | tee -a "$LOG"
 
-wants build && step build 240 "$PYTHON" -m pip install --quiet --no-build-isolation --no-deps --editable .
-wants smoke && step smoke 60 "$PYTHON" tests/smoke.py --device "$DEVICE"
-OPS=(tests/test_{group_saliency,shrink,lasso_grad,sgd_step,adamw_step,partition,jaccard,cuda}.py)
-wants tests && step tests 150 env OMP_NUM_THREADS=1 "$PYTHON" -m pytest "${OPS[@]}" -n "$WORKERS" -q \
-  -k "$DEVICE" -p no:cacheprovider
-measure "${FIRST[@]}"
-wants end_to_end && step end_to_end 90 bash -o pipefail -c '"$@" | tee "$0"' "$OUT/end_to_end.md" \
-  "$PYTHON" bench/end_to_end.py "${END_TO_END[@]}"
-# torch's caching allocator hides where one tensor ends and the next begins.
-for tool in memcheck racecheck initcheck synccheck; do
-  wants sanitize || break
-  checked=(compute-sanitizer --tool "$tool" --error-exitcode 9)
-  [ "$DEVICE" = cuda ] || checked=() # on the CPU only to see that the step runs
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 60 "${checked[@]}" "$PYTHON" tests/smoke.py --device "$DEVICE"
+stage build 120 "$PYTHON" -m pip install --quiet --no-build-isolation --no-deps --editable .
+bench machine 30 machine.py
+CUDA_LAUNCH_BLOCKING=1 stage smoke 40 "$PYTHON" tests/smoke.py --device "$DEVICE" ||
+  STAGES="$STAGES smoke-memcheck" sanitized smoke-memcheck memcheck
+FILES=()
+OP_TESTS=("${OPS[@]/%/.py}") && OP_TESTS=("${OP_TESTS[@]/#/tests/test_}")
+for file in tests/test_cuda*.py; do
+  [ "$file" = tests/test_cuda_library.py ] || FILES+=("$file")
 done
-measure "${MORE[@]}"
+tests tests 70 "${OP_TESTS[@]}" "${FILES[@]}" -k "$DEVICE"
+for model in "${MODELS[@]}"; do
+  # Compiling takes minutes; the eager peer is not in doubt, and copies and grouping are the CPU's.
+  stage "times $model" 45 "$PYTHON" -m pytest bench/bench_{step,ops,check}.py -q -p no:cacheprovider -p no:benchmark \
+    -o python_files='bench_*.py' -o python_functions='bench_*' -k "not compile and not eager and not copies \
+    and not grouping and not Torch-Pruning" --device "$DEVICE" --models "$model" --rows "$ROWS" "${ROUNDS[@]}"
+done
+bench launches 40 launches.py
+bench steps 30 end_to_end.py
+if wants training && [ -n "$CIFAR10" ]; then
+  STAGES="$STAGES images" stage images 60 "$PYTHON" bench/images.py "$CIFAR10" "$IMAGES"
+fi
+# Of what is left, 90 seconds are for the stages after it; but two and a half minutes are the least to learn
+# anything from.
+left=$((LIMIT - SECONDS - 95))
+[ "$left" -lt 150 ] && left=150
+[ "$left" -gt $((LIMIT - SECONDS - 10)) ] && left=$((LIMIT - SECONDS - 10))
+bench training $((left + 5)) training.py --images "$IMAGES" --seconds $((left - 10))
+bench throughput 80 throughput.py
+if [ -e tests/test_cuda_library.py ]; then
+  tests library 60 tests/test_cuda_library.py
+fi
+ncu_kernels
+for tool in memcheck racecheck initcheck; do
+  sanitized $tool $tool
+done
 
+"$PYTHON" bench/table.py "$ROWS" > "$OUT/tables.md" || FAILED+=(tables)
 if [ ${#FAILED[@]} -gt 0 ]; then
   echo "FAILED: ${FAILED[*]}" | tee -a "$LOG"
   exit 1
 fi
-echo "all steps ok, $SECONDS s" | tee -a "$LOG"
+echo "all stages ok, $SECONDS s" | tee -a "$LOG"

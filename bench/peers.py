@@ -45,7 +45,9 @@ class Foreach:
 
     def squares(self) -> Tensor:
         square = torch._foreach_mul(self.weights, self.weights)
-        sums = [s.sum((1, 2)) for s in square] + [s.sum((0, 2)) for s in square]
+        sums = [
+            s.sum(other, dtype=torch.float32) for other in ((1, 2), (0, 2)) for s in square
+        ]  # as our kernels take them, whatever the weights are
         index = torch.cat([i for i, _ in (*self.rows, *self.cols)])
         total = torch.zeros(self.slices + 1, device=index.device)
         return total.index_add_(0, index.where(index >= 0, self.slices), torch.cat(sums))[:-1]
