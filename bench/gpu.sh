@@ -39,14 +39,14 @@ DEVICE=cuda
 [ "${1:-}" = --device ] && DEVICE=$2
 PYTHON=${PYTHON:-python3} LIMIT=${LIMIT:-420} CIFAR10=${CIFAR10:-}
 ALL="machine smoke tests times launches steps training throughput library ncu memcheck racecheck initcheck"
-export OCSFAST_CUDA_ARCHS=${ARCHS:-90} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export OCSFAST_CUDA_ARCHS=${ARCHS:-90} PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 OPS=(group_saliency shrink lasso_grad sgd_step adamw_step partition jaccard)
 if [ "$DEVICE" = cuda ]; then
-  OUT=${OUT:-bench/results} STAGES=${STAGES:-build $ALL} WORKERS=8 QUICK=()
+  OUT=${OUT:-bench/results} STAGES=${STAGES:-build $ALL} WORKERS=8 QUICK=() SLACK=1
   MODELS=("Llama 1.1B" "Llama 1.1B:bfloat16" ResNet50 ViT-B/16) ROUNDS=(--rounds 21)
   export OCSFAST_CUDA=1 MAX_JOBS=16
 else
-  OUT=${OUT:-build/gpu/results} STAGES=${STAGES:-$ALL} WORKERS=1 QUICK=(--quick)
+  OUT=${OUT:-build/gpu/results} STAGES=${STAGES:-$ALL} WORKERS=1 QUICK=(--quick) SLACK=3
   MODELS=("Llama tiny:bfloat16") ROUNDS=(--rounds 1 --threads 1) OPS=(jaccard) CIFAR10=
 fi
 mkdir -p "$OUT" build/gpu || exit
@@ -72,7 +72,7 @@ note() {
 
 # stage NAME SECONDS COMMAND...: run it for so long, or for what is left; its status says how it ended.
 stage() {
-  local name=$1 seconds=$2 begun=$SECONDS code end
+  local name=$1 seconds=$(($2 * SLACK)) begun=$SECONDS from code end said
   shift 2
   wants "${name%% *}" || return 0
   [ "$seconds" -gt $((LIMIT - begun - 5)) ] && seconds=$((LIMIT - begun - 5))
@@ -81,6 +81,7 @@ stage() {
     return 0
   fi
   echo "== $name" >> "$LOG"
+  from=$(wc -l < "$LOG")
   timeout -k 5 "$seconds" "$@" >> "$LOG" 2>&1
   code=$?
   case $code in
@@ -88,11 +89,15 @@ stage() {
     124 | 137) end="FAILED: cut off after $seconds s" ;;
     *) end="FAILED: exit $code" ;;
   esac
-  [ $code = 0 ] || {
+  said=$(tail -n +$((from + 1)) "$LOG" | grep -v '^ *$')
+  if [ $code = 0 ]; then
+    said=$(grep -E ' (passed|skipped|ops on|images after)' <<< "$said" | tail -n 1)
+  else
     FAILED+=("$name")
-    tail -n 15 "$LOG"
-  }
-  note "$name" $((SECONDS - begun)) "$end" "$(grep -v '^ *$\|^{\|^== ' "$LOG" | tail -n 1)"
+    tail -n 15 <<< "$said"
+    said=$(tail -n 1 <<< "$said")
+  fi
+  note "$name" $((SECONDS - begun)) "$end" "$said"
   return $code
 }
 
@@ -109,7 +114,7 @@ tests() {
   wants "$name" || return 0
   has xdist && more+=(-n "$WORKERS")
   has pytest_timeout && more+=(--timeout 60)
-  stage "$name" "$seconds" "$PYTHON" -m pytest "$@" -q -p no:cacheprovider "${more[@]}"
+  stage "$name" "$seconds" "$PYTHON" -m pytest "$@" -p no:cacheprovider --disable-warnings "${more[@]}"
 }
 
 # sanitized NAME TOOL: the smoke under compute-sanitizer, which looks at our kernels alone. torch's caching
@@ -154,11 +159,13 @@ for file in tests/test_cuda*.py; do
   [ "$file" = tests/test_cuda_library.py ] || FILES+=("$file")
 done
 tests tests 70 "${OP_TESTS[@]}" "${FILES[@]}" -k "$DEVICE"
+TIMES=(-o python_files='bench_*.py' -o python_functions='bench_*' -p no:cacheprovider -p no:benchmark)
+TIMES+=(--disable-warnings)
 for model in "${MODELS[@]}"; do
   # Compiling takes minutes; the eager peer is not in doubt, and copies and grouping are the CPU's.
-  stage "times $model" 45 "$PYTHON" -m pytest bench/bench_{step,ops,check}.py -q -p no:cacheprovider -p no:benchmark \
-    -o python_files='bench_*.py' -o python_functions='bench_*' -k "not compile and not eager and not copies \
-    and not grouping and not Torch-Pruning" --device "$DEVICE" --models "$model" --rows "$ROWS" "${ROUNDS[@]}"
+  stage "times $model" 45 "$PYTHON" -m pytest bench/bench_{step,ops,check}.py "${TIMES[@]}" \
+    -k "not compile and not eager and not copies and not grouping and not Torch-Pruning" \
+    --device "$DEVICE" --models "$model" --rows "$ROWS" "${ROUNDS[@]}"
 done
 bench launches 40 launches.py
 bench steps 30 end_to_end.py
