@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -142,6 +144,30 @@ def test_what_replays_change_is_not_taken_as_known(monkeypatch: pytest.MonkeyPat
         optimizer.step()
     bound.saliency()
     assert not bound.knows()
+
+
+def test_the_page_of_cuda_graphs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its script with a recorder in the graph's place."""
+    page = Path(__file__).parents[1] / "docs" / "training" / "cuda-graphs.md"
+    script = page.read_text().split("```python\n")[1].split("```")[0]
+    for here, there in {
+        ".cuda()": "",
+        'torch.tensor(0.1, device="cuda")': "0.1",  # a tensor on the CPU is read
+        'device="cuda"': 'device="cpu"',
+        "torch.cuda.": "cuda.",
+        "cuda.CUDAGraph()": "None",
+        "with cuda.graph(graph):": "with capturing(monkeypatch) as graph:",
+        "30, 40": "14, 3",
+        "torch.randn(128,": "torch.randn(4,",
+        "(128,)": "(4,)",
+    }.items():
+        assert here in script
+        script = script.replace(here, there)
+    exec(script, {"cuda": MagicMock(), "capturing": capturing, "monkeypatch": monkeypatch})
+    printed = capsys.readouterr().out
+    assert printed.startswith("pruned: ")
 
 
 @pytest.mark.parametrize("shape", ["linear", "cubic"])
