@@ -50,6 +50,7 @@ test: setup lint pytest
 	$(BIN)/python -m ocsfast.train --quick --out runs/quick
 	$(MAKE) sanitize
 	$(MAKE) emulated
+	PYTHON=$(BIN)/python bash bench/gpu.sh --device cpu
 
 # Two processes of one thread each: the tests are small, and threads would wait for each other.
 pytest: setup
@@ -62,7 +63,7 @@ test-oldest:
 # The ops under AddressSanitizer and UBSan, with random arguments, right and spoilt. The interpreter is not
 # built with them, so their libraries have to be loaded before it; what Python keeps to its end is no leak.
 SANITIZED := build/sanitized
-FUZZ_SECONDS ?= 45
+FUZZ_SECONDS ?= 25
 sanitize: setup
 	CXX="g++ -fsanitize=address,undefined -fno-sanitize-recover=undefined" CXXFLAGS="-O0 -g1" OCSFAST_CUDA=0 \
 		$(PIP) install --quiet --no-deps --upgrade --target $(SANITIZED) .
@@ -73,7 +74,7 @@ sanitize: setup
 # CUDA's own sources, with fibers for threads, under UBSan: the tests of the ops, and random right arguments.
 # Deterministic mode fills memory that an op has yet to write with NaN.
 EMULATED := $(abspath build/emulated)
-EMULATED_SECONDS ?= 20
+EMULATED_SECONDS ?= 15
 OP_TESTS := $(patsubst %,tests/test_%.py,group_saliency shrink lasso_grad sgd_step adamw_step partition jaccard smoke streams walk)
 emulated: setup
 	CXX="g++ -fsanitize=undefined -fno-sanitize-recover=undefined" CXXFLAGS="-O1 -g1" OCSFAST_CUDA=emulated \
