@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import re
 import time
 import warnings
 from multiprocessing.connection import Connection
@@ -137,10 +138,11 @@ def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -
 
 
 def reasons(families: Any) -> list[str]:
-    """Why layers stay dense, the most frequent first."""
+    """Why layers stay dense, the most frequent first, without the machine's paths."""
     counts: dict[str, int] = {}
     for frozen in families.frozen:
-        counts[frozen.reason] = counts.get(frozen.reason, 0) + 1
+        reason = re.sub(r"/\S*?/site-packages/", "", frozen.reason)
+        counts[reason] = counts.get(reason, 0) + 1
     return sorted(counts, key=lambda reason: -counts[reason])
 
 
