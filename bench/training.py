@@ -51,7 +51,7 @@ class Trainee:
         if name == "dense":
             self.optimizer = torch.optim.SGD(self.model.parameters(), fused=True, **settings)
         else:
-            self.optimizer = ocsfast.optim.SGD(self.model.parameters(), **settings)
+            self.optimizer = ocsfast.optim.SGD(self.model.parameters(), fused=True, **settings)
             self.pruner = ocsfast.attach(
                 self.model,
                 RATIO,

@@ -28,15 +28,15 @@ class SGD(torch.optim.SGD):
     kernels, on CUDA are stepped by a kernel of ocsfast, in one launch a parameter group. Sparse
     gradients, other dtypes, devices and layouts take torch's own single-tensor path.
 
-    Under `torch.amp.GradScaler` the step unscales gradients and skips by itself, as torch's fused
-    optimizers do: nothing is read from the device, and `.grad` stays scaled. In a CUDA graph it can be
-    captured once its state exists; a learning rate that is to change must be a tensor on the device.
+    In a CUDA graph a step can be captured once its state exists; a learning rate that is to change must
+    be a tensor on the device.
 
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov, maximize: as for `torch.optim.SGD`.
+        fused: as there, whether `torch.amp.GradScaler` leaves it to the step to unscale gradients and to
+            skip: nothing is read from the device then, and `.grad` stays scaled. The step is one pass in
+            any case.
     """
-
-    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -48,8 +48,18 @@ class SGD(torch.optim.SGD):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        fused: bool = False,
     ) -> None:
-        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            fused=fused or None,
+        )
         self._passes = Passes()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -140,14 +150,13 @@ class AdamW(torch.optim.AdamW):
     Args:
         params, lr, betas, eps, weight_decay, maximize: as for `torch.optim.AdamW`.
         amsgrad: must be False, in parameter groups and state dicts too.
+        fused: as for `SGD`.
         capturable: must be True to capture a step in a CUDA graph, as for `torch.optim.AdamW`. Steps are
             counted beside their weights in any case.
 
     Raises:
         ConfigError: amsgrad is True.
     """
-
-    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -160,9 +169,18 @@ class AdamW(torch.optim.AdamW):
         *,
         maximize: bool = False,
         capturable: bool = False,
+        fused: bool = False,
     ) -> None:
         super().__init__(
-            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, capturable=capturable
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            capturable=capturable,
+            fused=fused or None,
         )
         self._passes = Passes()
 
@@ -170,8 +188,18 @@ class AdamW(torch.optim.AdamW):
         super().__setstate__(state)
         self._passes = Passes()
         for parameter, own in self.state.items():
-            if "step" in own:  # torch counts on the CPU, or on the device
-                own["step"] = own["step"].to(parameter.device, torch.float32)
+            if "step" in own and isinstance(parameter, Tensor):  # torch counts on the CPU, or the device
+                own["step"] = own["step"].to(parameter.device, torch.float32).reshape(())
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's: with counts on the CPU, where torch would read them one by one."""
+        packed = super().state_dict()
+        for group in packed["param_groups"]:
+            for k in group["params"] if not (group["capturable"] or group["fused"]) else ():
+                own = packed["state"].get(k, {})
+                if "step" in own:
+                    packed["state"][k] = {**own, "step": own["step"].cpu()}
+        return packed
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's."""
@@ -233,6 +261,7 @@ class AdamW(torch.optim.AdamW):
             averages[k] = beside(weight, bound.strides[k], state, "exp_avg")
             squares[k] = beside(weight, bound.strides[k], state, "exp_avg_sq")
             if state["step"].device != weight.device or state["step"].dtype != torch.float32:
+                require_begun(1, weight.device)
                 state["step"] = state["step"].to(weight.device, torch.float32)  # torch's path began it
             steps[k] = state["step"]
         require_begun(len(new), bound.plan.tables.device)
@@ -260,7 +289,7 @@ class AdamW(torch.optim.AdamW):
         averages: list[Tensor] = []
         squares: list[Tensor] = []
         counters: list[Tensor] = []
-        chosen = {**group, "params": parameters}
+        chosen = {**group, "params": parameters, "fused": None}
         has_complex = self._init_group(chosen, stepped, grads, averages, squares, [], counters)  # type: ignore[no-untyped-call]
         if not stepped:
             return

@@ -138,6 +138,7 @@ def beside(weight: Tensor, stride: tuple[int, ...], state: dict[str, Tensor], ke
     value = state.get(key)
     if value is None or value.stride() == stride or value.shape != weight.shape:
         return value
+    require_begun(1, weight.device)
     state[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
     return state[key]
 

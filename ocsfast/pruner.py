@@ -304,11 +304,12 @@ class Pruner:
             return None
         if capture.is_capturing(self._coupled.bound.plan.tables.device):
             self._require_capturable()
-        mask = self._shrinking()
-        if mask is None:
+        if self._shrinking() is None:
             return None
         if not self._coupled.is_current():
             self._rebind()
+        mask = self._shrinking()
+        assert mask is not None  # the same, where the weights are now
         kind, parts = self.config.penalty, penalty.parts_now(self._coupled, optimizer)
         rate = penalty.mean_rate(parts, optimizer)
         scale: Scalar | None = self._progress.scale
@@ -346,10 +347,13 @@ class Pruner:
         if not isinstance(optimizer, OnePass):
             self._coupled.forget()
         rate = penalty.mean_rate(parts, optimizer)
-        if self._clock is None:
+        skipped = overflowed(optimizer)
+        if self._clock is not None:
+            self._clock.count(self._lam, rate, skipped)
+        elif skipped is None:
             now.nats = now.nats + self._lam * rate
         else:
-            self._clock.count(self._lam, rate, overflowed(optimizer))
+            now.nats = now.nats + self._lam * rate * (skipped == 0).double()
         if self.config.penalty in ("both", "shrink") and not isinstance(optimizer, OnePass):
             penalty.shrink(parts, optimizer, mask)
 
@@ -394,10 +398,10 @@ class Pruner:
         begun = time.perf_counter()
         with self._processes.together():
             require_between_steps(self._alive())
-            self._timetable.require_steps_left(self._progress)
+            now = self._now()
+            self._timetable.require_steps_left(now)
             self._processes.require_cuttable()
             coupled = self._current()
-        now = self._now()
         before = replace(now, indices=[*now.indices], history=[*now.history])
         masks, scores, mask = self._masks.copy(), self.scores, self.mask
         try:

@@ -27,7 +27,9 @@ class Ranking:
     normalize: str
     classes: Tensor  # [groups] int64: groups whose scores compare
     tied: tuple[Tensor, ...]  # each [families, groups of one]: group numbers; one kept count for all
-    _placed: dict[torch.device, tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=dict, init=False)
+    _placed: dict[torch.device, tuple[Tensor, tuple[Tensor, ...]]] = field(
+        default_factory=dict, init=False
+    )
 
     def ranked(self, scores: Tensor) -> Tensor:
         """The scores that the partition compares: [groups]."""

@@ -32,7 +32,9 @@ class Aim:
     limits: tuple[int, ...]  # most groups each family may lose
     round_to: int  # of which kept counts are multiples
     ranking: Ranking
-    _placed: dict[torch.device, tuple[CostModel, Tensor, Tensor]] = field(default_factory=dict, init=False)
+    _placed: dict[torch.device, tuple[CostModel, Tensor, Tensor]] = field(
+        default_factory=dict, init=False
+    )
 
     def on(self, device: torch.device) -> tuple[CostModel, Tensor, Tensor]:
         """Cost model, limits [families] and budget on a device, where they stay: a copy would wait."""

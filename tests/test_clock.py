@@ -128,6 +128,31 @@ def test_what_is_not_capturable_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     )
 
 
+def test_state_that_has_to_be_moved_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy in a graph would be made anew at every replay, of what was before."""
+    model = net().to(memory_format=torch.channels_last)
+    optimizer = ocsfast.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    train(model, optimizer, 1)
+    state = optimizer.state[model.conv1.weight]
+    state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+    with capturing(monkeypatch), pytest.raises(RuntimeError, match="take a step before the capture"):
+        optimizer.step()
+    train(model, optimizer, 1)
+    with capturing(monkeypatch):
+        optimizer.step()
+
+
+def test_a_run_that_is_over_is_refused_by_the_devices_count() -> None:
+    model = net()
+    optimizer = ocsfast.optim.SGD(model.parameters(), lr=0.02)
+    pruner = ocsfast.attach(
+        model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], total_steps=3, capturable=True
+    )
+    train(model, optimizer, 6)
+    with pytest.raises(ocsfast.ConfigError, match="has taken 6 already"):
+        pruner.cut()
+
+
 def test_what_replays_change_is_not_taken_as_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replays raise no version: after a capture, sums of squares are taken anew for good."""
     model = net()

@@ -263,7 +263,7 @@ def test_a_choice_waits_once() -> None:
 def test_a_scaled_step_waits_for_nothing() -> None:
     """Half precision with a gradient scaler: the optimizer unscales and skips in its own pass."""
     for kind in (optim.SGD, optim.AdamW):
-        model, optimizer, _ = trained(kind)
+        model, optimizer, _ = trained(kind, fused=True)
         scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
         x, y = (t.cuda() for t in batch(4))
         for checked in (False, True):

@@ -224,18 +224,15 @@ def test_grad_scaler_skips() -> None:
 
 @pytest.mark.parametrize("dampening", [0.0, 0.5])
 @pytest.mark.parametrize("kind", [optim.SGD, optim.AdamW])
-def test_it_unscales_and_skips_in_its_pass(
-    kind: type[torch.optim.Optimizer], dampening: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_unscales_and_skips_in_its_pass(kind: type[torch.optim.Optimizer], dampening: float) -> None:
     """As with gradients that the scaler unscales first, overflow at the first step and later."""
     settings = (
         {"lr": 0.02} if kind is optim.AdamW else {"lr": 0.1, "momentum": 0.9, "dampening": dampening}
     )
 
     def run(by_itself: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
-        monkeypatch.setattr(kind, "_step_supports_amp_scaling", by_itself)
         model = net()
-        optimizer = kind(model.parameters(), **settings)
+        optimizer = kind(model.parameters(), fused=by_itself, **settings)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
         pruner = ocsfast.attach(
             model,
@@ -267,10 +264,38 @@ def test_it_unscales_and_skips_in_its_pass(
         assert one.state[a].get("step", 10) == two.state[b].get("step", 10) == 10
 
 
+def test_steps_that_are_skipped_shrink_nothing() -> None:
+    """The report's sum of lambda * lr is of the steps that were taken, where the host cannot know."""
+    nats = []
+    for fused in (False, True):
+        model = net()
+        optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+        pruner = ocsfast.attach(
+            model,
+            0.5,
+            optimizer=optimizer,
+            example_inputs=batch(0)[0],
+            total_steps=40,
+            sparsify_from=1,
+            strength="paper",
+        )
+        train(model, optimizer, 2)
+        assert pruner.step().stage == "sparsify"
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        for k in range(6):
+            optimizer.zero_grad()
+            x, y = batch(k)
+            scaler.scale(F.cross_entropy(model(x), y) * (float("inf") if k % 2 else 1)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        nats.append(pruner.step().nats)
+    assert nats[0] == pytest.approx(nats[1]) != 0
+
+
 def test_what_no_kernel_steps_is_unscaled_too() -> None:
     """A sparse gradient, on torch's path."""
     table = nn.Embedding(4, 2, sparse=True)
-    optimizer = optim.SGD(table.parameters(), lr=1.0)
+    optimizer = optim.SGD(table.parameters(), lr=1.0, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     before = table.weight.detach().clone()
     scaler.scale(table(torch.tensor([1])).sum()).backward()

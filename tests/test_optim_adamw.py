@@ -122,6 +122,20 @@ def test_the_state_of_torchs_fused_one_goes_on() -> None:
     assert_alike(model, twin)
 
 
+def test_counts_are_saved_where_torch_looks_for_them() -> None:
+    """And whatever else a state dict holds is passed on."""
+    model = net()
+    optimizer = optim.AdamW(model.parameters(), lr=0.01)
+    train(model, optimizer, 2)
+    state = optimizer.state_dict()
+    assert all(own["step"].device.type == "cpu" for own in state["state"].values())
+    state["state"][999] = {"step": 1}
+    state["state"][0]["step"] = state["state"][0]["step"].reshape(1)
+    optimizer.load_state_dict(state)
+    train(model, optimizer, 1)
+    assert float(optimizer.state[next(model.parameters())]["step"]) == 3
+
+
 def test_a_copy_steps_its_own_parameters() -> None:
     model = net().double()
     optimizer = optim.AdamW(model.parameters(), lr=0.01)

@@ -47,27 +47,33 @@ inline bool is_capturing(const char* op, cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-// The device of a tensor, current for torch and for the runtime that starts our kernels, and the
-// caller's stream on it. That runtime is linked statically, beside the one torch loads. Each may keep
-// its own note of the current device, so both are told; torch's guard sets the driver's context back in
-// the end.
-class OnDevice {
+// Makes a device current for torch and for the runtime that starts our kernels. That one is linked
+// statically, beside the one torch loads. Each may keep its own note of the current device, so both are
+// told; torch's guard sets the driver's context back in the end.
+class DeviceScope {
  public:
-  OnDevice(const char* op, const Tensor& tensor) : guard_(tensor.get_device_index()) {
-    check_cuda(op, cudaSetDevice(tensor.get_device_index()));
-    stream_ = current_stream(op, tensor);
-  }
-  cudaStream_t stream() const { return stream_; }
+  DeviceScope(const char* op, int32_t device) : guard_(device) { check_cuda(op, cudaSetDevice(device)); }
 
  private:
   torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
+};
+
+// The device of a tensor, current, and the caller's stream on it.
+class OnDevice {
+ public:
+  OnDevice(const char* op, const Tensor& tensor)
+      : scope_(op, tensor.get_device_index()), stream_(current_stream(op, tensor)) {}
+  cudaStream_t stream() const { return stream_; }
+
+ private:
+  DeviceScope scope_;
+  cudaStream_t stream_;
 };
 
 // The streams beside the one it was allocated on whose kernels use a Bound's memory.
 class Streams : public Users {
  public:
-  explicit Streams(cudaStream_t home) : home_(home) {}
+  Streams(int32_t device, cudaStream_t home) : device_(device), home_(home) {}
   Streams(const Streams&) = delete;
   ~Streams() override {
     for (const auto& [stream, event] : last_) cudaEventDestroy(event);
@@ -85,22 +91,20 @@ class Streams : public Users {
 
   // Memory that torch gets back is given out again in the order of `home_`, which from now on runs after
   // what was started elsewhere.
-  bool leave() override {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  bool leave() override try {
     if (captured_) return false;
     if (last_.empty()) return true;
-    if (cudaStreamIsCapturing(home_, &status) != cudaSuccess || status != cudaStreamCaptureStatusNone) {
-      cudaGetLastError();
-      return false;  // a wait would become part of somebody's graph
-    }
-    bool ordered = true;
+    const DeviceScope here("release", device_);        // the default stream is the current device's
+    if (is_capturing("release", home_)) return false;  // a wait would become part of somebody's graph
     for (const auto& [stream, event] : last_)
-      ordered &= cudaStreamWaitEvent(home_, event, 0) == cudaSuccess;
-    if (!ordered) cudaGetLastError();
-    return ordered;
+      check_cuda("release", cudaStreamWaitEvent(home_, event, 0));
+    return true;
+  } catch (const std::exception&) {
+    return false;  // what is not known to be over is kept
   }
 
  private:
+  int32_t device_;
   cudaStream_t home_;
   bool captured_ = false;
   std::unordered_map<cudaStream_t, cudaEvent_t> last_;  // the last use on each
