@@ -50,7 +50,8 @@ test: setup lint pytest
 	$(BIN)/python -m ocsfast.train --quick --out runs/quick
 	$(MAKE) sanitize
 	$(MAKE) emulated
-	PYTHON=$(BIN)/python bash bench/gpu.sh --device cpu
+	STAGES="machine smoke times launches steps training throughput ncu memcheck" \
+		PYTHON=$(BIN)/python bash bench/gpu.sh --device cpu
 
 # Two processes of one thread each: the tests are small, and threads would wait for each other.
 pytest: setup
@@ -63,7 +64,7 @@ test-oldest:
 # The ops under AddressSanitizer and UBSan, with random arguments, right and spoilt. The interpreter is not
 # built with them, so their libraries have to be loaded before it; what Python keeps to its end is no leak.
 SANITIZED := build/sanitized
-FUZZ_SECONDS ?= 25
+FUZZ_SECONDS ?= 20
 sanitize: setup
 	CXX="g++ -fsanitize=address,undefined -fno-sanitize-recover=undefined" CXXFLAGS="-O0 -g1" OCSFAST_CUDA=0 \
 		$(PIP) install --quiet --no-deps --upgrade --target $(SANITIZED) .
