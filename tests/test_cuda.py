@@ -79,20 +79,14 @@ def test_no_op_waits() -> None:
     for call in calls.values():
         call()
     torch.cuda.set_sync_debug_mode("error")
-    try:
-        for call in calls.values():
-            call()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    for call in calls.values():
+        call()
 
 
 @pytest.fixture(autouse=True)
-def plain_precision() -> Iterator[None]:
-    """No TF32, which has three digits, where results are compared."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+def waits_are_allowed_again() -> Iterator[None]:
+    """Also where a test fails in between."""
     yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
     torch.cuda.set_sync_debug_mode("default")
 
 
