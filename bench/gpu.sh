@@ -40,7 +40,7 @@ DEVICE=cuda
 PYTHON=${PYTHON:-python3} LIMIT=${LIMIT:-420} CIFAR10=${CIFAR10:-}
 ALL="machine smoke tests times launches steps training throughput library ncu memcheck racecheck initcheck"
 export OCSFAST_CUDA_ARCHS=${ARCHS:-90} PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-OPS=(group_saliency shrink lasso_grad sgd_step adamw_step partition jaccard)
+OPS=(group_saliency shrink lasso_grad sgd_step adamw_step partition jaccard walk)
 if [ "$DEVICE" = cuda ]; then
   OUT=${OUT:-bench/results} STAGES=${STAGES:-build $ALL} WORKERS=8 QUICK=() SLACK=1
   MODELS=("Llama 1.1B" "Llama 1.1B:bfloat16" ResNet50 ViT-B/16) ROUNDS=(--rounds 21)
@@ -182,9 +182,7 @@ left=$((LIMIT - SECONDS - 95))
 [ "$left" -gt $((LIMIT - SECONDS - 10)) ] && left=$((LIMIT - SECONDS - 10))
 bench training $((left + 5)) training.py --images "$IMAGES" --seconds $((left - 10))
 bench throughput 80 throughput.py
-if [ -e tests/test_cuda_library.py ]; then
-  tests library 60 tests/test_cuda_library.py
-fi
+tests library 60 tests/test_cuda_library.py "tests/test_docs.py::test_every_page_runs[cuda-graphs]"
 ncu_kernels
 for tool in memcheck racecheck initcheck; do
   sanitized $tool $tool

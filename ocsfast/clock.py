@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocsfast import schedule
+from ocsfast import penalty, schedule
 from ocsfast.config import Config
 from ocsfast.history import Progress
 from ocsfast.optimizers import Scalar
@@ -53,24 +53,15 @@ class Clock:
             now.nats = now.nats + nats
             self._numbers[:2].zero_()
 
-    def lam(self, rate: Scalar) -> Tensor:
-        """Eq. 7, or the automatic ramp, for the coming step: 0-dim float64, 0 outside of its stage."""
+    def lam(self, rate: Scalar) -> Scalar:
+        """Eq. 7, or the automatic ramp, for the coming step: 0 outside of its stage."""
         config = self._config
         if config.penalty == "none":
-            return torch.zeros_like(self._lam)
+            return 0.0
         if config.strength == "paper":
             return self._lam * self._active
-        power = 2 if config.shape == "linear" else 4
-
-        def total(step: Tensor) -> Tensor:  # as `schedule.Ramp.total`
-            p = step / self._planned
-            return config.nats * torch.where(p <= 1, p**power, 1 + power * (p - 1))
-
-        shrinkage = total(self._elapsed + 1) - total(self._elapsed)
-        shrinkage = torch.where(self._active != 0, shrinkage, torch.zeros_like(shrinkage))
-        if isinstance(rate, Tensor):
-            return torch.where(rate > 0, shrinkage / rate, torch.zeros_like(shrinkage))
-        return shrinkage / rate if rate > 0 else torch.zeros_like(shrinkage)
+        ramp = schedule.Ramp(config.nats, self._planned, config.shape)
+        return penalty.lambda_for(rate, ramp.at(self._elapsed) * self._active)
 
     def count(self, lam: Scalar, rate: Scalar, skipped: Tensor | None) -> None:
         """A step at `lam` has been taken, unless `skipped` (0-dim) is not 0."""

@@ -96,7 +96,8 @@ class SGD(torch.optim.SGD):
                 momenta[k] = beside(weight, bound.strides[k], self.state[weight], "momentum_buffer")
                 if momenta[k] is None:
                     momenta[k] = new[k] = torch.zeros_like(weight, memory_format=torch.preserve_format)
-        require_begun(len(new), bound.plan.tables.device)
+        if new:
+            require_begun(bound.plan.tables.device)
         ops.sgd_step_(
             bound,
             grads,
@@ -261,10 +262,11 @@ class AdamW(torch.optim.AdamW):
             averages[k] = beside(weight, bound.strides[k], state, "exp_avg")
             squares[k] = beside(weight, bound.strides[k], state, "exp_avg_sq")
             if state["step"].device != weight.device or state["step"].dtype != torch.float32:
-                require_begun(1, weight.device)
+                require_begun(weight.device)
                 state["step"] = state["step"].to(weight.device, torch.float32)  # torch's path began it
             steps[k] = state["step"]
-        require_begun(len(new), bound.plan.tables.device)
+        if new:
+            require_begun(bound.plan.tables.device)
         ops.adamw_step_(
             bound,
             grads,

@@ -96,7 +96,7 @@ class Passes:
     def _walk(self, number: int, parameters: Sequence[nn.Parameter]) -> _Walk:
         walk = self._walks.get(number)
         if walk is None or not walk.is_current(parameters):
-            require_begun(1, parameters[0].device)
+            require_begun(parameters[0].device)
             walked = [p for p in parameters if walkable(p, parameters[0])]
             done = {id(p) for p in walked}
             named = {str(k): p for k, p in enumerate(walked)}
@@ -138,7 +138,7 @@ def beside(weight: Tensor, stride: tuple[int, ...], state: dict[str, Tensor], ke
     value = state.get(key)
     if value is None or value.stride() == stride or value.shape != weight.shape:
         return value
-    require_begun(1, weight.device)
+    require_begun(weight.device)
     state[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
     return state[key]
 
@@ -178,16 +178,13 @@ def unscale(parameters: Sequence[Tensor], scaling: Scaling) -> bool:
     return False
 
 
-def require_begun(new: int, device: torch.device) -> None:
+def require_begun(device: torch.device) -> None:
     """Refuse to begin what an optimizer keeps in a CUDA graph, whose every replay would begin it anew.
 
-    Args:
-        new: how much begins.
-
     Raises:
-        RuntimeError: anything does, and a graph is being captured.
+        RuntimeError: a graph is being captured.
     """
-    if new and is_capturing(device):
+    if is_capturing(device):
         raise RuntimeError(
             "the optimizer's state begins in a CUDA graph that is being captured, and would begin anew "
             "at every replay: take a step before the capture, with the same gradients present"

@@ -152,7 +152,7 @@ def mean_rate(parts: Sequence[Part], optimizer: Optimizer) -> Scalar:
     return total
 
 
-def lambda_for(rate: Scalar, shrinkage: float) -> Scalar:
+def lambda_for(rate: Scalar, shrinkage: Scalar) -> Scalar:
     """The lambda with lambda * rate = shrinkage; 0 where the rate is 0."""
     if isinstance(rate, Tensor):
         return torch.where(rate > 0, shrinkage / rate, torch.zeros_like(rate))

@@ -9,6 +9,8 @@ import functools
 import gc
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as sched
 
@@ -39,16 +41,18 @@ class Ramp:
     """
 
     nats: float
-    steps: int
+    steps: float | Tensor
     shape: str
 
-    def total(self, step: int) -> float:
-        """Sum of lambda * lr over the first `step` steps."""
+    def total(self, step: float | Tensor) -> float | Tensor:
+        """Sum of lambda * lr over the first `step` steps; a tensor where one of these numbers is."""
         power = 2 if self.shape == "linear" else 4
         p = step / self.steps
+        if isinstance(p, Tensor):
+            return self.nats * torch.where(p <= 1, p**power, 1 + power * (p - 1))
         return self.nats * (p**power if p <= 1 else 1 + power * (p - 1))
 
-    def at(self, step: int) -> float:
+    def at(self, step: float | Tensor) -> float | Tensor:
         """lambda * lr of step number `step`, 0-based."""
         return self.total(step + 1) - self.total(step)
 

@@ -207,6 +207,24 @@ def test_one_launch_a_step() -> None:
         pruner.step()
 
 
+def scaled_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    seed: int,
+    overflows: bool,
+) -> None:
+    """A training step with its loss scaled; where it overflows, one gradient is infinite."""
+    optimizer.zero_grad()
+    x, y = batch(seed)
+    scaler.scale(F.cross_entropy(model(x), y)).backward()
+    if overflows:
+        grad = next(p.grad for p in model.parameters() if p.grad is not None)
+        grad.view(-1)[0] = float("inf")
+    scaler.step(optimizer)
+    scaler.update()
+
+
 def test_grad_scaler_skips() -> None:
     model = net()
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -244,16 +262,9 @@ def test_it_unscales_and_skips_in_its_pass(kind: type[torch.optim.Optimizer], da
             capturable=by_itself,  # or steps that are skipped would be counted
         )
         for k in range(12):
-            optimizer.zero_grad()
-            x, y = batch(k)
-            scaler.scale(F.cross_entropy(model.eval()(x), y)).backward()
-            if k in (0, 5):
-                assert model.fc1.weight.grad is not None
-                model.fc1.weight.grad[0, 0] = float("inf")
             before = model.fc2.weight.detach().clone()
-            scaler.step(optimizer)
+            scaled_step(model.eval(), optimizer, scaler, k, k in (0, 5))
             assert torch.equal(before, model.fc2.weight) == (k in (0, 5))
-            scaler.update()
             if k == 3:
                 assert pruner.step().stage == "sparsify"
         return model, optimizer
@@ -283,11 +294,7 @@ def test_steps_that_are_skipped_shrink_nothing() -> None:
         assert pruner.step().stage == "sparsify"
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
         for k in range(6):
-            optimizer.zero_grad()
-            x, y = batch(k)
-            scaler.scale(F.cross_entropy(model(x), y) * (float("inf") if k % 2 else 1)).backward()
-            scaler.step(optimizer)
-            scaler.update()
+            scaled_step(model, optimizer, scaler, k, k % 2 == 1)
         nats.append(pruner.step().nats)
     assert nats[0] == pytest.approx(nats[1]) != 0
 
