@@ -249,6 +249,69 @@ class Pick(nn.Module):
         return x.mean((2, 3)) if x.dim() == 4 else x.mean(1)
 
 
+class Watched(nn.Module):
+    """A sequence that does more in training: further outputs, layers, noise and masks of its own."""
+
+    def __init__(self, steps: list[nn.Module], taps: dict[int, tuple[str, int]]) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(steps)
+        self.taps = taps  # behind a step: what training does there, and the width there
+        self.extra = nn.ModuleDict()
+        for k, (how, width) in taps.items():
+            if how in ("head", "head in training"):
+                self.extra[str(k)] = nn.Sequential(nn.Linear(width, 5), nn.ReLU(), nn.Linear(5, 4))
+            elif how == "layer":
+                self.extra[str(k)] = nn.Linear(width, width)
+            elif how == "branch":
+                body = nn.Sequential(nn.Linear(width, 6), nn.BatchNorm1d(6), nn.ReLU(inplace=True))
+                self.extra[str(k)] = nn.Sequential(body, nn.Linear(6, width))
+
+    def extra_repr(self) -> str:
+        return str(self.taps)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        more = []
+        for k, step in enumerate(self.steps):
+            x = step(x)
+            if k in self.taps:
+                x = self.tapped(x, k, more)
+        return [x, *more] if self.training and more else x
+
+    def tapped(self, x: Tensor, k: int, more: list[Tensor]) -> Tensor:
+        how, width = self.taps[k]
+        layer = self.extra[str(k)] if str(k) in self.extra else None
+        dim = 1 if x.dim() == 4 else -1
+        flat = x.mean((2, 3)) if x.dim() == 4 else x.mean(1)
+        shape = (-1, width, 1, 1) if x.dim() == 4 else (-1, 1, width)
+        if how == "head":
+            more.append(layer(flat))
+        elif how == "kept":
+            self.kept = [x]
+        elif not self.training:
+            return x
+        elif how == "head in training":
+            more.append(layer(flat))
+        elif how == "features":
+            more.append(x)
+        elif how == "noise":
+            x = x + 0.1 * torch.randn_like(x)
+        elif how == "dropout":
+            x = F.dropout(x, 0.2, self.training)
+        elif how == "mask":  # of a width that training code alone reads
+            x = x * (torch.rand(width) > 0.1).view(shape)
+        elif how == "mask by shape":
+            x = x * x.new_empty(len(x), x.shape[dim]).bernoulli_(0.9).view(shape)
+        elif how in ("layer", "branch"):
+            x = x + layer(flat).view(shape)
+        return x
+
+
+TAPS = (
+    *("head", "head", "head in training", "features", "kept"),
+    *("noise", "dropout", "mask", "mask by shape", "layer", "branch"),
+)
+
+
 # -- drawing networks -------------------------------------------------------------------------------
 
 
@@ -401,23 +464,32 @@ def token_step(draw: Draw, c: int, length: int) -> tuple[nn.Module, int]:
 
 
 @st.composite
-def networks(draw: Draw) -> nn.Sequential:
+def networks(draw: Draw) -> nn.Module:
     torch.manual_seed(0)
     c, side = draw(st.sampled_from(WIDTHS)), 4
     steps: list[nn.Module] = [nn.Conv2d(3, c, 3, padding=1)]
+    taps: dict[int, tuple[str, int]] = {}
+
+    def tap() -> None:
+        """Behind every third step training does something of its own."""
+        if draw(st.integers(0, 2)) == 0:
+            taps[len(steps) - 1] = (draw(st.sampled_from(TAPS)), c)
+
     for _ in range(draw(st.integers(1, 5))):
         step, c, side = image_step(draw, c, side, depth=2, resize=True)
         steps.append(step)
         if draw(st.booleans()):  # weights of one layer alone between two steps
             step, c = conv(draw, c)
             steps.append(step)
+        tap()
     if draw(st.booleans()):
         length = side * side
         steps += [nn.Conv2d(c, 16, 1), Tokens()]
         for _ in range(draw(st.integers(1, 3))):
             step, length = token_step(draw, 16, length)
             steps.append(step)
-        c = 16
+            c = 16
+            tap()
         how = draw(st.sampled_from(("mean", "first", "max", "flat")))
         features = c * length if how == "flat" else c
     else:
@@ -428,7 +500,7 @@ def networks(draw: Draw) -> nn.Sequential:
         steps += [nn.Linear(features, 10), nn.ReLU()]
         features = 10
     steps.append(nn.Linear(features, 3))
-    return nn.Sequential(*steps)
+    return Watched(steps, taps)
 
 
 # -- the property -----------------------------------------------------------------------------------
@@ -443,6 +515,10 @@ def check(model: nn.Module) -> None:
     x = torch.randn(2, 3, 4, 4)
     families, setting = by_labels(model, (x,), {}, Choice())
     seen["networks"] += 1
+    seen[f"{len(setting.runs)} graphs"] += 1
+    if isinstance(model, Watched):
+        seen.update(how for how, _ in model.taps.values())
+    assert not families.notes, families.notes
     seen["families"] += len(families.families)
     with torch.no_grad():
         torch.manual_seed(1)
@@ -485,7 +561,7 @@ common = {
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=25, derandomize=True, phases=[Phase.generate], **common)
 @given(networks())
-def test_cutting_random_networks_equals_zeroing(model: nn.Sequential) -> None:
+def test_cutting_random_networks_equals_zeroing(model: nn.Module) -> None:
     check(model)
 
 
@@ -494,5 +570,5 @@ def test_cutting_random_networks_equals_zeroing(model: nn.Sequential) -> None:
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=EXAMPLES, **common)
 @given(networks())
-def test_many_random_networks(model: nn.Sequential) -> None:
+def test_many_random_networks(model: nn.Module) -> None:
     check(model)

@@ -27,8 +27,8 @@ from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.depgraph import by_depgraph
 from ocsfast.grouping.families import DEFAULT_KINDS, KINDS, Axis, Families, Family, Frozen, names_match
 from ocsfast.grouping.literals import literals_beyond
-from ocsfast.grouping.proof import Setting, proved
-from ocsfast.grouping.propagate import Findings, Walk
+from ocsfast.grouping.proof import Run, Setting, proved
+from ocsfast.grouping.propagate import Findings, Walk, same_but_for_mode
 from ocsfast.grouping.trace import Trace, forward_as, trace, with_batch
 
 __all__ = ["Axis", "Choice", "Families", "Family", "Frozen", "group"]
@@ -107,7 +107,7 @@ def group(
     protected = _protected(model, choice.keep)
     _check_parameters(model)
     deadline = Deadline(time_limit)
-    setting = Setting(*with_batch(args, kwargs)[:2], None, training=True, deadline=deadline)
+    setting = Setting(*with_batch(args, kwargs)[:2], (), training=True, deadline=deadline)
     if engine == "labels":
         try:
             families, setting = by_labels(model, args, kwargs, choice, deadline)
@@ -131,29 +131,40 @@ def by_labels(
     choice: Choice,
     deadline: Deadline | None = None,
 ) -> tuple[Families, Setting]:
-    """Trace in eval mode, and in training mode too where that uses more of the parameters.
+    """Trace the model in both modes and label what it does in either.
+
+    What it computes in both but returns in training only, as deep supervision does, keeps its shape;
+    so does a width that only its training code reads. Where one mode cannot be traced, a note of the
+    families says so.
 
     Returns the families and what to prove them on.
     """
-    found = Findings()
-    evaluation = trace(model, args, kwargs, training=False)
-    outputs = _wanted_outputs(evaluation, choice.outputs)
-    Walk(model, evaluation, found, count=True, outputs=outputs, deadline=deadline).run()
-    parameters = dict(model.named_parameters())
-    both_modes = False
-    sizes = literals_beyond(model, evaluation)
-    if sizes or any(name not in found.used for name in parameters):
-        # Auxiliary heads and the like run in training only, on channels that are pruned elsewhere.
+    traces: dict[bool, Trace] = {}
+    failed: dict[bool, GroupingError] = {}
+    for training in (False, True):
         try:
-            training = trace(model, args, kwargs, training=True)
+            traces[training] = trace(model, args, kwargs, training=training)
         except GroupingError as error:
-            if sizes:
-                raise
-            logger.info("no trace in training mode: %s", error)
-        else:
-            wanted = outputs if training.outputs == evaluation.outputs else None
-            Walk(model, training, found, count=False, outputs=wanted, deadline=deadline).run()
-            both_modes = True
+            failed[training] = error
+    if not traces:
+        raise failed[False]
+    if failed and literals_beyond(model, *traces.values()):
+        raise next(iter(failed.values()))  # a graph's own: the sizes in it would not be known
+    if not failed and same_but_for_mode(traces[False], traces[True]):
+        del traces[True]
+    wanted = _wanted_outputs(traces, choice.outputs)
+    found = Findings()
+    for training, traced in traces.items():
+        Walk(
+            model,
+            traced,
+            found,
+            count=traced is next(iter(traces.values())),
+            outputs=wanted[training],
+            training=training,
+            alone=bool(failed),
+            deadline=deadline,
+        ).run()
     protected = _protected(model, choice.keep)
     for name, dims in found.state.items():
         if name in protected:
@@ -164,22 +175,49 @@ def by_labels(
         for name, axis in found.producers:
             if name not in chosen:
                 found.labels.freeze(found.state[name][axis], "only= leaves it out")
-    families = assemble(found, parameters, evaluation.samples, choice.kinds)
+    samples = next(iter(traces.values())).samples
+    families = assemble(found, dict(model.named_parameters()), samples, choice.kinds)
+    families = replace(families, notes=tuple(_note(*entry) for entry in failed.items()))
     args, kwargs, _ = with_batch(args, kwargs)
-    return families, Setting(args, kwargs, evaluation, both_modes, outputs, deadline)
+    runs = tuple(Run(traced, mode, wanted[mode]) for mode, traced in traces.items())
+    return families, Setting(args, kwargs, runs, not failed, deadline)
 
 
-def _wanted_outputs(traced: Trace, patterns: Sequence[str] | None) -> frozenset[int]:
-    """Numbers of the outputs that keep their shape."""
-    if patterns is None:
-        every = range(len(traced.outputs))
-        inner = {n for n in every if names_match(traced.outputs[n], INNER_OUTPUTS)}
-        return frozenset(set(every) - inner or every)
-    for pattern in patterns:
-        if not any(names_match(name, [pattern]) for name in traced.outputs):
-            known = ", ".join(traced.outputs[:20])
-            raise ConfigError(f"outputs={pattern!r} matches no output of the model; it has {known}")
-    return frozenset(n for n, name in enumerate(traced.outputs) if names_match(name, patterns))
+def _note(training: bool, error: GroupingError) -> str:
+    mode, other = ("training", "evaluation") if training else ("evaluation", "training")
+    note = (
+        f"only the {other} mode could be traced: what the model does in {mode} alone was not seen, and a "
+        f"width that it reads there may not fit after the cut ({error})"
+    )
+    logger.warning(note)
+    return note
+
+
+def _wanted_outputs(
+    traces: dict[bool, Trace], patterns: Sequence[str] | None
+) -> dict[bool, frozenset[int]]:
+    """Numbers of the outputs that keep their shape, in each mode.
+
+    What a pass leaves behind follows the outputs. It counts in training, where a loss may read it.
+    """
+    wanted = {}
+    for training, traced in traces.items():
+        returned = range(len(traced.outputs))
+        left = range(len(returned), len(returned) + len(traced.left))
+        if patterns is None:
+            inner = {n for n in returned if names_match(traced.outputs[n], INNER_OUTPUTS)}
+            chosen = set(returned) - inner or set(returned)
+            wanted[training] = frozenset(chosen | set(left if training or len(traces) == 1 else ()))
+        else:
+            names = enumerate((*traced.outputs, *traced.left))
+            wanted[training] = frozenset(n for n, name in names if names_match(name, patterns))
+    known = dict.fromkeys(name for t in traces.values() for name in (*t.outputs, *t.left))
+    for pattern in patterns or ():
+        if not any(names_match(name, [pattern]) for name in known):
+            raise ConfigError(
+                f"outputs={pattern!r} matches no output of the model; it has {', '.join([*known][:20])}"
+            )
+    return wanted
 
 
 def _protected(model: nn.Module, keep: Sequence[str | nn.Module]) -> dict[str, str]:

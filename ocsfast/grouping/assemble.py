@@ -70,7 +70,7 @@ def assemble(
     labelled = [(name, axis, numbered(vector)) for name, axis, vector in axes]
     records = tuple(Axis(name, axis, groups) for name, axis, groups in labelled if groups is not None)
     counted = ((path, name, numbered(v)) for (path, name), v in found.attributes.items())
-    averaged = ((node, dim, numbered(v)) for node, dim, v in found.statistics)
+    averaged = ((mode, node, dim, numbered(v)) for mode, node, dim, v in found.statistics)
     named = _named([len(family) for family in order], found, records)
     return Families(
         families=tuple(replace(f, kind=kind_of(m[0])) for f, m in zip(named, order, strict=True)),
@@ -78,7 +78,7 @@ def assemble(
         attributes=tuple(Attribute(path, name, g) for path, name, g in counted if g is not None),
         macs=tuple(_product(raw, numbered, samples) for raw in found.products),
         frozen=_frozen(found, records, parameters),
-        statistics=tuple(Statistic(node, dim, g) for node, dim, g in averaged if g is not None),
+        statistics=tuple(Statistic(n, d, g, mode) for mode, n, d, g in averaged if g is not None),
         multiple=found.multiple,
     )
 
@@ -114,7 +114,7 @@ def simplify(found: Findings) -> Vector:
         *(vector for dims in found.state.values() for vector in dims),
         *found.attributes.values(),
         *(vector for vectors in found.kinds.values() for vector in vectors),
-        *(vector for _, _, vector in found.statistics),
+        *(vector for _, _, _, vector in found.statistics),
         *(vector for raw in found.products for vector in raw.vectors),
     ]
     occurring = np.unique(np.concatenate([v for v in vectors if v is not None] or [np.zeros(1, int)]))

@@ -1,4 +1,4 @@
-"""Running a model in float64 although its own code, or its traced graph, asks for less."""
+"""Running a model in float64 although its own code, or its traced graph, asks for less; without chance."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils import _pytree as pytree
 
 GROUPED_MM = ("grouped_mm", "_grouped_mm")
@@ -43,6 +44,38 @@ class Double(TorchFunctionMode):
         if name in RELU:
             return bent(args[0], in_place=name == "relu_" or (kwargs or {}).get("inplace", False))
         return func(*args, **kwargs)
+
+
+class Settled(TorchDispatchMode):
+    """While it is entered, what operators draw is the same for a model and for a part of it.
+
+    A mask of dropout keeps everything, a uniform number is one half, a normal one is zero.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func._opname
+        if name == "native_dropout":
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        out = func(*args, **kwargs)
+        for drawing, value in _DRAWN.items():
+            if name in drawing and isinstance(out, Tensor):
+                out.fill_(value)
+        if name == "randperm":
+            out.copy_(torch.arange(len(out), device=out.device))
+        return out
+
+
+# What operators of chance give instead.
+_DRAWN: dict[tuple[str, ...], float] = {
+    ("bernoulli", "bernoulli_"): 1.0,
+    ("rand", "rand_like", "uniform", "uniform_"): 0.5,
+    ("randn", "randn_like", "normal", "normal_", "normal_functional"): 0.0,
+    ("exponential", "exponential_", "gamma", "geometric", "geometric_", "poisson"): 1.0,
+    ("randint", "randint_like", "random", "random_"): 0.0,
+}
 
 
 def doubled(arguments: Any) -> Any:

@@ -75,6 +75,7 @@ class Statistic:
     node: str
     dim: int
     groups: Tensor  # [size] int64, as in `Axis`
+    training: bool = False  # whether of the graph in training mode
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Families:
     frozen: tuple[Frozen, ...]
     statistics: tuple[Statistic, ...] = ()
     multiple: int = 1  # of which each kept count has to be, if any group goes: some operator wants it
+    notes: tuple[str, ...] = ()  # what a user should know of how these were found
 
     @property
     def num_groups(self) -> int:
@@ -154,6 +156,7 @@ class Families:
             frozen=self.frozen,
             statistics=tuple(replace(s, groups=relabel(s.groups)) for s in self.statistics),
             multiple=self.multiple,
+            notes=self.notes,
         )
 
 

@@ -104,7 +104,8 @@ class _Writer:
             if node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
-                self.graph.output(self._merged(node, node.args[0], self.twins[node].args[0]))
+                given, again = (list(n.args[0])[: len(self.traced.outputs)] for n in (node, self.twins[node]))  # type: ignore[call-overload, arg-type]
+                self.graph.output(self._merged(node, given, again))
             elif node.op != "placeholder" and node.users:
                 self._refuse(node, f"it calls {node.target}, a graph of its own")
         return Program(self._source(), self.sizes, self.momenta)
@@ -268,10 +269,13 @@ def spelled_out(node: Node) -> tuple[Any, dict[str, Any]]:
     return node.target, given
 
 
-def literals_beyond(model: nn.Module, traced: Trace) -> bool:
-    """Whether a graph that the model runs has size literals that this trace did not come across."""
+def literals_beyond(model: nn.Module, *traces: Trace) -> bool:
+    """Whether a graph that the model runs has size literals that these traces did not come across."""
     held = ((path, module) for path, module in model.named_modules() if isinstance(module, Sizes))
     known = {(path, name) for path, module in held for name in size_attributes(module)}
     return bool(known) and not known <= {
-        origin[:2] for node in traced.graph.graph.nodes for origin in origins_of(node).values()
+        origin[:2]
+        for traced in traces
+        for node in traced.graph.graph.nodes
+        for origin in origins_of(node).values()
     }

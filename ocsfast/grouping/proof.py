@@ -24,8 +24,9 @@ from torch.utils import _pytree as pytree
 from ocsfast.cut import remove_groups
 from ocsfast.errors import GroupingError, OcsfastError
 from ocsfast.grouping.deadline import Deadline
-from ocsfast.grouping.double import GROUPED_MM, Double, bent, doubled, grouped_mm
+from ocsfast.grouping.double import GROUPED_MM, Double, Settled, bent, doubled, grouped_mm
 from ocsfast.grouping.families import Families, kept_indices
+from ocsfast.grouping.keeping import Copying
 from ocsfast.grouping.propagate import arguments, operator_name
 from ocsfast.grouping.trace import Trace, undisturbed
 
@@ -39,15 +40,22 @@ CUT_FAILS = "cutting it fails"  # how the reason begins where a cut model does n
 
 
 @dataclass(frozen=True, eq=False)
+class Run:
+    """One mode that a cut model is tried in, against the whole model's graph."""
+
+    graph: Trace
+    training: bool
+    outputs: Collection[int] | None = None  # numbers of the outputs that must agree; None: all
+
+
+@dataclass(frozen=True, eq=False)
 class Setting:
     """What a model is tried on."""
 
-    args: tuple[Any, ...]  # the input that the graph was traced with
+    args: tuple[Any, ...]  # the input that the graphs were traced with
     kwargs: dict[str, Any]
-    graph: Trace | None  # the exported graph to hold the cut module against; None: the module itself
-    # Whether some labels come from a trace in training mode: the cut copy must run in that mode too.
-    training: bool = False
-    outputs: Collection[int] | None = None  # numbers of the outputs that must agree; None: all
+    runs: tuple[Run, ...]  # none: the module in evaluation is held against itself
+    training: bool  # whether the cut copy must run in training mode too, whatever it computes there
     deadline: Deadline | None = None
 
 
@@ -105,10 +113,8 @@ class Trial:
 
     def __init__(self, model: nn.Module, families: Families, setting: Setting) -> None:
         try:
-            # What a forward pass left behind, as old weight_norm does, is no leaf: deepcopy refuses it.
-            left = (t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor))
-            memo = {id(t): t.detach().clone() for t in left if not t.is_leaf}
-            self.model = copy.deepcopy(model, memo).double().eval()
+            with Copying():
+                self.model = copy.deepcopy(model).double().eval()
         except Exception as error:
             raise GroupingError(
                 f"the model cannot be copied for the proof ({type(error).__name__}: {error}); "
@@ -129,13 +135,22 @@ class Trial:
             family = self.families.families[f]
             count = min(family.size - 1, max(1, round(SHARE * family.size)))
             pruned[family.first + torch.randperm(family.size)[:count]] = True
-        expected = self._zeroed(pruned)
-        try:
-            actual = self._cut(pruned)
-        except OcsfastError:
-            raise
-        except Exception as error:  # whatever the module's own code raises on a width it did not expect
-            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        for run in self.setting.runs or (None,):
+            expected = self._zeroed(pruned, run)
+            try:
+                actual = self._cut(pruned, run)
+            except OcsfastError:
+                raise
+            except Exception as error:  # whatever the module's own code raises on an unexpected width
+                return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            why = self._apart(actual, expected, pruned, run)
+            if why is not None:
+                return why + " in training" * (run is not None and run.training)
+        return None
+
+    def _apart(
+        self, actual: list[Tensor], expected: list[Tensor], pruned: Tensor, run: Run | None
+    ) -> str | None:
         if len(actual) != len(expected):
             return "another number of outputs"
         for a, b in zip(actual, expected, strict=True):
@@ -143,21 +158,23 @@ class Trial:
                 return f"an output of shape {tuple(a.shape)} instead of {tuple(b.shape)}"
             apart = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
             scale = float(b.double().abs().max()) if b.numel() else 0.0
-            if not apart <= TOLERANCE * scale and not apart <= self._drift(pruned, expected) * scale:
+            if apart <= TOLERANCE * scale:
+                continue
+            if not apart <= self._drift(pruned, expected, run) * scale:
                 return f"outputs up to {scale:.3g} differ by {apart:.3g}"
         return None
 
-    def _drift(self, pruned: Tensor, expected: list[Tensor]) -> float:
+    def _drift(self, pruned: Tensor, expected: list[Tensor], run: Run | None) -> float:
         """What rounding may do to the outputs, relative: some deep models multiply it by 10**10.
 
         Found by a little noise in the weights; where that is too much to tell right from wrong, nothing.
         """
-        noisy = self._zeroed(pruned, NOISE)
+        noisy = self._zeroed(pruned, run, NOISE)
         pairs = [(a, b) for a, b in zip(noisy, expected, strict=True) if b.numel()]
         far = max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-300)) for a, b in pairs)
         return far if far < 1e-3 else 0.0
 
-    def _zeroed(self, pruned: Tensor, noise: float = 0.0) -> list[Tensor]:
+    def _zeroed(self, pruned: Tensor, run: Run | None = None, noise: float = 0.0) -> list[Tensor]:
         """The outputs of the whole model, every slice of the pruned groups zero."""
         state: dict[str, Tensor] = dict(self.model.named_parameters(remove_duplicate=False))
         state.update(self.model.named_buffers(remove_duplicate=False))
@@ -166,40 +183,43 @@ class Trial:
             tensor = state[axis.tensor]
             zeroed = copies.setdefault(id(tensor), tensor.detach().clone())
             zeroed.index_fill_(axis.axis, _gone(axis.groups, pruned).to(tensor.device), 0.0)
+        for tensor in {id(t): t for t in self.model.buffers()}.values():
+            if run is not None and run.training:  # which changes statistics and counts in place
+                copies.setdefault(id(tensor), tensor.detach().clone())
         if noise:
             for tensor in {id(t): t for t in state.values() if t.is_floating_point()}.values():
                 kept = copies.get(id(tensor), tensor)
                 copies[id(tensor)] = kept * (1 + noise * torch.randn_like(kept))
         state = {name: copies.get(id(tensor), tensor) for name, tensor in state.items()}
-        graph = self.setting.graph
-        if graph is None:
+        if run is None:
             args, kwargs = self.inputs
             with Double():
-                return self._outputs(functional_call(self.model, state, args, kwargs))
-        reference = _Reference(graph.graph, self.families, pruned)
+                return self._outputs(functional_call(self.model, state, args, kwargs), None)
+        reference = _Reference(run, self.families, pruned)
         try:
-            with Double():  # for its default dtype
-                return self._outputs(graph.run(reference, state, self.inputs))
+            with Double(), Settled():  # Double for its default dtype
+                out = run.graph.run(reference, state, self.inputs)
         except Exception as error:
             first = str(error).strip().partition("\n")[0]
             raise GroupingError(
                 f"the traced graph does not run in float64 ({type(error).__name__}: {first}); "
                 "pass verify=False to go without the proof"
             ) from error
+        return self._outputs(out[: len(run.graph.outputs)], run)
 
-    def _cut(self, pruned: Tensor) -> list[Tensor]:
+    def _cut(self, pruned: Tensor, run: Run | None = None) -> list[Tensor]:
         subject = copy.deepcopy(self.model)
         remove_groups(subject, self.families, pruned)
         args, kwargs = self.inputs
-        with Double():
-            out = self._outputs(subject(*args, **kwargs))
-            if self.setting.training:
-                subject.train()(*args, **kwargs)  # its shapes have to fit; dropout forbids comparing
+        with Double(), Settled():
+            out = self._outputs(subject.train(run is not None and run.training)(*args, **kwargs), run)
+            if self.setting.training and not any(run.training for run in self.setting.runs):
+                subject.train()(*args, **kwargs)  # its shapes have to fit
         return out
 
-    def _outputs(self, output: Any) -> list[Tensor]:
+    def _outputs(self, output: Any, run: Run | None) -> list[Tensor]:
         """The tensors that must agree, in order, whatever holds them."""
-        wanted = self.setting.outputs
+        wanted = None if run is None else run.outputs
         leaves = enumerate(pytree.tree_leaves(output))
         return [x for n, x in leaves if isinstance(x, Tensor) and (wanted is None or n in wanted)]
 
@@ -207,11 +227,12 @@ class Trial:
 class _Reference(torch.fx.Interpreter):
     """Runs the uncut graph; averages run over the kept indices, a norm's affine part over all."""
 
-    def __init__(self, graph: torch.fx.GraphModule, families: Families, pruned: Tensor) -> None:
-        super().__init__(graph)
+    def __init__(self, run: Run, families: Families, pruned: Tensor) -> None:
+        super().__init__(run.graph.graph)
         self._kept: dict[str, dict[int, Tensor]] = {}
         for s in families.statistics:
-            self._kept.setdefault(s.node, {})[s.dim] = kept_indices(s.groups, pruned)
+            if s.training == run.training:
+                self._kept.setdefault(s.node, {})[s.dim] = kept_indices(s.groups, pruned)
 
     def run_node(self, n: torch.fx.Node) -> Any:
         name = operator_name(n.target) if n.op == "call_function" else ""

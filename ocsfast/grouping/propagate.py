@@ -40,7 +40,8 @@ class Findings:
     producers: dict[tuple[str, int], None] = field(default_factory=dict)  # (tensor, axis), in order
     # What a module's integer attribute counts; None where it counts what never goes.
     attributes: dict[tuple[str, str], Vector | None] = field(default_factory=dict)
-    statistics: list[tuple[str, int, Vector]] = field(default_factory=list)  # node, dim, its labels
+    # Whether of the graph in training mode, node, dim, its labels.
+    statistics: list[tuple[bool, str, int, Vector]] = field(default_factory=list)
     kinds: dict[str, list[Vector]] = field(default_factory=dict)  # labels known to be of a kind
     products: list[RawProduct] = field(default_factory=list)
     unknown: dict[str, str] = field(
@@ -61,10 +62,14 @@ class Walk:
         *,
         count: bool,
         outputs: Collection[int] | None = None,
+        training: bool = False,
+        alone: bool = False,
         deadline: Deadline | None = None,
     ) -> None:
         self.model = model
         self.trace = trace
+        self.training = training
+        self.alone = alone  # whether this is the only graph, the other mode's being unknown
         self.found = found
         self.labels = found.labels
         self.count = count  # whether this graph's operators are what one sample costs
@@ -90,7 +95,7 @@ class Walk:
                     if isinstance(out, torch.fx.Node) and (
                         self.outputs is None or number in self.outputs
                     ):
-                        self.freeze_all(out, "model output")
+                        self._leaves(number, out)
             elif node.target is operator.getitem:
                 source = self.values.get(node.args[0])
                 self.values[node] = source[node.args[1]] if isinstance(source, list) else None
@@ -105,6 +110,19 @@ class Walk:
                     self.values[node] = rule(self, node, arguments(node))
                 else:
                     self._without_rule(node, name)
+                if self.alone and not node.users and not _writes(node):
+                    self.freeze_all(node, "computed but not returned, and the other mode is not known")
+
+    def _leaves(self, number: int, out: torch.fx.Node) -> None:
+        """What the model returns keeps its shape, and so does what its pass leaves behind of the inputs.
+
+        What it leaves of the parameters alone, as old weight_norm does, is made anew by the next pass.
+        """
+        returned = len(self.trace.outputs)
+        if number < returned:
+            self.freeze_all(out, "model output" + " in training" * self.training)
+        elif out in self.batched:
+            self.freeze_all(out, f"left behind in {self.trace.left[number - returned]}")
 
     def _per_sample(self, node: torch.fx.Node) -> bool:
         """Whether a tensor is made for as many samples as another one has."""
@@ -221,8 +239,8 @@ class Walk:
 
     def statistic(self, node: torch.fx.Node, dim: int, vector: Vector | None) -> None:
         """The operator averages over dimension `dim` of its input, which has these labels."""
-        if self.count and vector is not None:
-            self.found.statistics.append((node.name, dim, vector))
+        if vector is not None:
+            self.found.statistics.append((self.training, node.name, dim, vector))
 
     def kind(self, name: str, vector: Vector | None) -> None:
         """These indices are heads, say: see `families.KINDS`."""
@@ -333,10 +351,57 @@ def arguments(node: torch.fx.Node) -> dict[str, Any]:
     return given
 
 
+def _writes(node: Node) -> bool:
+    """Whether the operator changes a tensor that it is given."""
+    target: Any = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
 def shape(node: Any) -> tuple[int, ...]:
     """The shape of a node's tensor; () for anything else."""
     value = node.meta.get("val") if isinstance(node, torch.fx.Node) else node
     return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+# What a mode changes in operators that are there in both, and leaves their labels as they are.
+_OF_MODE = ("training", "train", "p", "dropout_p")
+
+
+def same_but_for_mode(a: Trace, b: Trace) -> bool:
+    """Whether two graphs of a model differ by dropout and by batch norms' statistics at most."""
+    if (a.state, a.outputs, a.left) != (b.state, b.outputs, b.left):
+        return False
+    twins: dict[Any, Any] = {}
+    mine, other = _without_counters(a), _without_counters(b)
+    if len(mine) != len(other):
+        return False
+    for one, two in zip(mine, other, strict=True):
+        twins[one] = two
+        if (one.op, one.target) != (two.op, two.target) or shape(one) != shape(two):
+            return False
+        if origins_of(one) != origins_of(two):
+            return False
+        if torch.fx.node.map_arg(_plain(one), lambda n: twins.get(n, n)) != _plain(two):
+            return False
+    return True
+
+
+def _plain(node: Node) -> dict[str, Any]:
+    """A call's arguments by name, but for those that say the mode."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return {"args": node.args, "kwargs": node.kwargs}
+    return {name: value for name, value in arguments(node).items() if name not in _OF_MODE}
+
+
+def _without_counters(traced: Trace) -> list[Node]:
+    """The nodes but those that change an integer buffer: a batch norm counts its batches in training."""
+
+    def counts(node: Node) -> bool:
+        value = node.meta.get("val")
+        integer = isinstance(value, Tensor) and not value.is_floating_point()
+        return integer and not node.users and node.op == "call_function" and _writes(node)
+
+    return [node for node in traced.graph.graph.nodes if not counts(node)]
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ocsfast.errors import GroupingError
 from ocsfast.grouping.inline import inline
+from ocsfast.grouping.keeping import Kept, as_it_was
 from ocsfast.grouping.shapes import SIZES, remembered, sizes_in
 
 BATCH = 2  # a dimension of size 1 hides structure, so one sample would not do
@@ -33,11 +35,12 @@ class Trace:
     constants: dict[int, Tensor]  # value of each constant, by the number of its placeholder
     samples: int  # how many samples that is
     outputs: tuple[str, ...]  # what the model calls each of its outputs, e.g. "logits" or "0"
+    left: tuple[str, ...]  # where the pass left tensors, as in a hook's store: further outputs of the graph
     structure: pytree.TreeSpec  # what the outputs stand in
     autocast: bool  # whether the model's own code asks for lower precision somewhere
 
     def run(self, interpreter: torch.fx.Interpreter, state: dict[str, Tensor], inputs: Any) -> Any:
-        """Run the graph on other state and inputs, all float64; its outputs, flat."""
+        """Run the graph on other state and inputs, all float64; its outputs, flat, and what it left."""
         constants = {n: c.double() if c.is_floating_point() else c for n, c in self.constants.items()}
         values = [constants[n] if name is None else state[name] for n, name in enumerate(self.state)]
         return interpreter.run(*values, *pytree.tree_leaves(inputs))
@@ -77,30 +80,20 @@ def _key(entry: Any) -> str:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put the model in a mode; afterwards restore every module's mode and the random generators.
+def undisturbed(model: nn.Module, *, training: bool) -> Iterator[Kept]:
+    """Put the model in a mode; afterwards it is as it was, whatever ran in between (see `as_it_was`).
 
     A language model keeps no cache of keys and values meanwhile.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    held = (vars(module).get("config") for module in model.modules())
-    configs: list[Any] = [config for config in held if getattr(config, "use_cache", False)]
-    device_type = next((p.device.type for p in model.parameters()), "cpu")
-    devices = None if device_type == "cpu" else [device_type]
-    with torch.random.fork_rng(devices=[] if devices is None else None):
+    with as_it_was(model) as kept:
         try:
             model.train(training)
         except NotImplementedError as error:  # an exported program's module
             raise GroupingError(f"the model has one mode only ({error}): pass its source") from error
-        for config in configs:
+        held = (vars(module).get("config") for module in model.modules())
+        for config in [config for config in held if getattr(config, "use_cache", False)]:
             config.use_cache = False
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            for config in configs:
-                config.use_cache = True
+        yield kept
 
 
 def trace(
@@ -124,11 +117,14 @@ def trace(
     args, kwargs, samples = with_batch(args, kwargs, samples)
     try:
         with (
-            undisturbed(model, training=training),
+            undisturbed(model, training=training) as kept,
             torch.set_grad_enabled(gradients),
-            known_outputs(model),
+            all_outputs(model, kept),
             origins(model),
+            warnings.catch_warnings(),
         ):
+            # Of attributes that were assigned: they are put back.
+            warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:  # export raises whatever the model's own code raises, and more
         mode = " in training mode" if training else ""
@@ -148,33 +144,49 @@ def trace(
     autocast = inline(program.graph_module)
     spec = program.call_spec.out_spec
     assert spec is not None
-    names = _output_names(spec)
-    return Trace(program.graph_module, tuple(state), constants, samples, names, spec, autocast)
+    own, left = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    return Trace(
+        program.graph_module,
+        tuple(state),
+        constants,
+        samples,
+        _names(own),
+        tuple(left),
+        pytree.tree_structure(own),
+        autocast,
+    )
 
 
 @contextmanager
-def known_outputs(model: nn.Module) -> Iterator[None]:
-    """Tell torch how to take apart the dataclasses that the model returns, as it returns them."""
+def all_outputs(model: nn.Module, kept: Kept) -> Iterator[None]:
+    """Let the model return what it returns and, beside it, the tensors that its pass left behind.
 
-    def register(module: nn.Module, args: Any, output: Any) -> None:
+    A loss may read those as well as the outputs: features for distillation in the store of a hook, say.
+    The dataclasses among the outputs are made known to torch, which takes them apart.
+    """
+
+    def register(output: Any) -> None:
         for leaf in pytree.tree_leaves(output):
             if is_dataclass(leaf) and not isinstance(leaf, type):
                 torch.export.register_dataclass(type(leaf))
-                register(module, args, leaf)
+                register(leaf)
 
-    handle = model.register_forward_hook(register)
+    def both(module: nn.Module, args: Any, output: Any) -> Any:
+        register(output)
+        traced = {name: t for name, t in kept.left_behind().items() if type(t) is not Tensor}
+        return output, traced
+
+    handle = model.register_forward_hook(both)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _output_names(spec: pytree.TreeSpec) -> tuple[str, ...]:
-    numbered = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    names = [""] * spec.num_leaves
-    for path, number in pytree.tree_flatten_with_path(numbered)[0]:
-        names[number] = ".".join(map(_key, path)) or "0"
-    return tuple(names)
+def _names(numbered: Any) -> tuple[str, ...]:
+    """What each output is called, from a structure of their numbers."""
+    paths = pytree.tree_flatten_with_path(numbered)[0]
+    return tuple(".".join(map(_key, path)) or "0" for path, _ in paths)
 
 
 @contextmanager

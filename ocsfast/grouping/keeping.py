@@ -1,0 +1,263 @@
+"""What a forward pass writes, taken back: tracing a model must leave nothing behind in it.
+
+A pass may keep activations, grids and counters in attributes, lists, dicts, class attributes and whatever
+its hooks write to. While it is traced these would be tensors without data.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+# A trainer that a hook belongs to leads to its data: so many objects are looked at, and no list or dict
+# that is longer. What lies nearest to the model comes first.
+MOST_OBJECTS, LONGEST = 200_000, 10_000
+# Objects of these packages are no place where a forward pass writes; torch's modules are looked at.
+FOREIGN = ("torch", "builtins", "logging", "threading", "numpy", "weakref", "concurrent", "asyncio")
+
+
+class Kept:
+    """Everything that a model's forward pass can reach and write to, as it was when this was made."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._dicts: list[tuple[str, dict[Any, Any], dict[Any, Any]]] = []
+        self._lists: list[tuple[str, Any, list[Any]]] = []  # lists, sets and deques
+        self._cells: list[tuple[str, types.CellType, Any]] = []
+        self._globals: dict[tuple[int, str], tuple[dict[str, Any], Any]] = {}
+        self._classes: dict[type, dict[str, Any]] = {}
+        self._tensors: list[tuple[Tensor, int, Tensor]] = []
+        self._grads = [(p, p.grad) for p in model.parameters()]
+        self._state = {id(t) for m in model.modules() for t in (m._parameters, m._buffers)}
+        self._weights = {id(p) for p in model.parameters()}
+        self._seen: set[int] = set()
+        self._waiting: deque[tuple[str, Any]] = deque([("", model)])
+        while self._waiting and len(self._seen) < MOST_OBJECTS:
+            self._look_at(*self._waiting.popleft())
+        self._waiting.clear()
+
+    # -- looking ----------------------------------------------------------------------------------
+
+    def _look_at(self, label: str, thing: Any) -> None:
+        # By type() and not isinstance(): a lazy proxy answers that by importing what it stands for.
+        kind = type(thing)
+        if thing is None or issubclass(kind, (int, float, str, bytes, type, types.ModuleType)):
+            return
+        if id(thing) in self._seen:
+            return
+        self._seen.add(id(thing))
+        if issubclass(kind, Tensor):
+            self._tensor(thing)
+        elif issubclass(kind, dict):
+            if len(thing) <= LONGEST:
+                self._dicts.append((label, thing, dict(thing)))
+                self._waiting.extend((f"{label}[{key!r}]", value) for key, value in thing.items())
+        elif issubclass(kind, (list, set, deque)):
+            if len(thing) <= LONGEST:
+                self._lists.append((label, thing, list(thing)))
+                self._waiting.extend((f"{label}[{n}]", value) for n, value in enumerate(thing))
+        elif issubclass(kind, tuple):
+            if len(thing) <= LONGEST:
+                self._waiting.extend((f"{label}[{n}]", value) for n, value in enumerate(thing))
+        elif kind is types.FunctionType:
+            self._function(thing)
+        elif kind is types.MethodType:
+            self._waiting.extend([(label, thing.__self__), (label, thing.__func__)])
+        elif issubclass(kind, partial):
+            self._waiting.extend([(label, thing.func), (label, thing.args), (label, thing.keywords)])
+        elif issubclass(kind, nn.Module):
+            self._class(kind)
+            self._attributes(label, thing)
+        elif kind.__name__ == "_WrappedHook":  # torch's own, around a hook with its module
+            self._waiting.append((label, thing.hook))
+        elif kind.__module__.partition(".")[0] not in FOREIGN:
+            self._class(kind)
+            self._attributes(label, thing)
+
+    def _attributes(self, label: str, thing: Any) -> None:
+        own = getattr(thing, "__dict__", None)
+        if type(own) is not dict or id(own) in self._seen:
+            return
+        self._seen.add(id(own))
+        self._dicts.append((label, own, dict(own)))
+        dot = f"{label}." if label else ""
+        for name, value in own.items():
+            if name == "_modules" and isinstance(thing, nn.Module):
+                self._look_at(f"{label}: its modules", value)
+                self._waiting.extend((f"{dot}{child}", module) for child, module in value.items())
+            else:
+                self._waiting.append((f"{dot}{name}", value))
+
+    def _function(self, function: types.FunctionType) -> None:
+        """What it closes over, its defaults, and the names of its module that it knows."""
+        names = function.__code__.co_freevars
+        for name, cell in zip(names, function.__closure__ or (), strict=True):
+            content = _content(cell)
+            self._cells.append((name, cell, content))
+            self._waiting.append((name, content))
+        self._waiting.append(("a default", function.__defaults__))
+        self._waiting.append(("a default", function.__kwdefaults__))
+        self._names_of(function)
+
+    def _names_of(self, function: types.FunctionType) -> None:
+        known = function.__globals__
+        codes = [function.__code__]
+        for code in codes:
+            codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+            for name in code.co_names:
+                value = known.get(name, known)
+                if value is known or isinstance(value, (type, types.ModuleType, types.FunctionType)):
+                    continue
+                self._globals.setdefault((id(known), name), (known, value))
+                if isinstance(value, (dict, list, set, deque)):
+                    self._waiting.append((name, value))
+
+    def _class(self, kind: type) -> None:
+        for base in kind.__mro__:
+            if base in self._classes or base.__module__.partition(".")[0] in FOREIGN:
+                continue
+            own = {n: v for n, v in vars(base).items() if not (n.startswith("__") and n.endswith("__"))}
+            self._classes[base] = own
+            for name, value in own.items():
+                function = getattr(value, "__func__", value)  # static and class methods
+                if isinstance(function, types.FunctionType):
+                    self._names_of(function)
+                elif isinstance(value, (dict, list, set, deque, Tensor)):
+                    self._waiting.append((f"{base.__name__}.{name}", value))
+
+    def _tensor(self, tensor: Tensor) -> None:
+        if id(tensor) in self._weights or tensor.is_inference() or tensor.layout is not torch.strided:
+            return
+        if type(tensor) is Tensor and tensor.device.type != "meta":
+            self._tensors.append((tensor, tensor._version, tensor.detach().clone()))
+
+    # -- what has changed -------------------------------------------------------------------------
+
+    def left_behind(self) -> dict[str, Tensor]:
+        """Tensors that were written since, by the place where they lie: no parameters, no buffers."""
+        found: dict[str, Tensor] = {}
+
+        def note(label: str, value: Any) -> None:
+            for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+                if isinstance(leaf, Tensor):
+                    found.setdefault(f"{label}{pytree.keystr(path)}", leaf)
+
+        for label, thing, before in self._dicts:
+            if id(thing) in self._state:
+                continue
+            for key, value in thing.items():
+                if value is not before.get(key, self):
+                    note(f"{label}.{key}".lstrip(".") if isinstance(key, str) else f"{label}[{key}]", value)
+        for label, sequence, entries in self._lists:
+            known = {id(entry) for entry in entries}
+            for n, value in enumerate(sequence):
+                if id(value) not in known:
+                    note(f"{label}[{n}]", value)
+        for label, cell, content in self._cells:
+            if _content(cell) is not content:
+                note(label, _content(cell))
+        for (_, name), (module, value) in self._globals.items():
+            if module.get(name) is not value:
+                note(name, module.get(name))
+        for kind, attributes in self._classes.items():
+            for name, value in vars(kind).items():
+                if isinstance(value, Tensor) and attributes.get(name) is not value:
+                    note(f"{kind.__name__}.{name}", value)
+        return found
+
+    def restore(self) -> None:
+        """Put everything back, in place."""
+        for _, thing, before in self._dicts:
+            same = len(thing) == len(before) and all(
+                a is b and v is w
+                for (a, v), (b, w) in zip(thing.items(), before.items(), strict=True)
+            )
+            if not same:
+                kind = OrderedDict if isinstance(thing, OrderedDict) else dict
+                kind.clear(thing)
+                kind.update(thing, before)
+        for _, sequence, entries in self._lists:
+            if len(sequence) != len(entries) or any(
+                a is not b for a, b in zip(sequence, entries, strict=True)
+            ):
+                sequence.clear()
+                (sequence.update if isinstance(sequence, set) else sequence.extend)(entries)
+        for _, cell, content in self._cells:
+            if _content(cell) is content:
+                continue
+            if content is _EMPTY:
+                del cell.cell_contents
+            else:
+                cell.cell_contents = content
+        for (_, name), (module, value) in self._globals.items():
+            module[name] = value
+        for kind, attributes in self._classes.items():
+            for name, value in list(vars(kind).items()):
+                if name not in attributes and not (name.startswith("__") and name.endswith("__")):
+                    delattr(kind, name)
+                elif name in attributes and value is not attributes[name]:
+                    setattr(kind, name, attributes[name])
+            for name in attributes.keys() - vars(kind).keys():
+                setattr(kind, name, attributes[name])
+        for tensor, version, value in self._tensors:
+            if tensor._version != version and tensor.shape == value.shape:
+                tensor.data.copy_(value)
+        for parameter, grad in self._grads:
+            if parameter.grad is not grad:
+                parameter.grad = grad
+
+
+_EMPTY = object()  # a variable of an enclosing function that has no value yet
+
+
+def _content(cell: types.CellType) -> Any:
+    with suppress(ValueError):
+        return cell.cell_contents
+    return _EMPTY
+
+
+@contextmanager
+def as_it_was(model: nn.Module) -> Iterator[Kept]:
+    """Afterwards the model, and every generator of random numbers, is as it was.
+
+    Attributes, containers, classes, hooks' stores, buffers, gradients, modes: whatever the forward pass
+    can reach by Python references from the model.
+    """
+    kept = Kept(model)
+    device_type = next((p.device.type for p in model.parameters()), "cpu")
+    devices = None if device_type == "cpu" else [device_type]
+    numbers = random.getstate()
+    numpy: Any = sys.modules.get("numpy")
+    of_numpy = numpy.random.get_state() if numpy is not None else None
+    with torch.random.fork_rng(devices=[] if devices is None else None):
+        try:
+            yield kept
+        finally:
+            kept.restore()
+            random.setstate(numbers)
+            if of_numpy is not None:
+                numpy.random.set_state(of_numpy)
+
+
+class Copying(TorchFunctionMode):
+    """While it is entered, `copy.deepcopy` takes tensors that are no leaves too, by their values."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            if id(tensor) not in memo:
+                memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
