@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -27,7 +28,10 @@ from ocsfast.grouping.families import Families
 from ocsfast.history import StepReport
 from ocsfast.optimizers import find_optimizer, register_counter, require_optimizer
 from ocsfast.pruner import Pruner
+from ocsfast.record import Record, record_of
 from ocsfast.replicas import processes_of
+
+logger = logging.getLogger("ocsfast")
 
 
 class _Recorder:
@@ -121,9 +125,12 @@ def step(
     call: _Call = (ratio, config, config_fields)
     run = _runs.get(model)
     if run is None:
-        require_whole(model)
         checked_ratio(ratio)
-        options_of(config, config_fields)
+        options = options_of(config, config_fields)
+        record = None if options.again else record_of(model)
+        if record is not None:
+            return _resting(model, record, options)
+        require_whole(model)
         owner = _stepped(model, optimizer)
         run = _Run(call)
         if example_inputs is None:
@@ -184,6 +191,11 @@ def attach(
     with processes_of(model).together():
         checked_ratio(ratio)
         options = options_of(config, config_fields)
+        if record_of(model) is not None and not options.again:
+            raise StateError(
+                "the model was cut already: train it on as it is, or pass again=True to cut it further "
+                "(ratio= is then still of the dense model). To resume a run, attach to a dense instance"
+            )
         if families is None:
             require_whole(model)
             if example_inputs is None:
@@ -228,6 +240,25 @@ def detach(model: nn.Module) -> None:
         _forget_inputs(run)
         if run.pruner is not None:
             run.pruner.detach()
+
+
+_told: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # cut models whose rest was explained
+
+
+def _resting(model: nn.Module, record: Record, options: Config) -> StepReport:
+    """What `step` answers for a model that came here cut: loaded from a file, say."""
+    name = options.target if isinstance(options.target, str) else "flops"
+    left, dense = int(record["left"][name]), int(record["dense"][name])
+    if model not in _told:
+        _told.add(model)
+        logger.warning(
+            "the model was cut already, %.3f of its dense %s is gone: ocsfast.step leaves it as it is. "
+            "again=True cuts it further, and ratio= is then still of the dense model",
+            1 - left / max(1, dense),
+            name,
+        )
+    kept = tuple((family, count, size) for family, count, size in record["kept"])
+    return StepReport("pruned", cost=left, cost_at_cut=left, cost_dense=dense, kept=kept)
 
 
 def _attach(

@@ -19,6 +19,7 @@ from ocsfast.arguments import Inputs, plain, unpacked
 from ocsfast.errors import ConfigError, GroupingError
 from ocsfast.grouping.literals import Program, program
 from ocsfast.grouping.trace import BATCH, trace, undisturbed, with_batch
+from ocsfast.record import mark, record_of
 
 SAMPLES = 5  # a graph traced at 2 and 3 is tried at
 TOLERANCE = 1e-3  # relative to the largest output: a fused kernel may round otherwise
@@ -40,6 +41,7 @@ class GraphModel(nn.Module):
     ) -> None:
         super().__init__()
         _fill(self, model, {id(model): self})
+        mark(self, record_of(model))
         leaves, self._input = pytree.tree_flatten(inputs)
         self._fixed = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
         self._outputs = outputs

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from ocsfast.cut import Change, Swap, size_attributes
 from ocsfast.errors import CheckpointError
 from ocsfast.plan import is_channels_last
+from ocsfast.record import Record, is_record, mark, record_of
 from ocsfast.slicing import Layout, is_sharded
 
 KEY = "ocsfast"  # the metadata entry that holds the structure
-FORMAT = 2
+FORMAT = 3
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -54,6 +55,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "attributes": {
             name: sizes for name, module in model.named_modules() if (sizes := size_attributes(module))
         },
+        "cut": record_of(model),
     }
     structure["checksum"] = checksum(structure, plain)
     try:
@@ -98,6 +100,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
     swaps = tuple(Swap(state[name], _placed(new, state[name])) for name, new in tensors.items())
     with ExitStack() as undo:
         Change(model, Layout(), swaps, tuple(attributes)).apply(undo)
+        undo.callback(mark(model, structure.cut))
         undo.pop_all()
 
 
@@ -106,6 +109,7 @@ class _Structure:
     class_name: str
     aliases: dict[str, str]
     attributes: dict[str, dict[str, int]]
+    cut: Record | None  # None: the model was dense
 
 
 def checksum(structure: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
@@ -130,7 +134,7 @@ def _parse(metadata: dict[str, str], path: str, tensors: Mapping[str, Tensor]) -
             raise CheckpointError(f"{path} has format {raw['format']!r}, this version reads {FORMAT}")
         aliases, attributes = raw["aliases"], raw["attributes"]
         sound = (
-            set(raw) == {"format", "class", "aliases", "attributes", "checksum"}
+            set(raw) == {"format", "class", "aliases", "attributes", "cut", "checksum"}
             and isinstance(raw["class"], str)
             and all(isinstance(x, str) for x in aliases.values())
             and all(
@@ -138,6 +142,7 @@ def _parse(metadata: dict[str, str], path: str, tensors: Mapping[str, Tensor]) -
                 for sizes in attributes.values()
                 for size in sizes.values()
             )
+            and (raw["cut"] is None or is_record(raw["cut"]))
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: its structure cannot be read: {error!r}") from error
@@ -145,7 +150,7 @@ def _parse(metadata: dict[str, str], path: str, tensors: Mapping[str, Tensor]) -
         raise CheckpointError(f"{path}: its structure cannot be read: unexpected fields")
     if raw["checksum"] != checksum(raw, tensors):
         raise CheckpointError(f"{path} is damaged: its checksum is not that of what it holds")
-    return _Structure(raw["class"], aliases, attributes)
+    return _Structure(raw["class"], aliases, attributes, raw["cut"])
 
 
 def _check_tensors(path: str, new: dict[str, Tensor], old: dict[str, Tensor]) -> None:

@@ -78,6 +78,7 @@ class Config:
     total_steps: int | None = None  # optimizer steps of the whole run; None: ask the scheduler
     check_every: int | str = "auto"  # optimizer steps between checks; "auto": see `Pruner.step`
     capturable: bool = False  # whether optimizer steps are captured in a CUDA graph
+    again: bool = False  # cut a model further that was cut before; the ratio is of the dense one
 
     # Grouping.
     grouping: str = "labels"

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families, kept_indices
 from ocsfast.model_config import describes_itself, integers_of, set_integers, update_config
+from ocsfast.record import IN_CONFIG, make_record, mark, record_of
 from ocsfast.slicing import Layout, agreement, announce, layout_of, sliced_state
 
 logger = logging.getLogger("ocsfast")
@@ -115,11 +116,20 @@ def cutting(
     """`cut_model`, around what has to follow it: if that raises, the cut is undone."""
     with agreement(model)():
         require_between_steps(model)
+    shapes = {n: torch.empty(p.shape, dtype=p.dtype, device="meta") for n, p in model.named_parameters()}
     with _removed(model, families, pruned, optimizers, copies) as (left, became, undo):
+        record = make_record(families, left, shapes, record_of(model))
         describing: list[Any] = [m for m in (model, *copies) if describes_itself(m)]
+        for module in dict.fromkeys((model, *copies)):
+            undo.callback(mark(module, record))
+        untold = []
         for module in describing:
             undo.callback(set_integers, integers_of(module.config))
-        if sum(update_config(module, became) for module in describing):
+            if update_config(module, became):
+                untold.append(module)
+            else:
+                undo.callback(mark(module.config, record, IN_CONFIG))
+        if untold:
             logger.warning(
                 "no value of the model's config says what was cut, so it stays the dense model's: "
                 "from_pretrained cannot read it; use ocsfast.save and ocsfast.load, or prune with "

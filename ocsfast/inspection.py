@@ -17,6 +17,7 @@ from ocsfast.grouping.literals import Sizes
 from ocsfast.grouping.proof import CUT_FAILS
 from ocsfast.ops import Bound
 from ocsfast.plan import build_plan
+from ocsfast.record import record_of
 from ocsfast.selection import Aim, Choice, choose, make_aim, quantity
 
 
@@ -48,6 +49,8 @@ class Inspection:
     parameters_left: int | None
     grouping_seconds: float  # what attaching takes, the proof included
     check_seconds: float  # what one check takes: saliency and partition
+    gone: float = 0.0  # the share of the target that an earlier cut took: ratios are of the dense model
+    notes: tuple[str, ...] = ()  # what to know of how these were found
     graph_may: bool = False  # whether the model's own code holds what its graph may lose
 
     def __str__(self) -> str:
@@ -86,7 +89,8 @@ def inspect(
     sizes = [family.size for family in families.families]
     macs = build_cost_model(families, families.macs, "MACs")
     held = build_cost_model(families, parameter_products(families, parameters), "parameters")
-    aim = make_aim(families, parameters, options, 0.5 if ratio is None else ratio)
+    record = record_of(model)
+    aim = make_aim(families, parameters, options, 0.5 if ratio is None else ratio, record)
     largest, kept, check_seconds = 0.0, None, 0.0
     if families.families:
         plan = build_plan(families, parameters, include_bias=options.include_bias)
@@ -127,6 +131,8 @@ def inspect(
         parameters_left=None if kept is None else held(kept),
         grouping_seconds=grouping_seconds,
         check_seconds=check_seconds,
+        gone=1 - aim.now / max(1, aim.dense),
+        notes=families.notes,
         graph_may=any(frozen.reason.startswith(CUT_FAILS) for frozen in families.frozen)
         and not any(isinstance(module, Sizes) for module in model.modules()),
     )
@@ -160,12 +166,15 @@ def _table(found: Inspection) -> str:
         lines += [f"  {frozen.where}: {frozen.reason}" for frozen in found.frozen]
     if found.graph_may:
         lines.append("what fails when cut is held by the model's code: try ocsfast.as_graph(model, x)")
+    lines += [f"note: {note}" for note in found.notes]
     lines += [
         "",
         f"{quantity(found.macs)}MACs, {quantity(found.parameters)}parameters, "
         f"{100 * found.prunable:.1f} % of them in tensors that can shrink",
         f"largest ratio: {found.largest_ratio:.3f}",
     ]
+    if found.gone > 0:
+        lines.append(f"cut before: {found.gone:.3f} of the dense model is gone, and ratios are of that")
     if found.ratio is not None and found.macs_left is None:
         lines.append(f"ratio {found.ratio:g} cannot be reached")
     elif found.macs_left is not None and found.parameters_left is not None:

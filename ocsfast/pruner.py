@@ -21,6 +21,7 @@ from ocsfast.copies import Also, Copies
 from ocsfast.cut import cutting, require_between_steps
 from ocsfast.errors import StateError
 from ocsfast.fitting import FitHook, surplus
+from ocsfast.freezing import Freezing
 from ocsfast.grouping.families import NOT_USED, Families
 from ocsfast.history import Progress, StepReport
 from ocsfast.optim import OnePass
@@ -33,6 +34,7 @@ from ocsfast.optimizers import (
     stands_still,
     weak_hook,
 )
+from ocsfast.record import record_of
 from ocsfast.replicas import processes_of
 from ocsfast.selection import (
     Choice,
@@ -101,7 +103,9 @@ class Pruner:
             coupled = {a.tensor: parameters[a.tensor] for a in families.axes if a.tensor in parameters}
             check_owner(optimizer, coupled)
             check_supported(optimizer, stepped=steps > 0)
-            self._aim = make_aim(families, dict(model.named_parameters()), config, self.ratio)
+            named = dict(model.named_parameters())
+            self._aim = make_aim(families, named, config, self.ratio, record_of(model))
+            self._freezing = Freezing(families, named, self._aim.ranking)
             self._coupled: penalty.Coupled | None = self._bind(parameters)
             self._clock = self._make_clock()
         self._processes.begin(self._facts())
@@ -116,12 +120,11 @@ class Pruner:
             module.register_load_state_dict_pre_hook(FitHook(weak_hook(self._fit)))  # type: ignore[no-untyped-call]
             for module in (model, *self._copies.modules)
         ]
-        dense = self._aim.dense
         self._resting = StepReport(
             "observe",
-            cost=dense,
-            cost_dense=dense,
-            cost_at_cut=dense,
+            cost=self._aim.now,
+            cost_dense=self._aim.dense,
+            cost_at_cut=self._aim.now,
             kept=tuple((f.name, f.size, f.size) for f in families.families),
             dense=families.frozen,
         )
@@ -306,6 +309,8 @@ class Pruner:
             self._require_capturable()
         if self._shrinking() is None:
             return None
+        if self._freezing.look():
+            self._hold()
         if not self._coupled.is_current():
             self._rebind()
         mask = self._shrinking()
@@ -362,6 +367,12 @@ class Pruner:
         if self._clock is not None:
             return self._clock.mask  # empty until sparsity learning begins
         return self.mask if self.stage == "sparsify" else None
+
+    def _hold(self) -> None:
+        """Leave alone what is frozen from now on; the next check chooses without it."""
+        if self.mask is not None:
+            self.mask = self._freezing.without_held(self.mask)
+            self._tell_clock()
 
     def _require_capturable(self) -> None:
         if self._clock is None:
@@ -432,6 +443,8 @@ class Pruner:
     def _check(self, coupled: penalty.Coupled, forced: bool) -> StepReport:
         """Choose anew; what the report says of a cut, if it says so, has yet to be made."""
         config, now = self.config, self._progress
+        self._freezing.look()
+        aim = self._aim.without(self._freezing.families) if self._freezing.families else self._aim
         if self._processes.size > 1:  # to read the masks waits for the device
             self._processes.require_agreement(
                 {
@@ -439,10 +452,11 @@ class Pruner:
                     "dtypes": [str(w.dtype) for w in coupled.bound.weights],
                     "progress": (now.stage, now.check, now.steps, now.at_check, float(now.nats)),
                     "choice": [mask.tolist() for mask in self._masks],
+                    "frozen": sorted(self._freezing.families),
                 }
             )
         choice = self._shared(
-            choose(self._aim, coupled.bound, config.criterion, config, self.optimizer, list(self._masks))
+            choose(aim, coupled.bound, config.criterion, config, self.optimizer, list(self._masks))
         )
         if choice.stability is not None:
             now.indices.append(choice.stability)
@@ -459,11 +473,16 @@ class Pruner:
                 "the cut may take twice as many more. Pass total_steps= (optimizer steps) to plan it",
                 stage.latest_start * now.check // max(1, now.steps),
             )
-        late, ready = self._timetable.is_late(now, stage), self._is_ready(choice)
+        self._freezing.tell(choice.cost <= aim.budget, self.ratio)
+        if choice.cost == aim.now and forced:
+            raise StateError("nothing can be cut: all that might go is frozen (requires_grad=False)")
+        late = self._timetable.is_late(now, stage) and choice.cost < aim.now
+        ready = self._is_ready(choice) and choice.cost <= aim.budget
         cut = forced or late or ready
         if late and not ready and not forced:
             self._warn(choice)
-        if not cut and now.stage == "observe" and self._timetable.should_start(now, stage):
+        may = choice.cost < aim.now and self._timetable.should_start(now, stage)
+        if not cut and now.stage == "observe" and may:
             self._begin(choice, coupled)
 
         rate = penalty.mean_rate(penalty.parts_now(coupled, self.optimizer), self.optimizer)
@@ -476,7 +495,7 @@ class Pruner:
             nats=float(now.nats),
             residual=choice.residual,
             changed=choice.changed,
-            cost=choice.cost if cut else self._aim.dense,
+            cost=choice.cost if cut else self._aim.now,
             cost_at_cut=choice.cost,
             cost_dense=self._aim.dense,
             cut=cut,
@@ -485,7 +504,7 @@ class Pruner:
                 (f.name, kept, f.size)
                 for f, kept in zip(self.families.families, choice.kept, strict=True)
             ),
-            dense=self.families.frozen,
+            dense=(*self.families.frozen, *self._freezing.named()),
         )
 
     def _shared(self, choice: Choice) -> Choice:

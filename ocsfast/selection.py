@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ocsfast.errors import ConfigError, StateError
 from ocsfast.grouping.families import Families
 from ocsfast.ops import Weights
 from ocsfast.ranking import Ranking, make_ranking
+from ocsfast.record import Record, dense_cost
 
 NAN = 2  # bit of a partition's status; bit 1, unreachable, shows in the cost
 
@@ -27,7 +28,8 @@ class Aim:
     """A ratio of a model's cost, in integers."""
 
     cost_model: CostModel
-    dense: int
+    dense: int  # what the ratio is of: the model as it was before any cut
+    now: int  # what the model costs as it is: less than that, where it was cut before
     budget: int  # the highest cost that still removes the ratio
     limits: tuple[int, ...]  # most groups each family may lose
     round_to: int  # of which kept counts are multiples
@@ -46,6 +48,11 @@ class Aim:
             )
         return self._placed[device]
 
+    def without(self, families: Container[int]) -> Aim:
+        """The same, but nothing of these families may go."""
+        limits = tuple(0 if f in families else limit for f, limit in enumerate(self.limits))
+        return replace(self, limits=limits)
+
 
 @dataclass(frozen=True, eq=False)
 class Choice:
@@ -61,22 +68,31 @@ class Choice:
 
 
 def make_aim(
-    families: Families, parameters: Mapping[str, nn.Parameter], config: Config, ratio: float
+    families: Families,
+    parameters: Mapping[str, nn.Parameter],
+    config: Config,
+    ratio: float,
+    record: Record | None = None,
 ) -> Aim:
-    """The cost model of `config.target`, and what `ratio` of it means (Eq. 1)."""
+    """The cost model of `config.target`, and what `ratio` of it means (Eq. 1).
+
+    Args:
+        record: of the cut that the model has behind it: then the ratio is of what it cost before.
+    """
     if callable(config.target):
         products, unit = tuple(config.target(families)), "cost units"
     else:
         products, unit = target_products(config.target, families, parameters)
     model = build_cost_model(families, products, unit)
-    dense = model([family.size for family in families.families])
+    now = model([family.size for family in families.families])
+    dense = dense_cost(record, config.target, now)
     limits = tuple(
         min(int(config.max_family_ratio * family.size), max(0, family.size - 1))
         for family in families.families
     )
     ranking = make_ranking(families, config.normalize, config.uniform)
     round_to = math.lcm(config.round_to, families.multiple)
-    return Aim(model, dense, budget_of(dense, ratio), limits, round_to, ranking)
+    return Aim(model, dense, now, budget_of(dense, ratio), limits, round_to, ranking)
 
 
 def choose(
@@ -141,6 +157,12 @@ def require_reachable(
     Raises:
         ConfigError: the choice, which is all that may go where the budget is out of reach, is too dear.
     """
+    if aim.now <= aim.budget:
+        gone = 1 - aim.now / max(1, aim.dense)
+        raise ConfigError(
+            f"ratio={ratio:g} is reached already: the model was cut before and {gone:.3f} of what it "
+            "cost dense is gone. A ratio is of the dense model: a larger one is needed to cut further"
+        )
     if choice.cost <= aim.budget:
         return
     most = 1000 * (aim.dense - choice.cost) // max(1, aim.dense) / 1000

@@ -279,7 +279,7 @@ class Watched(nn.Module):
 
     def tapped(self, x: Tensor, k: int, more: list[Tensor]) -> Tensor:
         how, width = self.taps[k]
-        layer = self.extra[str(k)] if str(k) in self.extra else None
+        layer = dict(self.extra.items()).get(str(k))
         dim = 1 if x.dim() == 4 else -1
         flat = x.mean((2, 3)) if x.dim() == 4 else x.mean(1)
         shape = (-1, width, 1, 1) if x.dim() == 4 else (-1, 1, width)

@@ -186,8 +186,8 @@ def by_labels(
 def _note(training: bool, error: GroupingError) -> str:
     mode, other = ("training", "evaluation") if training else ("evaluation", "training")
     note = (
-        f"only the {other} mode could be traced: what the model does in {mode} alone was not seen, and a "
-        f"width that it reads there may not fit after the cut ({error})"
+        f"only the {other} mode could be traced: what the model does in {mode} alone was not seen, and "
+        f"a width that it reads there may not fit after the cut ({error})"
     )
     logger.warning(note)
     return note

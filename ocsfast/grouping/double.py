@@ -1,4 +1,4 @@
-"""Running a model in float64 although its own code, or its traced graph, asks for less; without chance."""
+"""Running a model in float64 although its code, or its traced graph, asks for less; without chance."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 GROUPED_MM = ("grouped_mm", "_grouped_mm")
 RELU = ("relu", "relu_")
@@ -46,7 +46,7 @@ class Double(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class Settled(TorchDispatchMode):
+class Settled(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, what operators draw is the same for a model and for a part of it.
 
     A mask of dropout keeps everything, a uniform number is one half, a normal one is zero.

@@ -1,7 +1,7 @@
 """What a forward pass writes, taken back: tracing a model must leave nothing behind in it.
 
-A pass may keep activations, grids and counters in attributes, lists, dicts, class attributes and whatever
-its hooks write to. While it is traced these would be tensors without data.
+A pass may keep activations, grids and counters in attributes, lists, dicts, class attributes and
+whatever its hooks write to. While it is traced these would be tensors without data.
 """
 
 from __future__ import annotations
@@ -157,7 +157,10 @@ class Kept:
                 continue
             for key, value in thing.items():
                 if value is not before.get(key, self):
-                    note(f"{label}.{key}".lstrip(".") if isinstance(key, str) else f"{label}[{key}]", value)
+                    note(
+                        f"{label}.{key}".lstrip(".") if isinstance(key, str) else f"{label}[{key}]",
+                        value,
+                    )
         for label, sequence, entries in self._lists:
             known = {id(entry) for entry in entries}
             for n, value in enumerate(sequence):
@@ -179,11 +182,10 @@ class Kept:
         """Put everything back, in place."""
         for _, thing, before in self._dicts:
             same = len(thing) == len(before) and all(
-                a is b and v is w
-                for (a, v), (b, w) in zip(thing.items(), before.items(), strict=True)
+                a is b and v is w for (a, v), (b, w) in zip(thing.items(), before.items(), strict=True)
             )
             if not same:
-                kind = OrderedDict if isinstance(thing, OrderedDict) else dict
+                kind: Any = OrderedDict if isinstance(thing, OrderedDict) else dict
                 kind.clear(thing)
                 kind.update(thing, before)
         for _, sequence, entries in self._lists:
@@ -201,14 +203,14 @@ class Kept:
                 cell.cell_contents = content
         for (_, name), (module, value) in self._globals.items():
             module[name] = value
-        for kind, attributes in self._classes.items():
-            for name, value in list(vars(kind).items()):
+        for owner, attributes in self._classes.items():
+            for name, value in list(vars(owner).items()):
                 if name not in attributes and not (name.startswith("__") and name.endswith("__")):
-                    delattr(kind, name)
+                    delattr(owner, name)
                 elif name in attributes and value is not attributes[name]:
-                    setattr(kind, name, attributes[name])
-            for name in attributes.keys() - vars(kind).keys():
-                setattr(kind, name, attributes[name])
+                    setattr(owner, name, attributes[name])
+            for name in attributes.keys() - vars(owner).keys():
+                setattr(owner, name, attributes[name])
         for tensor, version, value in self._tensors:
             if tensor._version != version and tensor.shape == value.shape:
                 tensor.data.copy_(value)

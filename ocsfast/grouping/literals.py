@@ -104,11 +104,16 @@ class _Writer:
             if node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
-                given, again = (list(n.args[0])[: len(self.traced.outputs)] for n in (node, self.twins[node]))  # type: ignore[call-overload, arg-type]
+                given, again = self._returned(node), self._returned(self.twins[node])
                 self.graph.output(self._merged(node, given, again))
             elif node.op != "placeholder" and node.users:
                 self._refuse(node, f"it calls {node.target}, a graph of its own")
         return Program(self._source(), self.sizes, self.momenta)
+
+    def _returned(self, output: Node) -> list[Any]:
+        """What the model returns: not what its pass leaves behind besides."""
+        every: Any = output.args[0]
+        return list(every)[: len(self.traced.outputs)]
 
     def _refuse(self, node: Node, why: str) -> None:
         raise GroupingError(f"the model's graph cannot stand for it: {why} ({source_of(node)})")

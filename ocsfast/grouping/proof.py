@@ -197,7 +197,7 @@ class Trial:
                 return self._outputs(functional_call(self.model, state, args, kwargs), None)
         reference = _Reference(run, self.families, pruned)
         try:
-            with Double(), Settled():  # Double for its default dtype
+            with Double(), Settled():  # type: ignore[no-untyped-call]
                 out = run.graph.run(reference, state, self.inputs)
         except Exception as error:
             first = str(error).strip().partition("\n")[0]
@@ -211,7 +211,7 @@ class Trial:
         subject = copy.deepcopy(self.model)
         remove_groups(subject, self.families, pruned)
         args, kwargs = self.inputs
-        with Double(), Settled():
+        with Double(), Settled():  # type: ignore[no-untyped-call]
             out = self._outputs(subject.train(run is not None and run.training)(*args, **kwargs), run)
             if self.setting.training and not any(run.training for run in self.setting.runs):
                 subject.train()(*args, **kwargs)  # its shapes have to fit

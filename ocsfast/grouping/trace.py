@@ -35,7 +35,9 @@ class Trace:
     constants: dict[int, Tensor]  # value of each constant, by the number of its placeholder
     samples: int  # how many samples that is
     outputs: tuple[str, ...]  # what the model calls each of its outputs, e.g. "logits" or "0"
-    left: tuple[str, ...]  # where the pass left tensors, as in a hook's store: further outputs of the graph
+    left: tuple[
+        str, ...
+    ]  # where the pass left tensors, as in a hook's store: further outputs of the graph
     structure: pytree.TreeSpec  # what the outputs stand in
     autocast: bool  # whether the model's own code asks for lower precision somewhere
 
@@ -91,7 +93,8 @@ def undisturbed(model: nn.Module, *, training: bool) -> Iterator[Kept]:
         except NotImplementedError as error:  # an exported program's module
             raise GroupingError(f"the model has one mode only ({error}): pass its source") from error
         held = (vars(module).get("config") for module in model.modules())
-        for config in [config for config in held if getattr(config, "use_cache", False)]:
+        configs: list[Any] = [config for config in held if getattr(config, "use_cache", False)]
+        for config in configs:
             config.use_cache = False
         yield kept
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import ocsfast
-from ocsfast.arguments import Inputs
+from ocsfast.arguments import Inputs, options_of
 from ocsfast.copies import Also
 from ocsfast.history import StepReport
 from ocsfast.optimizers import tells_by_steps
 from ocsfast.pruner import Pruner
+from ocsfast.record import record_of
 from ocsfast.timetable import INNER_LOOP_CHECKS
 
 
@@ -67,6 +68,11 @@ class PruneRun:
         state = self._state
         if state is not None and state["progress"]["stage"] == "pruned":
             self.report = StepReport(**{**state["progress"]["history"][-1], "cut": False})
+            return
+
+        again = options_of(None, options).again
+        if state is None and not again and record_of(model) is not None:
+            self.report = ocsfast.step(model, self.ratio, **options)  # which says so, and rests
             return
 
         def attach() -> Pruner:
