@@ -186,7 +186,7 @@ def attach(
     """
     model = plain(model)
     run = _runs.get(model)
-    if run is not None and run.pruner is not None:
+    if run is not None and run.pruner is not None and run.pruner.stage != "pruned":
         raise StateError("this model has a pruner already: call ocsfast.detach(model) first")
     with processes_of(model).together():
         checked_ratio(ratio)

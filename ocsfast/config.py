@@ -12,11 +12,11 @@ from typing import Any
 from torch import nn
 
 from ocsfast import criteria
-from ocsfast.cost import TARGETS
 from ocsfast.criteria import Criterion
 from ocsfast.errors import ConfigError
 from ocsfast.grouping.families import DEFAULT_KINDS, KINDS, Families, Product
 from ocsfast.ranking import NORMALIZE
+from ocsfast.record import TARGETS
 
 Target = str | Mapping[str, float] | Callable[[Families], Sequence[Product]]
 

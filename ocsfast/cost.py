@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ocsfast.errors import GroupingError
 from ocsfast.grouping.families import Families, Product
+from ocsfast.record import TARGETS, Record
 
 # `CostModel.layout`: three counts, then the start of each table in `CostModel.tables`.
 COUNTS = ("axes", "entries", "terms")
@@ -57,8 +58,6 @@ class CostModel:
         return CostModel(self.tables.to(device), self.layout, self.unit)
 
 
-# What `Config.target` may name.
-TARGETS = ("flops", "params", "bytes")
 # A weighted sum's integers: fine enough for a parameter of a model with 10**12 of them.
 _WEIGHTED_TOTAL = 2**50
 
@@ -163,3 +162,34 @@ def build_cost_model(families: Families, products: Sequence[Product], unit: str)
         end += len(section)
     tables = torch.tensor([value for section in sections for value in section], dtype=torch.int64)
     return CostModel(tables, (len(fixed), start[-1], len(terms), *offsets), unit)
+
+
+def dense_cost(record: Record | None, target: object, now: int) -> int:
+    """What the dense model cost of which a cut one costs `now`: MACs scale with the size of the input.
+
+    A target of the user's own scales as FLOPs do. Without a record, the model is the dense one.
+    """
+    if record is None:
+        return now
+    name = target if isinstance(target, str) and target in TARGETS else "flops"
+    return now * int(record["dense"][name]) // max(1, int(record["left"][name]))
+
+
+def make_record(
+    families: Families, pruned: Tensor, parameters: Mapping[str, Tensor], before: Record | None
+) -> Record:
+    """The record of a cut that is about to be made.
+
+    Args:
+        families, parameters: of the model before it.
+        pruned: [num_groups] bool.
+        before: the record of an earlier cut of the same model: dense is what was dense then.
+    """
+    counts = [family.size for family in families.cropped(pruned.cpu()).families]
+    sizes = [family.size for family in families.families]
+    dense, left = {}, {}
+    for target in TARGETS:
+        cost = build_cost_model(families, *target_products(target, families, parameters))
+        dense[target], left[target] = dense_cost(before, target, cost(sizes)), cost(counts)
+    kept = [[f.name, n, f.size] for f, n in zip(families.families, counts, strict=True)]
+    return {"dense": dense, "left": left, "kept": kept}

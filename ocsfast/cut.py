@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families, kept_indices
 from ocsfast.model_config import describes_itself, integers_of, set_integers, update_config
-from ocsfast.record import IN_CONFIG, make_record, mark, record_of
+from ocsfast.record import IN_CONFIG, Record, mark
 from ocsfast.slicing import Layout, agreement, announce, layout_of, sliced_state
 
 logger = logging.getLogger("ocsfast")
@@ -79,6 +79,7 @@ def cut_model(
     pruned: Tensor,
     optimizers: Sequence[Optimizer] = (),
     copies: Sequence[nn.Module] = (),
+    record: Record | None = None,
 ) -> Families:
     """Remove the groups of `pruned` from the model, its copies, and the optimizers' state.
 
@@ -92,6 +93,7 @@ def cut_model(
         pruned: [num_groups] bool, on any device.
         optimizers: whose state to slice.
         copies: modules of the same structure with values of their own, say a moving average.
+        record: what they all are to know of this cut.
 
     Returns:
         The families that are left.
@@ -101,7 +103,7 @@ def cut_model(
             would be emptied, or a training step is under way. Whatever is raised, nothing has been
             changed then; of a sharded model, in no process.
     """
-    with cutting(model, families, pruned, optimizers, copies) as left:
+    with cutting(model, families, pruned, optimizers, copies, record) as left:
         return left
 
 
@@ -112,13 +114,12 @@ def cutting(
     pruned: Tensor,
     optimizers: Sequence[Optimizer] = (),
     copies: Sequence[nn.Module] = (),
+    record: Record | None = None,
 ) -> Iterator[Families]:
     """`cut_model`, around what has to follow it: if that raises, the cut is undone."""
     with agreement(model)():
         require_between_steps(model)
-    shapes = {n: torch.empty(p.shape, dtype=p.dtype, device="meta") for n, p in model.named_parameters()}
     with _removed(model, families, pruned, optimizers, copies) as (left, became, undo):
-        record = make_record(families, left, shapes, record_of(model))
         describing: list[Any] = [m for m in (model, *copies) if describes_itself(m)]
         for module in dict.fromkeys((model, *copies)):
             undo.callback(mark(module, record))

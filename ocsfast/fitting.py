@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from ocsfast.arguments import Inputs, families_of, options_of, unpacked
 from ocsfast.config import Config
+from ocsfast.cost import make_record
 from ocsfast.cut import cut_model
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Axis, Families
+from ocsfast.record import record_of
 
 
 def fit_on_load(
@@ -45,7 +47,9 @@ def fit_on_load(
         families = families_of(module, unpacked(example_inputs), options)
         pruned = surplus(families, shapes)
         if pruned is not None:
-            cut_model(module, families, pruned)
+            parameters = dict(module.named_parameters())
+            record = make_record(families, pruned, parameters, record_of(module))
+            cut_model(module, families, pruned, record=record)
 
     model.register_load_state_dict_pre_hook(FitHook(fit))  # type: ignore[no-untyped-call]
 

@@ -18,6 +18,7 @@ from ocsfast import capture, history, penalty, schedule, stability
 from ocsfast.clock import Clock
 from ocsfast.config import Config, checked_ratio
 from ocsfast.copies import Also, Copies
+from ocsfast.cost import make_record
 from ocsfast.cut import cutting, require_between_steps
 from ocsfast.errors import StateError
 from ocsfast.fitting import FitHook, surplus
@@ -539,8 +540,9 @@ class Pruner:
         """Cut the model and all that follows it, and drive it no longer."""
         optimizers = [self.optimizer, *self._copies.optimizers]
         model, copies, changed = self._alive(), self._copies.modules, False
+        record = make_record(self.families, pruned, dict(model.named_parameters()), record_of(model))
         try:
-            with cutting(model, self.families, pruned, optimizers, copies):
+            with cutting(model, self.families, pruned, optimizers, copies, record):
                 changed = True
                 self._processes.rebuild()
         except BaseException:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ocsfast.cost import TARGETS, build_cost_model, target_products
-from ocsfast.grouping.families import Families
 from ocsfast.model_config import describes_itself
+
+TARGETS = ("flops", "params", "bytes")  # what a cost may be of
 
 ATTRIBUTE = "_ocsfast_cut"
 IN_CONFIG = "ocsfast_cut"
@@ -32,40 +32,6 @@ def record_of(model: nn.Module) -> Record | None:
         if is_record(said) and said["left"]["params"] == sum(p.numel() for p in model.parameters()):
             known = said
     return known
-
-
-def make_record(
-    families: Families, left: Families, parameters: Mapping[str, Tensor], before: Record | None
-) -> dict[str, Any]:
-    """The record of a cut.
-
-    Args:
-        families, left: of the model before the cut and after it.
-        parameters: as they were before the cut.
-        before: the record of an earlier cut of the same model: dense is what was dense then.
-    """
-    sizes = [family.size for family in families.families]
-    counts = [family.size for family in left.families]
-    dense, now = {}, {}
-    for target in TARGETS:
-        products, unit = target_products(target, families, parameters)
-        cost = build_cost_model(families, products, unit)
-        dense[target], now[target] = cost(sizes), cost(counts)
-        if before is not None:
-            dense[target] = dense_cost(before, target, dense[target])
-    kept = [[f.name, n, f.size] for f, n in zip(families.families, counts, strict=True)]
-    return {"dense": dense, "left": now, "kept": kept}
-
-
-def dense_cost(record: Record | None, target: Any, now: int) -> int:
-    """What the dense model cost of which a cut one costs `now`: MACs scale with the size of the input.
-
-    A target of the user's own scales as FLOPs do. Without a record, the model is the dense one.
-    """
-    if record is None:
-        return now
-    name = target if isinstance(target, str) and target in TARGETS else "flops"
-    return now * int(record["dense"][name]) // max(1, int(record["left"][name]))
 
 
 def mark(holder: Any, record: Record | None, name: str = ATTRIBUTE) -> Callable[[], None]:

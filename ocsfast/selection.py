@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 
 from ocsfast import ops
 from ocsfast.config import Config, budget_of
-from ocsfast.cost import CostModel, build_cost_model, target_products
+from ocsfast.cost import CostModel, build_cost_model, dense_cost, target_products
 from ocsfast.criteria import Criterion, saliency
 from ocsfast.errors import ConfigError, StateError
 from ocsfast.grouping.families import Families
 from ocsfast.ops import Weights
 from ocsfast.ranking import Ranking, make_ranking
-from ocsfast.record import Record, dense_cost
+from ocsfast.record import Record
 
 NAN = 2  # bit of a partition's status; bit 1, unreachable, shows in the cost
 

@@ -1,4 +1,4 @@
-"""Rules of operators that make a constant tensor: what a module's attribute sizes follows it."""
+"""Rules of operators that make a tensor of a size: what a module's attribute sizes follows it."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from ocsfast.grouping.rules import asked_for
 
 @rule(*FACTORIES)
 def constant(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """The same value everywhere: `torch.zeros(1, self.num_heads, n, n)` shrinks with num_heads."""
+    """Every element alike: `torch.zeros(1, self.num_heads, n, n)` shrinks with num_heads."""
     return tuple(asked_for(walk, node, place, size) for place, size in enumerate(shape(node)))

@@ -252,14 +252,18 @@ def as_it_was(model: nn.Module) -> Iterator[Kept]:
 
 
 class Copying(TorchFunctionMode):
-    """While it is entered, `copy.deepcopy` takes tensors that are no leaves too, by their values."""
+    """While it is entered, `copy.deepcopy` takes tensors that are no leaves too, by their values.
+
+    Plain tensors become float64 as `Module.double` makes parameters and buffers.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+        if func is Tensor.__deepcopy__ and type(args[0]) is Tensor and args[0].device.type != "meta":
             tensor, memo = args
             if id(tensor) not in memo:
-                memo[id(tensor)] = tensor.detach().clone()
+                copied = tensor.detach().clone()
+                memo[id(tensor)] = copied.double() if copied.is_floating_point() else copied
             return memo[id(tensor)]
         return func(*args, **(kwargs or {}))

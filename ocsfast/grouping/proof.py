@@ -297,25 +297,27 @@ def calibrate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """Batch norms get the statistics of what flows into them.
 
     With any others activations grow from layer to layer, and gates amplify the rounding to a difference.
+    A copy runs, so that what its pass writes elsewhere stays there.
     """
-    held = (m for m in model.modules() if isinstance(getattr(m, "running_var", None), Tensor))
-    norms: list[Any] = [m for m in held if hasattr(m, "momentum")]
-    before = [(norm, norm.momentum) for norm in norms]
+    taught = copy.deepcopy(model)
+    norms: list[tuple[Any, Any]] = [
+        (norm, twin)
+        for norm, twin in zip(model.modules(), taught.modules(), strict=True)
+        if isinstance(getattr(norm, "running_var", None), Tensor) and hasattr(norm, "momentum")
+    ]
     if not norms:
         return
+    for _, twin in norms:
+        twin.train()
+        twin.momentum = 1.0
     try:
-        for norm, _ in before:
-            norm.train()
-            norm.momentum = 1.0
         with Double():
-            model(*args, **kwargs)
+            taught(*args, **kwargs)
     except Exception as error:  # too few values for a variance, say: then with those it has
         logger.debug("batch norms keep their statistics: %s", error)
-    finally:
-        model.train().eval()  # drops what modules keep from a forward pass in evaluation
-        for norm, momentum in before:
-            norm.momentum = momentum
-            norm.running_var.clamp_(min=0.1)
+    for norm, twin in norms:
+        norm.running_mean.copy_(twin.running_mean)
+        norm.running_var.copy_(twin.running_var.clamp(min=0.1))
 
 
 def randomize(model: nn.Module) -> None:

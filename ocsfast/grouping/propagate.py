@@ -311,8 +311,11 @@ def freeze(walk: Walk, vectors: Sequence[Vector | None], why: str) -> None:
         walk.labels.freeze(vector, why)
 
 
-# Operators that make a tensor of one value.
-FACTORIES = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+# Operators that make a tensor of one value, or draw each of its elements alike.
+FACTORIES = (
+    *("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"),
+    *("rand", "randn", "randint"),
+)
 # Operators whose sizes alone may tie their result to another tensor.
 SIZED = (*FACTORIES, "expand", "repeat")
 # Operators whose rule also states a cost, so that they run even where no label is live.
@@ -418,6 +421,8 @@ def _count_macs(node: torch.fx.Node) -> int:
     """MACs of an operator without a rule, by torch's own counter, on tensors without data."""
     computes = isinstance(node.meta.get("val"), (Tensor, tuple, list))
     if torch.Tag.pointwise in getattr(node.target, "tags", ()) or not computes:
+        return 0
+    if not node.all_input_nodes:  # it makes a tensor, drawn perhaps: nothing to count, or to run
         return 0
 
     def meta(value: Any) -> Any:

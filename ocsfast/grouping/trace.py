@@ -35,9 +35,7 @@ class Trace:
     constants: dict[int, Tensor]  # value of each constant, by the number of its placeholder
     samples: int  # how many samples that is
     outputs: tuple[str, ...]  # what the model calls each of its outputs, e.g. "logits" or "0"
-    left: tuple[
-        str, ...
-    ]  # where the pass left tensors, as in a hook's store: further outputs of the graph
+    left: tuple[str, ...]  # further outputs: what the pass left behind, by the place, a hook's store say
     structure: pytree.TreeSpec  # what the outputs stand in
     autocast: bool  # whether the model's own code asks for lower precision somewhere
 
