@@ -6,11 +6,9 @@ from networks import net, sgd
 from torch.optim import lr_scheduler as sched
 
 from ocsfast import Config
-from ocsfast.schedule import (
-    Ramp,
+from ocsfast.schedule import Ramp, paper_lambda, plan_stage
+from ocsfast.schedulers import (
     find_scheduler,
-    paper_lambda,
-    plan_stage,
     run_length,
     scheduler_length,
     scheduler_position,
