@@ -53,12 +53,12 @@ def _planned(config: Config, length: str) -> str:
 
 
 def stays_dense(frozen: Sequence[Frozen]) -> str:
-    """How many layers, by reason; the commonest first."""
+    """How many layers and parameters, by reason; the commonest first."""
     counted = Counter(one.reason for one in frozen).most_common()
     parts = [f"{count} x {reason}" for reason, count in counted[:_REASONS]]
     if len(counted) > _REASONS:
         parts.append(f"{sum(count for _, count in counted[_REASONS:])} x other reasons")
-    return f"{len(frozen)} layers or parameters stay dense: {'; '.join(parts)}"
+    return f"stays dense: {'; '.join(parts)} (each is named at level DEBUG)"
 
 
 def unplanned(now: Progress, checks: tuple[int, int] | None) -> str:
