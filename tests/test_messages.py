@@ -89,16 +89,18 @@ def test_from_begin_to_cut(lines):
     gone = sum(size - kept for _, kept, size in cut.kept)
     begin, end = lines()[2:]
     assert begin == (
-        f"sparsity learning begins at check {pruner.t_sl} (optimizer step {pruner.t_sl * EPOCH}): {gone} "
-        "of 30 groups shrink, over 20 steps as planned"
+        f"sparsity learning begins at check {pruner.t_sl} (optimizer step {pruner.t_sl * EPOCH}): "
+        f"{gone} of 30 groups shrink, over 20 steps as planned"
     )
     assert end == (
         f"cut at check {pruner.t_cut}: {100 * (1 - cut.cost / 69650):.3g} % of 69.7 kMACs is gone (50 % "
-        f"was asked for), {cut.cost / 1000:.3g} kMACs stay; the accuracy told last is {49 + pruner.t_cut}"
+        f"was asked for), {cut.cost / 1000:.3g} kMACs stay; "
+        f"the accuracy told last is {49 + pruner.t_cut}"
     )
     assert [r.accuracy for r in pruner.history] == [50 + k for k in range(pruner.t_cut)]
     state = pruner.state_dict()
-    _, _, other = run()
+    fresh = run()
+    other = fresh[2]
     other.load_state_dict(state)
     assert other.history == pruner.history
     assert other.step() == pruner.step(accuracy=pruner.history[-1].accuracy)

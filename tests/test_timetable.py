@@ -281,3 +281,11 @@ def test_a_callback_is_told_epochs():
     assert planned(300, 30, total_steps=900) == (900, None, 18)
     assert planned(None, None, epochs=20) == (None, 20, "auto")  # refused at the first step
     assert planned(None, None) == (None, None, "auto")
+
+
+def test_processes_have_to_agree_on_the_plan():
+    facts = [
+        run(total_steps=None, **plan)[2]._facts() for plan in ({}, {"epochs": 20}, {"check_every": 9})
+    ]
+    assert facts[0] not in facts[1:]
+    assert facts[1]["config"]["epochs"] == 20
