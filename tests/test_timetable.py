@@ -289,3 +289,13 @@ def test_processes_have_to_agree_on_the_plan():
     ]
     assert facts[0] not in facts[1:]
     assert facts[1]["config"]["epochs"] == 20
+
+
+def test_a_call_that_listened_before_the_attach_was_an_epoch():
+    model = net()
+    optimizer = sgd(model)
+    train(model, optimizer, EPOCH)
+    ocsfast.step(model, 0.5, epochs=20, **LATE)
+    pruner = attach(model, optimizer, epochs=20, **LATE)
+    uneven(pruner.step, 11, model, optimizer)
+    assert (pruner.t_sl, pruner.t_cut) == (7, 11)  # of the calls that could be checks
