@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -21,15 +22,17 @@ from ocsfast.arguments import (
     require_whole,
     unpacked,
 )
-from ocsfast.config import Config, checked_ratio
+from ocsfast.config import PLAN, Config, checked_ratio
 from ocsfast.copies import Also
 from ocsfast.errors import ConfigError, GroupingError, StateError
 from ocsfast.grouping.families import Families
-from ocsfast.history import StepReport
+from ocsfast.history import StepReport, told, unattached
 from ocsfast.optimizers import find_optimizer, register_counter, require_optimizer
 from ocsfast.pruner import Pruner
 from ocsfast.record import Record, record_of
 from ocsfast.replicas import processes_of
+from ocsfast.timetable import require_apart
+from ocsfast.uncut import Listener, warn_at_end
 
 logger = logging.getLogger("ocsfast")
 
@@ -77,6 +80,7 @@ class _Run:
         self.call = call
         self.pruner: Pruner | None = None
         self.recorder: _Recorder | None = None
+        self.farewell: weakref.finalize[..., Any] | None = None  # of a run that ends as it listens
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
 
 
@@ -92,6 +96,7 @@ def step(
     optimizer: Optimizer | None = None,
     example_inputs: Inputs | None = None,
     also: Iterable[Also] = (),
+    accuracy: float | None = None,
     config: Config | None = None,
     **config_fields: Any,
 ) -> StepReport:
@@ -108,6 +113,7 @@ def step(
         example_inputs: one batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
         also: what the cut has to follow besides: modules that hold a copy of the model, as moving
             averages do, and further optimizers that keep state of its parameters. Used at attach.
+        accuracy: what your last validation gave, in any unit: kept in the report and said at the cut.
         config: options as one object, say `Config.paper("cifar")`.
         **config_fields: fields of `Config`; they override `config`.
 
@@ -116,12 +122,14 @@ def step(
 
     Raises:
         ConfigError: a bad option; a ratio or option that differs from the first call's (options need not
-            be repeated); or a ratio that cannot be reached.
+            be repeated, and the run's length is nothing to the call after the cut); a ratio that cannot
+            be reached; or `epochs` in calls after every optimizer step.
         GroupingError: the model's structure cannot be found, or nothing in it can be pruned.
         StateError: no training step was seen, no or several optimizers own the parameters, the
             optimizer's state cannot be cut, the model is wrapped, or a weight is NaN or infinite.
     """
     given, model = model, plain(model)
+    accuracy = told(accuracy)
     call: _Call = (ratio, config, config_fields)
     run = _runs.get(model)
     if run is None:
@@ -129,29 +137,35 @@ def step(
         options = options_of(config, config_fields)
         record = None if options.again else record_of(model)
         if record is not None:
-            return _resting(model, record, options)
+            return _resting(model, record, options, accuracy)
         require_whole(model)
         owner = _stepped(model, optimizer)
+        taken = _counter.steps(owner)
+        require_apart(options, taken)
         run = _Run(call)
         if example_inputs is None:
-            run.recorder = _Recorder(_counter.steps(owner))
+            run.recorder = _Recorder(taken)
+            run.farewell = warn_at_end(run, Listener(taken, processes_of(model).is_first))
             # A compiled module runs past later hooks of the one inside, a plain call past its own.
             run.handles = [
                 module.register_forward_pre_hook(run.recorder, with_kwargs=True)
                 for module in dict.fromkeys((given, model))
             ]
             _runs[model] = run
-            return StepReport("observe")
+            return unattached(model, accuracy)
     else:
-        _require_unchanged(run.call, call)
+        finished = run.pruner is not None and run.pruner.stage == "pruned"
+        _require_unchanged(run.call, call, moot=PLAN if finished else ())
     if run.pruner is None:
         owner = _stepped(model, optimizer)
         inputs = _inputs(example_inputs, run.recorder)
         options = options_of(config, config_fields)
+        if run.recorder is not None:
+            require_apart(options, _counter.steps(owner) - run.recorder.steps)
         families = families_of(model, inputs, options)
         run.pruner = _attach(model, ratio, owner, families, options, also)
         if run.recorder is not None:
-            run.pruner.begin_at(run.recorder.steps)
+            run.pruner.begin_at(run.recorder.steps, calls=1)
         _forget_inputs(run)
         _runs[model] = run
     pruner = run.pruner
@@ -160,7 +174,7 @@ def step(
             "the pruner of this model was detached: call ocsfast.detach(model) to start anew"
         )
     _require_driven(pruner)
-    return pruner.step()
+    return pruner.step(accuracy)
 
 
 @_out_of_inference_mode
@@ -210,8 +224,8 @@ def attach(
         run = _Run((ratio, config, config_fields))
     run.pruner = _attach(model, ratio, owner, families, options, also)
     run.call = (ratio, config, config_fields)
+    run.pruner.begin_at(run.pruner.steps, calls=int(run.recorder is not None))
     _forget_inputs(run)
-    run.pruner.begin_at(run.pruner.steps)
     _runs[model] = run
     return run.pruner
 
@@ -245,7 +259,7 @@ def detach(model: nn.Module) -> None:
 _told: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # cut models whose rest was explained
 
 
-def _resting(model: nn.Module, record: Record, options: Config) -> StepReport:
+def _resting(model: nn.Module, record: Record, options: Config, accuracy: float | None) -> StepReport:
     """What `step` answers for a model that came here cut: loaded from a file, say."""
     name = options.target if isinstance(options.target, str) else "flops"
     left, dense = int(record["left"][name]), int(record["dense"][name])
@@ -258,7 +272,16 @@ def _resting(model: nn.Module, record: Record, options: Config) -> StepReport:
             name,
         )
     kept = tuple((family, count, size) for family, count, size in record["kept"])
-    return StepReport("pruned", cost=left, cost_at_cut=left, cost_dense=dense, kept=kept)
+    unit = {"flops": "MACs", "params": "parameters"}.get(name, name)
+    return StepReport(
+        "pruned",
+        cost=left,
+        cost_at_cut=left,
+        cost_dense=dense,
+        unit=unit,
+        kept=kept,
+        accuracy=accuracy,
+    )
 
 
 def _attach(
@@ -317,8 +340,12 @@ def _require_driven(pruner: Pruner) -> None:
             )
 
 
-def _require_unchanged(first: _Call, now: _Call) -> None:
-    """Refuse another ratio than the first call's, or other options; options need not be repeated."""
+def _require_unchanged(first: _Call, now: _Call, moot: Collection[str] = ()) -> None:
+    """Refuse another ratio than the first call's, or other options; options need not be repeated.
+
+    Args:
+        moot: options that no longer decide anything, and may be others.
+    """
     if now[0] != first[0]:
         raise ConfigError(
             f"ratio={now[0]!r} differs from ratio={first[0]!r} of the first call: it cannot change in "
@@ -326,14 +353,19 @@ def _require_unchanged(first: _Call, now: _Call) -> None:
         )
     if now[1:] in ((None, {}), first[1:]):
         return
-    names = [n for n in {**first[2], **now[2]} if first[2].get(n) != now[2].get(n)] or ["config"]
-    raise ConfigError(
-        f"{', '.join(names)}: not as in the first call; options cannot change in mid-run. "
-        "Call ocsfast.detach(model) to start anew"
-    )
+    then, given = options_of(*first[1:]), options_of(*now[1:])
+    names = [f.name for f in fields(Config) if getattr(then, f.name) != getattr(given, f.name)]
+    changed = [name for name in names if name not in moot]
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)}: not as in the first call; options cannot change in mid-run. "
+            "Call ocsfast.detach(model) to start anew"
+        )
 
 
 def _forget_inputs(run: _Run) -> None:
+    if run.farewell is not None:
+        run.farewell.detach()
     for handle in run.handles:
         handle.remove()
     run.handles, run.recorder = [], None

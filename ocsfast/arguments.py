@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ocsfast.config import Config, make_config
+from ocsfast.config import LENGTHS, Config, make_config
 from ocsfast.errors import ConfigError, StateError
 from ocsfast.grouping import Choice, group
 from ocsfast.grouping.families import Families
@@ -87,8 +87,12 @@ def unpacked(inputs: Inputs) -> Unpacked:
 
 
 def options_of(config: Config | None, config_fields: dict[str, Any]) -> Config:
+    """The options of a call; a length in keywords takes the place of whichever one `config` holds."""
     options = make_config(config_fields)
-    return options if config is None else replace(config, **config_fields)
+    if config is None:
+        return options
+    said = any(config_fields.get(name) is not None for name in LENGTHS)
+    return replace(config, **{**(dict.fromkeys(LENGTHS) if said else {}), **config_fields})
 
 
 def families_of(model: nn.Module, inputs: Unpacked, config: Config) -> Families:

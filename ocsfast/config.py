@@ -31,13 +31,18 @@ _CHOICES = {
 }
 
 
+LENGTHS = ("total_steps", "epochs")  # one of them says how long the run is
+PLAN = (*LENGTHS, "check_every")  # say when things happen, not what goes: a run may resume with others
+
+
 @dataclass(frozen=True)
 class Config:
     """How to prune; every field has a default that needs no tuning.
 
     A *check* is one evaluation of saliency, partition and stability: the paper's epoch. Shares are
-    of the run's optimizer steps, which come from `total_steps`, else from the learning-rate scheduler;
-    where neither tells, the stages are planned by the number of checks seen (see `schedule.py`).
+    of the run's optimizer steps, which come from `total_steps` or `epochs`, else from the learning-rate
+    scheduler; where nothing tells, the stages are planned by the number of checks seen (see
+    `schedule.py`).
     """
 
     # What shrinks.
@@ -76,6 +81,7 @@ class Config:
 
     # The run.
     total_steps: int | None = None  # optimizer steps of the whole run; None: ask the scheduler
+    epochs: int | None = None  # epochs of the whole run; `step` is called once in each
     check_every: int | str = "auto"  # optimizer steps between checks; "auto": see `Pruner.step`
     capturable: bool = False  # whether optimizer steps are captured in a CUDA graph
     again: bool = False  # cut a model further that was cut before; the ratio is of the dense one
@@ -118,9 +124,14 @@ class Config:
         _check_number("span", self.span, "in (0, 1)", lambda x: 0 < x < 1)
         if self.max_residual is not None:
             _check_number("max_residual", self.max_residual, "above 0, or None", lambda x: x > 0)
-        for name in ("sparsify_from", "total_steps"):
+        for name in ("sparsify_from", "total_steps", "epochs"):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), 1)
+        if self.total_steps is not None and self.epochs is not None:
+            raise ConfigError(
+                f"total_steps={self.total_steps} and epochs={self.epochs} both say how long the run is: "
+                "give one of them"
+            )
         if isinstance(self.deadline, float):
             _check_number(
                 "deadline",

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from ocsfast.grouping.families import Families, Frozen
 from ocsfast.ranking import Ranking
 
-logger = logging.getLogger("ocsfast")
-
 _TRAINS = attrgetter("requires_grad")
 REASON = "requires_grad=False"
 
@@ -66,34 +64,35 @@ class Freezing:
         """The held families, for a report."""
         return tuple(Frozen(self._families.families[f].name, REASON) for f in sorted(self.families))
 
-    def tell(self, reachable: bool, ratio: float) -> None:
-        """Say what has changed since this was last called.
+    def told(self, reachable: bool, ratio: float) -> list[tuple[int, str]]:
+        """What has changed since this was last called, for the log: levels and texts.
 
         Args:
             reachable: whether `ratio` can be reached without the families that are held.
         """
+        said = []
         thawed = sum(map(_TRAINS, self._dense))
         if thawed:
             self._dense = [p for p in self._dense if not p.requires_grad]
-            logger.warning(
-                "%d parameters that were frozen when pruning began train now, and stay dense: to let "
-                "them shrink, call ocsfast.detach(model) and begin anew",
-                thawed,
+            text = (
+                f"{thawed} parameters that were frozen when pruning began train now, and stay dense: to "
+                "let them shrink, call ocsfast.detach(model) and begin anew"
             )
-        if self.families == self._told:
-            return
-        self._told = self.families
+            said.append((logging.WARNING, text))
+        if self.families != self._told:
+            self._told = self.families
+            said.append(self._held(reachable, ratio))
+        return said
+
+    def _held(self, reachable: bool, ratio: float) -> tuple[int, str]:
         names = [self._families.families[f].name for f in sorted(self.families)]
         if not names:
-            logger.info("nothing is frozen any more: all that might go before may go again")
-            return
-        said = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+            return logging.INFO, "nothing is frozen any more: all that might go before may go again"
+        few = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        text = f"frozen (requires_grad=False), so it stays as it is from now on: {few}"
         if reachable:
-            logger.info("frozen (requires_grad=False), so it stays as it is from now on: %s", said)
-        else:
-            logger.warning(
-                "frozen (requires_grad=False), so it stays as it is from now on: %s. ratio=%g cannot be "
-                "reached without it: unfreeze it before the deadline, or less will go",
-                said,
-                ratio,
-            )
+            return logging.INFO, text
+        return logging.WARNING, (
+            f"{text}. ratio={ratio:g} cannot be reached without it: unfreeze it before the deadline, or "
+            "less will go"
+        )

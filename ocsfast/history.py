@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ocsfast.errors import StateError
+from ocsfast.config import PLAN
+from ocsfast.errors import ConfigError, StateError
 from ocsfast.grouping.families import Families, Frozen
 from ocsfast.optimizers import Scalar
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 STAGES = ("observe", "sparsify", "pruned")
 
 
@@ -21,8 +22,8 @@ STAGES = ("observe", "sparsify", "pruned")
 class StepReport:
     """One check, or where things stand if this call made none.
 
-    Costs are exact integers, in MACs of one sample's forward pass, parameters, or the unit of a
-    `Config.target` of your own. All but `stage` are empty until the pruner is attached (`check` is 0).
+    Costs are exact integers in `unit`. Until the pruner is attached nothing tells what goes: `check` is
+    0, and the three costs are the model's number of parameters.
     """
 
     stage: str  # "observe", "sparsify" or "pruned", after this call
@@ -36,15 +37,42 @@ class StepReport:
     cost: int = 0  # of the model as it is
     cost_at_cut: int = 0  # of the model with the present choice cut out
     cost_dense: int = 0  # of the model at attach
+    unit: str = "MACs"  # of these: "MACs" of a sample's forward pass, "parameters", "bytes", ...
     cut: bool = False  # whether the cut happened in this call
     forced: bool = False  # cut by the deadline or by `Pruner.cut()`, not because it was stable
     seconds: float = 0.0  # this check's wall-clock time
+    accuracy: float | None = None  # the last that `step` was told, in whatever unit
     kept: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)  # family, kept, of how many
     dense: tuple[Frozen, ...] = field(default=(), repr=False)  # what is never pruned, and why
 
     def kept_share(self) -> dict[str, float]:
         """The share of groups that stay, 0 to 1, by family (named after its first layer)."""
         return {name: kept / size for name, kept, size in self.kept}
+
+
+def unattached(model: nn.Module, accuracy: float | None = None) -> StepReport:
+    """The report of a call that only listens."""
+    cost = sum(parameter.numel() for parameter in model.parameters())
+    return StepReport(
+        "observe",
+        cost=cost,
+        cost_at_cut=cost,
+        cost_dense=cost,
+        unit="parameters",
+        accuracy=accuracy,
+    )
+
+
+def told(accuracy: Any) -> float | None:
+    """What a caller says of the model's accuracy, as a plain number.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    try:
+        return None if accuracy is None else float(accuracy)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"accuracy={accuracy!r}: a number is expected") from error
 
 
 @dataclass
@@ -57,6 +85,8 @@ class Progress:
     at_call: int = 0  # of those, at the last call of `step`
     at_check: int = 0  # and at the last check
     begun: int = 0  # and before the first call that could make one
+    calls: int = 0  # calls of `step` from then on that had new optimizer steps to tell of
+    listened: int = 0  # and before that
     every: int = 0  # steps between checks where `step` is called after each; 0: to be found
     t_sl: int | None = None  # check at which sparsity learning began
     t_cut: int | None = None  # check at which the cut came
@@ -68,6 +98,10 @@ class Progress:
     indices: list[float] = field(default_factory=list)  # Eq. 3, from check lag + 1 on
     history: list[StepReport] = field(default_factory=list)
 
+    def all_calls(self) -> int:
+        """`calls`, with the one that is being made."""
+        return self.calls + (self.steps > self.at_call)
+
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
@@ -77,6 +111,7 @@ class Loaded:
     masks: list[Tensor]  # the last partitions, oldest first, [groups] bool each
     mask: Tensor | None
     scores: Tensor | None
+    replanned: bool  # the options that say when things happen are others now
 
 
 def pack(
@@ -141,6 +176,7 @@ def unpack(
         [m.to(device) for m in masks],
         None if mask is None else mask.to(device),
         None if scores is None else scores.to(device),
+        any(state["facts"]["config"].get(name) != facts["config"].get(name) for name in PLAN),
     )
 
 
@@ -154,7 +190,10 @@ def _require_same(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
             raise StateError("the state is of another model: its families differ")
         if isinstance(value, Mapping) and isinstance(saved[name], Mapping):
             now, then = value, saved[name]
-            name = next(k for k in {**now, **then} if now.get(k, None) != then.get(k, None))
+            differing = [k for k in {**now, **then} if now.get(k, None) != then.get(k, None)]
+            name = next((k for k in differing if k not in PLAN), "")
+            if not name:  # a run goes on by the plan of now
+                continue
             raise StateError(f"the state is of {name}={then.get(name)!r}, here it is {now.get(name)!r}")
         raise StateError(f"the state is of {name}={saved[name]!r}, here it is {value!r}")
 
@@ -163,7 +202,8 @@ def _progress(state: Mapping[str, Any], dense: tuple[Frozen, ...]) -> Progress:
     try:
         if set(state) != {f.name for f in fields(Progress)} or state["stage"] not in STAGES:
             raise ValueError(f"fields {sorted(state)}, stage {state.get('stage')!r}")
-        counts = [state[name] for name in ("check", "steps", "at_call", "at_check", "planned")]
+        names = ("check", "steps", "at_call", "at_check", "begun", "calls", "listened", "planned")
+        counts = [state[name] for name in names]
         optional = [state[name] for name in ("t_sl", "t_cut", "start")]
         if not all(isinstance(n, int) for n in counts + [n for n in optional if n is not None]):
             raise ValueError("a count is not an integer")

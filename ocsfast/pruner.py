@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ocsfast import capture, history, penalty, schedule, stability
+from ocsfast import capture, history, messages, penalty, schedule, stability
 from ocsfast.clock import Clock
 from ocsfast.config import Config, checked_ratio
 from ocsfast.copies import Also, Copies
@@ -24,7 +24,7 @@ from ocsfast.errors import StateError
 from ocsfast.fitting import FitHook, surplus
 from ocsfast.freezing import Freezing
 from ocsfast.grouping.families import NOT_USED, Families
-from ocsfast.history import Progress, StepReport
+from ocsfast.history import Progress, StepReport, told
 from ocsfast.optim import OnePass
 from ocsfast.optimizers import (
     Scalar,
@@ -42,10 +42,10 @@ from ocsfast.selection import (
     choose,
     make_aim,
     mean_pruned_norm,
-    quantity,
     require_reachable,
 )
-from ocsfast.timetable import Timetable
+from ocsfast.timetable import Timetable, require_apart
+from ocsfast.uncut import Watch, warn_at_end
 
 logger = logging.getLogger("ocsfast")
 
@@ -113,6 +113,7 @@ class Pruner:
         # By Eq. 2: what a criterion may need besides the weights is not there before the first step.
         choice = choose(self._aim, self._coupled.bound, "l2", config, optimizer)
         require_reachable(self._aim, choice, families, config, self.ratio)
+        least = choose(replace(self._aim, budget=0), self._coupled.bound, "l2", config, optimizer).cost
         self._hooks = [
             optimizer.register_step_pre_hook(weak_hook(self._before_step)),
             optimizer.register_step_post_hook(weak_hook(self._after_step)),
@@ -126,19 +127,26 @@ class Pruner:
             cost=self._aim.now,
             cost_dense=self._aim.dense,
             cost_at_cut=self._aim.now,
+            unit=self._aim.cost_model.unit,
             kept=tuple((f.name, f.size, f.size) for f in families.families),
             dense=families.frozen,
         )
+        self._watch = Watch(self._progress, speaks=self._processes.is_first)
+        self._farewell = warn_at_end(self, self._watch)
 
+        length = "" if config.epochs or config.total_steps else self._timetable.source()
+        self._say(messages.attached(families, self._aim, least, self.ratio, config, length))
+        if families.frozen:
+            self._say(messages.stays_dense(families.frozen))
         for frozen in families.frozen:
-            logger.info("%s stays dense: %s", frozen.where, frozen.reason)
+            self._say(f"{frozen.where} stays dense: {frozen.reason}", logging.DEBUG)
         unused = [frozen.where for frozen in families.frozen if frozen.reason == NOT_USED]
         if unused:
-            logger.warning(
-                "%d parameters were not used by the example inputs (%s ...) and stay dense: inputs that "
-                "do use them may find their neighbours cut. Pass example_inputs= that use all",
-                len(unused),
-                ", ".join(unused[:3]),
+            self._say(
+                f"{len(unused)} parameters were not used by the example inputs "
+                f"({', '.join(unused[:3])} ...) and stay dense: inputs that do use them may find their "
+                "neighbours cut. Pass example_inputs= that use all",
+                logging.WARNING,
             )
 
     # What a user reads and calls.
@@ -178,30 +186,38 @@ class Pruner:
         """Whether it waits for its optimizer, which has taken no step since the last call of `step`."""
         return self.stage != "pruned" and self.steps == self._progress.at_call
 
-    def begin_at(self, steps: int) -> None:
-        """Take it that `step` was called last when the optimizer had taken so many steps."""
-        self._progress.at_call = self._progress.begun = steps
+    def begin_at(self, steps: int, calls: int = 0) -> None:
+        """Take it that `step` was called so often, the last time after so many optimizer steps."""
+        self._progress.at_call = self._progress.begun = self._watch.since = steps
+        self._progress.listened = calls
 
-    def step(self) -> StepReport:
+    def step(self, accuracy: float | None = None) -> StepReport:
         """Make a check if one is due, and cut if it says so.
 
         check_every="auto": calls that lie several optimizer steps apart are one check each; calls after
         every optimizer step make 50 in the whole run, and one per 500 steps at least. An integer: a
         check every that many steps.
 
+        Args:
+            accuracy: what your last validation gave, in any unit: kept in the report, said at the cut.
+
         Returns:
             The check's report; without a check, the last one with `cut` false.
 
         Raises:
+            ConfigError: `epochs` was given, but this is called after every optimizer step.
             StateError: a weight is NaN or infinite or was replaced, or the pruner was detached. Whatever
                 is raised, nothing has been changed then.
         """
         now = self._now()
+        if accuracy is not None:
+            self._resting = replace(self._resting, accuracy=told(accuracy))
         if now.stage == "pruned":
             return self._resting
         self._require_attached()
+        require_apart(self.config, now.steps - now.at_call)
         report = self._evaluate(forced=False) if self._timetable.is_due(now) else self._resting
-        now.at_call = now.steps
+        now.calls, now.at_call = now.all_calls(), now.steps
         return report
 
     def cut(self) -> StepReport:
@@ -218,6 +234,7 @@ class Pruner:
     def detach(self) -> None:
         """Remove the optimizer hooks. The model stays as it is; this pruner cannot go on."""
         self._now()
+        self._farewell.detach()
         for hook in (*self._hooks, *self._load_hooks):
             hook.remove()
         self._hooks, self._load_hooks = [], []
@@ -237,6 +254,7 @@ class Pruner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, with the model's and the optimizer's own state loaded as well.
 
+        The run's length and `check_every` may differ from those of the state: the present ones count.
         Attach to a dense instance of the model first. If the cut had come by then, the model is cut
         here, unless its weights were loaded before and it has been cut to their shapes already.
 
@@ -251,6 +269,8 @@ class Pruner:
         device = torch.device("cpu") if self._coupled is None else self._coupled.bound.plan.tables.device
         with self._processes.together():
             loaded = history.unpack(state, self._facts(), self.families, device)
+            if loaded.replanned and loaded.progress.stage != "pruned":
+                self._timetable.take_over(loaded.progress)
         mask = None if loaded.mask is None else loaded.mask.tolist()
         self._processes.begin(
             {"the state's stage": loaded.progress.stage, "mask": mask, "weights": self._fitted}
@@ -269,6 +289,7 @@ class Pruner:
             )
         self._progress, self.mask, self.scores = progress, loaded.mask, loaded.scores
         self._masks = deque(loaded.masks, maxlen=self.config.lag)
+        self._watch.progress, self._watch.since = progress, progress.steps
         self._timetable.forget()
         self._tell_clock()
         if progress.history:
@@ -423,20 +444,23 @@ class Pruner:
                 self._remove(self.mask)
         except BaseException:
             self._progress, self._masks, self.scores, self.mask = before, masks, scores, mask
+            self._watch.progress = before
             self._timetable.forget()
             self._tell_clock()
             raise
         self._tell_clock()
+        unit, accuracy = self._resting.unit, self._resting.accuracy
+        report = replace(report, unit=unit, accuracy=accuracy, seconds=time.perf_counter() - begun)
+        self._watch.speaks = self._processes.is_first
         if report.cut:
             now.stage, now.t_cut = "pruned", now.check
-            cost, dense = quantity(report.cost), quantity(report.cost_dense)
-            unit = self._aim.cost_model.unit
-            logger.info("cut at check %d: %s of %s%s stay", now.check, cost.strip(), dense, unit)
+            self._say(messages.cut_made(report, self.ratio))
             if self._captured:
                 logger.warning(
                     "the CUDA graphs captured so far train the model of before the cut: capture again"
                 )
-        report = replace(report, seconds=time.perf_counter() - begun)
+        else:
+            self._watch.why = messages.why_uncut(self.config, self._timetable.plan(now))
         now.history.append(report)
         self._resting = replace(report, cut=False, seconds=0.0)
         return report
@@ -467,21 +491,18 @@ class Pruner:
         self.scores, self.mask = choice.scores, choice.mask
 
         stage = self._timetable.plan(now)
-        unplanned = stage.deadline is None and self.config.deadline is not None
-        if unplanned and now.check == self.config.window:
-            logger.warning(
-                "nothing tells how long this run is: groups shrink from check %d on at the latest, and "
-                "the cut may take twice as many more. Pass total_steps= (optimizer steps) to plan it",
-                stage.latest_start * now.check // max(1, now.steps),
-            )
-        self._freezing.tell(choice.cost <= aim.budget, self.ratio)
+        if self._timetable.lacks_length(now, stage):
+            self._say(messages.unplanned(now, self._timetable.latest_checks(now)), logging.WARNING)
+        for level, text in self._freezing.told(choice.cost <= aim.budget, self.ratio):
+            self._say(text, level)
         if choice.cost == aim.now and forced:
             raise StateError("nothing can be cut: all that might go is frozen (requires_grad=False)")
         late = self._timetable.is_late(now, stage) and choice.cost < aim.now
         ready = self._is_ready(choice) and choice.cost <= aim.budget
         cut = forced or late or ready
         if late and not ready and not forced:
-            self._warn(choice)
+            level, text = messages.deadline_came(now.check, choice.residual, config.max_residual)
+            self._say(text, level)
         may = choice.cost < aim.now and self._timetable.should_start(now, stage)
         if not cut and now.stage == "observe" and may:
             self._begin(choice, coupled)
@@ -534,7 +555,9 @@ class Pruner:
         now.planned = self._timetable.plan(now).steps
         if self.config.strength == "auto":
             now.scale = mean_pruned_norm(coupled.bound, choice.mask)
-        logger.info("sparsity learning begins at check %d", now.check)
+        gone, all_groups = int(choice.mask.sum()), self.families.num_groups
+        ramp = self.config.strength == "auto"
+        self._say(messages.sparsity_begins(now, gone, all_groups, ramp))
 
     def _remove(self, pruned: Tensor) -> None:
         """Cut the model and all that follows it, and drive it no longer."""
@@ -551,16 +574,10 @@ class Pruner:
             raise
         self.detach()
 
-    def _warn(self, choice: Choice) -> None:
-        mean = stability.mean_stability(self._progress.indices, self.config.window)
-        logger.warning(
-            "the deadline cuts at check %d: mean stability %s (wanted %g), residual %.3g (wanted %s)",
-            self._progress.check,
-            "unknown" if mean is None else f"{mean:.4f}",
-            1 - self.config.epsilon,
-            choice.residual,
-            "any" if self.config.max_residual is None else f"below {self.config.max_residual:g}",
-        )
+    def _say(self, text: str, level: int = logging.INFO) -> None:
+        """Log on one process of all, as a run has one log to read."""
+        if self._processes.is_first:
+            logger.log(level, "%s", text)
 
     # The model.
 

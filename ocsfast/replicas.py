@@ -43,6 +43,15 @@ class Processes(ABC):
         group = self.group
         return 1 if group is None else dist.get_world_size(group)
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks for all, which one of them does: rank 0."""
+        group = self.group
+        if group is not None:
+            return dist.get_rank(group) == 0
+        # A model may yet be wrapped: then the default group's ranks are the best guess.
+        return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
     def together(self) -> AbstractContextManager[None]:
         """Around what must fail on every rank if it does on one; nothing where they need not meet."""
         return nullcontext()

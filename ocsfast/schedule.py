@@ -1,18 +1,11 @@
-"""When things happen and how strong the penalty is: the run's length, Eq. 7, the automatic ramp.
-
-All functions are pure but `find_scheduler`, which looks for the scheduler that drives an optimizer.
-"""
+"""When things happen and how strong the penalty is: the planned stage, Eq. 7, the automatic ramp."""
 
 from __future__ import annotations
 
-import functools
-import gc
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim import lr_scheduler as sched
 
 from ocsfast.config import Config
 
@@ -107,75 +100,3 @@ def plan_stage(
         if start is not None and total is None and config.deadline is not None:
             deadline = start + 2 * length
     return Stage(latest_start=max(latest, interval), steps=length, deadline=deadline)
-
-
-def find_scheduler(optimizer: Optimizer) -> sched.LRScheduler | None:
-    """The scheduler that drives `optimizer`, or None; the outermost one if they are nested.
-
-    A scheduler refers to its optimizer but not the other way round, so the garbage collector's list
-    is searched; the wrapper that schedulers put around `optimizer.step` tells when that is worth it.
-    """
-    if not hasattr(optimizer.step, "_wrapped_by_lr_sched"):
-        return None
-    # type() and not isinstance(): lazy proxies answer isinstance() by importing what they stand for.
-    found = [
-        thing
-        for thing in gc.get_objects()
-        if issubclass(type(thing), sched.LRScheduler) and getattr(thing, "optimizer", None) is optimizer
-    ]
-    nested = {id(inner) for outer in found for inner in getattr(outer, "_schedulers", ())}
-    outermost = [s for s in found if id(s) not in nested]
-    known = [s for s in outermost if scheduler_length(s) is not None]
-    best = known or outermost
-    return best[-1] if best else None
-
-
-def scheduler_length(scheduler: sched.LRScheduler) -> int | None:
-    """Scheduler steps until the schedule ends, where its class tells; else None."""
-    if isinstance(scheduler, sched.OneCycleLR):
-        return int(scheduler.total_steps)
-    if isinstance(scheduler, sched.CosineAnnealingLR):
-        return int(scheduler.T_max)
-    if isinstance(scheduler, sched.PolynomialLR):
-        return int(scheduler.total_iters)
-    if isinstance(scheduler, sched.LinearLR):  # a rise is a warm-up, which says nothing of the end
-        return int(scheduler.total_iters) if scheduler.end_factor < scheduler.start_factor else None
-    if isinstance(scheduler, sched.SequentialLR):
-        last = scheduler_length(scheduler._schedulers[-1])
-        return None if last is None else int(scheduler._milestones[-1]) + last
-    if isinstance(scheduler, sched.ChainedScheduler):
-        lengths = [scheduler_length(inner) for inner in scheduler._schedulers]
-        return max((n for n in lengths if n is not None), default=None)
-    if isinstance(scheduler, sched.LambdaLR):  # transformers' schedules are partials that know it
-        for function in scheduler.lr_lambdas:
-            steps = getattr(function, "keywords", {}).get("num_training_steps")
-            if isinstance(function, functools.partial) and isinstance(steps, int):
-                return steps
-    return None
-
-
-def scheduler_position(scheduler: sched.LRScheduler) -> int:
-    """Scheduler steps taken so far."""
-    inner = getattr(scheduler, "_schedulers", ())
-    if not hasattr(scheduler, "last_epoch") and inner:  # ChainedScheduler keeps none of its own
-        return scheduler_position(inner[0])
-    return max(0, int(scheduler.last_epoch))
-
-
-def run_length(length: int, first: tuple[int, int], now: tuple[int, int]) -> int | None:
-    """Optimizer steps of the whole run, from a scheduler of `length` steps.
-
-    Args:
-        first, now: (optimizer steps, scheduler steps) at an earlier check and at this one. Their
-            differences give the optimizer steps a scheduler step, whether it moves once a step or once
-            an epoch, before or after the check.
-
-    None until the scheduler has moved.
-    """
-    if now[1] > first[1]:
-        per_step = (now[0] - first[0]) / (now[1] - first[1])
-    elif now[1] > 0 and now[0] > 0:
-        per_step = now[0] / now[1]
-    else:
-        return None
-    return max(now[0], round(now[0] + (length - now[1]) * per_step))

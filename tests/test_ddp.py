@@ -40,6 +40,7 @@ def replicated(rank, folder, wrapped, more):
         return pruner
 
     masks = whole_run(ddp, optimizer, drive, rank)
+    assert pruner._processes.is_first == (rank == 0)
     assert pruner.stage == "pruned"
     assert model.conv2.out_channels < 12
     torch.save((masks, model.state_dict()), f"{folder}/rank{rank}")

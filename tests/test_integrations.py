@@ -94,6 +94,19 @@ def test_the_best_checkpoint_is_one_of_the_cut_model(tmp_path):
     assert made["model"].bert.encoder.layer[0].intermediate.dense.out_features < 32
 
 
+def test_epochs_of_a_run_of_which_the_trainer_knows_a_part(tmp_path):
+    """32 examples in batches of 4, two of them a step: 4 steps an epoch."""
+    made = bert(tmp_path, max_steps=2, gradient_accumulation_steps=2, save_strategy="no")
+    from transformers import Trainer
+
+    from ocsfast.integrations.transformers import PruneCallback
+
+    prune = PruneCallback(0.5, {"input_ids": torch.ones(1, 8).long()}, epochs=25)
+    Trainer(**made, callbacks=[prune]).train()
+    config = prune.run.pruner.config
+    assert (config.epochs, config.total_steps, config.check_every) == (None, 100, 2)
+
+
 def test_gradients_are_there_at_a_check_of_the_trainer(tmp_path, caplog):
     """One check an optimizer step, whether or not it takes several batches."""
     made = bert(tmp_path, max_steps=4, gradient_accumulation_steps=2, save_strategy="no")
@@ -179,6 +192,16 @@ def test_lightning_accumulates():
     assert callback.run.report.stage == "pruned"
     assert module.net[1].out_features < 16
     assert callback.run.pruner.steps == 2
+
+
+def test_epochs_of_a_run_of_which_lightning_knows_a_part():
+    """8 examples in batches of 4; `max_epochs` is 2."""
+    lightning, module = lightning_module()
+    from ocsfast.integrations.lightning import PruneCallback
+
+    callback = PruneCallback(0.5, batch(0)[0][:2], module="net", epochs=30)
+    fit(lightning, module, callback)
+    assert callback.run.pruner.config.total_steps == 60
 
 
 def test_lightning_reads_the_best_cut_model(tmp_path):

@@ -176,13 +176,25 @@ def test_same_seed_same_bits():
     assert first[3] == second[3]
 
 
-def test_the_deadline_cuts_and_says_so(caplog):
-    model, optimizer, pruner = run(epsilon=0.0, max_residual=1e-9, deadline=7)
-    with caplog.at_level(logging.WARNING, "ocsfast"):
+@pytest.mark.parametrize(
+    ("most", "level", "told"),
+    [
+        (1e-9, "WARNING", "with groups that are not fully shrunk: the groups that go have 0.0231 of"),
+        (0.9, "INFO", "(below max_residual=0.9: it is harmless)"),
+        (None, "INFO", "(any is allowed)"),
+    ],
+)
+def test_the_deadline_cuts_and_says_so(most, level, told, caplog, monkeypatch):
+    monkeypatch.setattr("ocsfast.stability.is_stable", lambda *indices: False)
+    model, optimizer, pruner = run(max_residual=most, deadline=7)
+    with caplog.at_level(logging.INFO, "ocsfast"):
         reports = epochs(model, optimizer, pruner, 8)
     assert [r.cut for r in reports] == [False] * 6 + [True, False]
     assert reports[6].forced
-    assert "the deadline cuts at check 7" in caplog.text
+    (said,) = [r for r in caplog.records if "the plan's deadline has come at check 7" in r.getMessage()]
+    assert said.levelname == level
+    assert told in said.getMessage()
+    assert ("larger span= or nats=" in said.getMessage()) == (level == "WARNING")
 
 
 def test_deadline_as_a_share_and_start_in_time(caplog):
@@ -206,17 +218,88 @@ def test_length_from_the_scheduler():
     assert (pruner.t_sl, pruner.t_cut) == (8, 12)
 
 
-def test_a_run_of_unknown_length_says_what_it_plans(caplog):
+UNKNOWN = "nothing tells how long this run is"
+
+
+@pytest.fixture
+def never_stable(monkeypatch):
+    """Only the plan's own limits begin a stage or end it."""
+    for name in ("has_settled", "is_stable"):
+        monkeypatch.setattr(f"ocsfast.stability.{name}", lambda *indices: False)
+
+
+def unknown_length(caplog):
+    return [r for r in caplog.records if UNKNOWN in r.getMessage()]
+
+
+def test_a_run_of_unknown_length_says_what_it_plans(caplog, never_stable):
+    """At the first check, and it comes as it was said."""
     model = net()
     optimizer = sgd(model)
+    pruner = attach(model, optimizer)
+    epochs(model, optimizer, pruner, 1)
+    (said,) = unknown_length(caplog)
+    assert said.levelname == "WARNING"
+    told = "groups shrink from call 24 of step on, and the cut comes at call 72 of step, at the latest"
+    assert told in said.getMessage()
+    assert "Pass epochs= (step is called once in each) or total_steps=" in said.getMessage()
+    epochs(model, optimizer, pruner, 71, first=1)
+    assert unknown_length(caplog) == [said]
+    assert (pruner.t_sl, pruner.t_cut) == (24, 72)
+
+
+def test_a_run_of_unknown_length_by_step(caplog, never_stable):
+    """The call that only listens is one of those that are counted."""
+    model = net()
+    optimizer = sgd(model)
+    calls = []
+    for k in range(72):
+        train(model, optimizer, EPOCH, first=k * EPOCH)
+        calls.append(ocsfast.step(model, 0.5).stage)
+    (said,) = unknown_length(caplog)
+    assert "from call 24 of step on, and the cut comes at call 72 of step" in said.getMessage()
+    assert calls.index("sparsify") + 1 == 24
+    assert calls.index("pruned") + 1 == 72
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"check_every": 5}, "groups shrink from check 24 on, and the cut comes at check 72"),
+        ({"check_every": 5, "sparsify_from": 6}, "from check 6 on, and the cut comes at check 18"),
+        ({"check_every": 5, "strength": "paper"}, "groups shrink once the choice has settled, and the"),
+    ],
+)
+def test_calls_that_are_no_checks(options, told, caplog):
+    model, optimizer, pruner = run(total_steps=None, tau=0.0, epsilon=0.0, **options)
+    for k in range(10):
+        train(model, optimizer, 1, first=k)
+        pruner.step()
+    (said,) = unknown_length(caplog)
+    assert told in said.getMessage()
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_scheduler_that_moves_after_the_call_is_waited_for(moved, caplog):
+    model = net()
+    optimizer = sgd(model)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     pruner = attach(model, optimizer, tau=0.0, epsilon=0.0)
-    epochs(model, optimizer, pruner, 5)
-    said = [r.getMessage() for r in caplog.records if "total_steps=" in r.getMessage()]
-    assert len(said) == 1
-    assert "from check 24 on at the latest" in said[0]
-    caplog.clear()
-    epochs(*run()[:3], 5)
-    assert "total_steps" not in caplog.text
+    for e in range(4):
+        train(model, optimizer, EPOCH, first=e * EPOCH)
+        pruner.step()
+        assert len(unknown_length(caplog)) == (0 if moved or e == 0 else 1)
+        if moved:
+            scheduler.step()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"total_steps": None, "epochs": 20}, {"total_steps": None, "deadline": 9}, {"deadline": None}],
+)
+def test_a_run_that_is_planned_has_nothing_to_warn_of(options, caplog):
+    epochs(*run(**options), 5)
+    assert unknown_length(caplog) == []
 
 
 def test_no_penalty_before_and_after():

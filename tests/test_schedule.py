@@ -1,20 +1,10 @@
-"""Eq. 7, the automatic ramp, and how long a run is."""
+"""Eq. 7, the automatic ramp, and the planned stage."""
 
 import pytest
 import torch
-from networks import net, sgd
-from torch.optim import lr_scheduler as sched
 
 from ocsfast import Config
-from ocsfast.schedule import (
-    Ramp,
-    find_scheduler,
-    paper_lambda,
-    plan_stage,
-    run_length,
-    scheduler_length,
-    scheduler_position,
-)
+from ocsfast.schedule import Ramp, paper_lambda, plan_stage
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
@@ -65,37 +55,6 @@ def test_stage_with_an_unknown_length():
     assert (before.latest_start, before.deadline) == (240, None)
     after = plan_stage(Config(), total=None, start=80, checks=9, steps=90)
     assert (after.steps, after.deadline) == (80, 240)
-
-
-def test_finds_the_outermost_scheduler():
-    optimizer = sgd(net())
-    assert find_scheduler(optimizer) is None
-    warm = sched.LinearLR(optimizer, 0.1, total_iters=5)
-    cosine = sched.CosineAnnealingLR(optimizer, 95)
-    both = sched.SequentialLR(optimizer, [warm, cosine], [5])
-    assert find_scheduler(optimizer) is both
-    assert scheduler_length(both) == 100
-    assert find_scheduler(sgd(net())) is None
-
-
-def test_lengths_that_schedulers_tell():
-    optimizer = sgd(net())
-    assert scheduler_length(sched.OneCycleLR(optimizer, 0.1, total_steps=70)) == 70
-    assert scheduler_length(sched.PolynomialLR(optimizer, 30)) == 30
-    assert scheduler_length(sched.LinearLR(optimizer, 1.0, 0.01, total_iters=20)) == 20
-    assert scheduler_length(sched.LinearLR(optimizer, 0.1, 1.0, total_iters=20)) is None
-    assert scheduler_length(sched.MultiStepLR(optimizer, [10])) is None
-    chained = sched.ChainedScheduler([sched.CosineAnnealingLR(optimizer, 40)])
-    assert (scheduler_length(chained), scheduler_position(chained)) == (40, 0)
-
-
-@pytest.mark.parametrize("after", [True, False])
-def test_run_length_by_counting(after):
-    # a scheduler that moves once an epoch of 7 steps, before or after the check
-    at = [(7 * e, e if after else e - 1) for e in range(1, 6)]
-    assert run_length(20, at[0], at[0]) == (140 if after else None)
-    totals = {run_length(20, at[0], now) for now in at[1:]}
-    assert totals == ({140} if after else {147})
 
 
 def test_tensor_learning_rates_are_read_without_a_device():

@@ -44,7 +44,8 @@ class PruneCallback(Callback):
             example_inputs: one batch as that module takes it.
             module: the name of the network in the LightningModule; "" for the LightningModule itself.
             also: what the cut has to follow besides, as for `ocsfast.step`.
-            **options: fields of `Config`. Without `check_every`, there are 50 checks in the run.
+            **options: fields of `Config`. Without `check_every`, there are 50 checks in the run, whose
+                length Lightning knows; `epochs=` says it where this is but a part of it.
         """
         self.module = module
         self.run = PruneRun(ratio, example_inputs, also, options)
@@ -60,7 +61,9 @@ class PruneCallback(Callback):
             )
         steps = trainer.estimated_stepping_batches
         known = int(steps) if math.isfinite(steps) and steps > 0 else None
-        self.run.begin(self._network(pl_module), trainer.optimizers[0], known)
+        batches = trainer.num_training_batches
+        each = math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else None
+        self.run.begin(self._network(pl_module), trainer.optimizers[0], known, each)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch.optim import Optimizer
 
 import ocsfast
 from ocsfast.arguments import Inputs, options_of
+from ocsfast.config import Config
 from ocsfast.copies import Also
-from ocsfast.history import StepReport
+from ocsfast.history import StepReport, unattached
 from ocsfast.optimizers import tells_by_steps
 from ocsfast.pruner import Pruner
 from ocsfast.record import record_of
@@ -53,26 +55,25 @@ class PruneRun:
             return self.pruner.state_dict()
         return self._state or {}
 
-    def begin(self, model: nn.Module, optimizer: Optimizer, steps: int | None) -> None:
+    def begin(
+        self, model: nn.Module, optimizer: Optimizer, steps: int | None, each: int | None = None
+    ) -> None:
         """Training begins now, with optimizer and weights restored if they are to be.
 
         Args:
             steps: of the optimizer in the whole run, if that is known.
+            each: and in an epoch, for what `epochs=` says of a run of which this is a part.
         """
         if self.pruner is not None:  # a second round of training with the same callback
             return
-        options = dict(self.options)
-        if steps is not None:
-            options.setdefault("total_steps", steps)
-            options.setdefault("check_every", max(1, steps // INNER_LOOP_CHECKS))
+        options = self._planned(steps, each)
         state = self._state
         if state is not None and state["progress"]["stage"] == "pruned":
             self.report = StepReport(**{**state["progress"]["history"][-1], "cut": False})
             return
 
-        again = options_of(None, options).again
-        if state is None and not again and record_of(model) is not None:
-            self.report = ocsfast.step(model, self.ratio, **options)  # which says so, and rests
+        if state is None and not options.again and record_of(model) is not None:
+            self.report = ocsfast.step(model, self.ratio, config=options)  # which says so, and rests
             return
 
         def attach() -> Pruner:
@@ -82,8 +83,10 @@ class PruneRun:
                 optimizer=optimizer,
                 example_inputs=self._inputs(model),
                 also=self.also,
-                **options,
+                config=options,
             )
+
+        self.report = unattached(model)
 
         if state is None and tells_by_steps(optimizer):
             self._attach = attach
@@ -99,6 +102,19 @@ class PruneRun:
         if self.pruner is not None:
             self.report = self.pruner.step()
         return self.report
+
+    def _planned(self, steps: int | None, each: int | None) -> Config:
+        """The options, with the run's length in optimizer steps and the checks that follow."""
+        given = {name: value for name, value in self.options.items() if name != "config"}
+        options = options_of(self.options.get("config"), given)
+        if options.epochs is not None and each is not None:
+            options = replace(options, epochs=None, total_steps=options.epochs * each)
+        elif options.epochs is None and options.total_steps is None:
+            options = replace(options, total_steps=steps)
+        if options.total_steps is not None and options.check_every == "auto":
+            every = max(1, options.total_steps // INNER_LOOP_CHECKS)
+            options = replace(options, check_every=every)
+        return options
 
     def _inputs(self, model: nn.Module) -> Any:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
+from transformers.trainer_utils import has_length
 from transformers.training_args import TrainingArguments
 
 from ocsfast.arguments import Inputs
@@ -46,7 +48,8 @@ class PruneCallback(TrainerCallback, ExportableState):
             ratio: the share of the target that is removed, between 0 and 1.
             example_inputs: one batch as the model takes it, without labels: a dict, as a rule.
             also: what the cut has to follow besides, as for `ocsfast.step`.
-            **options: fields of `Config`. Without `check_every`, there are 50 checks in the run. With
+            **options: fields of `Config`. Without `check_every`, there are 50 checks in the run, whose
+                length the Trainer knows; `epochs=` says it where this is but a part of it. With
                 `uniform=True` only what the model's config can say goes, so that `from_pretrained` reads
                 what `save_pretrained` wrote; without it, use `ocsfast.save` and `ocsfast.load`.
         """
@@ -81,7 +84,11 @@ class PruneCallback(TrainerCallback, ExportableState):
         if isinstance(saved, dict) and "pruner" in saved["attributes"]:
             self.run.load_state_dict(_decoded(saved["attributes"]["pruner"]))
         optimizer = kwargs["optimizer"]  # accelerate's wrapper has torch's inside
-        self.run.begin(kwargs["model"], getattr(optimizer, "optimizer", optimizer), state.max_steps)
+        batches, each = kwargs.get("train_dataloader"), None
+        if batches is not None and has_length(batches):
+            each = math.ceil(len(batches) / args.gradient_accumulation_steps)
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.run.begin(kwargs["model"], optimizer, state.max_steps, each)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -101,7 +101,7 @@ def train(run: Run, data: Data, recipe: Recipe, seed: int) -> Training:
         report, step_seconds = None, 0.0
         if run.ratio is not None:
             start = clock(device)
-            report = ocsfast.step(run.model, run.ratio)  # the one line a training script needs
+            report = ocsfast.step(run.model, run.ratio, accuracy=accuracy)
             step_seconds = clock(device) - start
             if report.cut:
                 before, accuracy = accuracy, evaluate(run.model, data.test, recipe.batch_size)
