@@ -102,8 +102,9 @@ def step(
         ratio: the share of the target that is removed, between 0 and 1.
         optimizer: the one that owns the model's parameters; found by itself where only one does.
         example_inputs: one batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        also: what the cut has to follow besides: modules that hold a copy of the model, as moving
-            averages do, and further optimizers that keep state of its parameters. Used at attach.
+        also: what the cut has to follow besides: further optimizers that keep state of its parameters,
+            and moving averages: modules or other objects that hold a copy of the model, or one of each
+            of its parameters (or of those that train) in a list, or in a dict by name. Used at attach.
         config: options as one object, say `Config.paper("cifar")`.
         **config_fields: fields of `Config`; they override `config`.
 

@@ -72,7 +72,7 @@ class Pruner:
 
         Args:
             steps: optimizer steps already taken.
-            also: modules that hold a copy of the model, and optimizers, that the cut follows too.
+            also: what holds copies of the model, and optimizers, that the cut follows too.
 
         Raises:
             ConfigError: a bad ratio, or one that cannot be reached.
@@ -96,7 +96,7 @@ class Pruner:
         with self._processes.together():
             self._timetable.require_steps_left(self._progress)
             self._copies = Copies(model, also)
-            self._processes.require_copies(self._copies.modules)
+            self._processes.require_copies(self._copies.of(model))
             parameters = dict(model.named_parameters(remove_duplicate=False))
             coupled = {a.tensor: parameters[a.tensor] for a in families.axes if a.tensor in parameters}
             check_owner(optimizer, coupled)
@@ -114,7 +114,7 @@ class Pruner:
         ]
         self._load_hooks = [
             module.register_load_state_dict_pre_hook(FitHook(weak_hook(self._fit)))  # type: ignore[no-untyped-call]
-            for module in (model, *self._copies.modules)
+            for module in (model, *self._copies.modules(model))
         ]
         dense = self._aim.dense
         self._resting = StepReport(
@@ -281,7 +281,10 @@ class Pruner:
 
     def _fit(self, module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
         """Cut everything to the widths of weights that are about to be loaded into a module."""
-        if self.stage == "pruned" or module not in (self._alive(), *self._copies.modules):
+        if self.stage == "pruned":
+            return
+        model = self._alive()
+        if module not in (model, *self._copies.modules(model)):
             return
         pruned = surplus(self.families, shapes)
         if pruned is None:
@@ -519,7 +522,8 @@ class Pruner:
     def _remove(self, pruned: Tensor) -> None:
         """Cut the model and all that follows it, and drive it no longer."""
         optimizers = [self.optimizer, *self._copies.optimizers]
-        model, copies, changed = self._alive(), self._copies.modules, False
+        model, changed = self._alive(), False
+        copies = self._copies.of(model)
         try:
             with cutting(model, self.families, pruned, optimizers, copies):
                 changed = True
