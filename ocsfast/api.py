@@ -25,7 +25,8 @@ from ocsfast.copies import Also
 from ocsfast.errors import ConfigError, GroupingError, StateError
 from ocsfast.grouping.families import Families
 from ocsfast.history import StepReport
-from ocsfast.optimizers import find_optimizer, register_counter, require_optimizer
+from ocsfast.optimizers import counter as _counter
+from ocsfast.optimizers import find_optimizer, require_optimizer
 from ocsfast.pruner import Pruner
 from ocsfast.replicas import processes_of
 
@@ -59,10 +60,8 @@ class _Forgotten:
 
 _Call = tuple[float, Config | None, dict[str, Any]]
 
-# Both are weak. A hook on every optimizer's step is the only way to find an optimizer that nobody
-# passes; and the pruner is not an attribute of its model, so that copies and pickles of the model are
-# just models.
-_counter = register_counter()
+# Weak; and the pruner is not an attribute of its model, so that copies and pickles of the model are just
+# models.
 _runs: weakref.WeakKeyDictionary[nn.Module, _Run] = weakref.WeakKeyDictionary()
 
 

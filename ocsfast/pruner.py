@@ -98,8 +98,7 @@ class Pruner:
             self._copies = Copies(model, also)
             self._processes.require_copies(self._copies.of(model))
             parameters = dict(model.named_parameters(remove_duplicate=False))
-            coupled = {a.tensor: parameters[a.tensor] for a in families.axes if a.tensor in parameters}
-            check_owner(optimizer, coupled)
+            check_owner(optimizer, families, parameters)
             check_supported(optimizer, stepped=steps > 0)
             self._aim = make_aim(families, dict(model.named_parameters()), config, self.ratio)
             self._coupled: penalty.Coupled | None = self._bind(parameters)
