@@ -276,6 +276,8 @@ def _kept_attributes(
         where = f"{attribute.module}.{attribute.name}".lstrip(".")
         module = model.get_submodule(attribute.module)
         now = size_attributes(module).get(attribute.name)
+        if now != attribute.groups.numel() and not attribute.read:
+            continue  # a number that was of this size by chance, say a counter
         if now != attribute.groups.numel():
             raise StateError(f"{where} is {now}, but {attribute.groups.numel()} when it was grouped")
         kept = int(kept_indices(attribute.groups, gone).numel())
@@ -283,6 +285,18 @@ def _kept_attributes(
         if values.setdefault(key, (module, kept))[1] != kept:
             raise StateError(f"{where}: its records disagree ({values[key][1]} or {kept} stay)")
     return [(module, name, kept) for (_, name), (module, kept) in values.items()]
+
+
+def stale_sizes(model: nn.Module, families: Families, pruned: Tensor) -> tuple[str, ...]:
+    """The attributes that the cut leaves although they may count what goes, as "layers.2.c = 64"."""
+    gone = pruned.detach().cpu()
+    stale = []
+    for attribute in families.unsure:
+        groups = attribute.groups[attribute.groups >= 0]
+        value = size_attributes(model.get_submodule(attribute.module)).get(attribute.name)
+        if value is not None and bool(gone[groups].any()):
+            stale.append(f"{attribute.module}.{attribute.name}".lstrip(".") + f" = {value}")
+    return tuple(stale)
 
 
 def size_attributes(module: nn.Module) -> dict[str, int]:

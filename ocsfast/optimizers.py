@@ -93,9 +93,9 @@ def _several(owners: Sequence[Optimizer], trainable: Mapping[str, nn.Parameter])
     others = [name for part in rest for name in part]
     return (
         f"{begins}, each a part: this version goes by one. Make one optimizer of several param groups. "
-        "Or, if the layers of all others may stay dense, pass optimizer= with the one, keep= with what the "
-        f"others own (keep={_few(others)}), and also= with any that holds state of what is cut. Where "
-        "they share layers, as Muon the matrices and AdamW biases and norms, only the first helps"
+        "Or, if the layers of all others may stay dense, pass optimizer= with the one, keep= with what "
+        f"the others own (keep={_few(others)}), and also= with any that holds state of what is cut. "
+        "Where they share layers, as Muon the matrices and AdamW biases and norms, only the first helps"
     )
 
 

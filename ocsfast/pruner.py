@@ -18,7 +18,7 @@ from ocsfast import capture, history, penalty, schedule, stability
 from ocsfast.clock import Clock
 from ocsfast.config import Config, checked_ratio
 from ocsfast.copies import Also, Copies
-from ocsfast.cut import cutting, require_between_steps
+from ocsfast.cut import cutting, require_between_steps, stale_sizes
 from ocsfast.errors import StateError
 from ocsfast.fitting import FitHook, surplus
 from ocsfast.grouping.families import NOT_USED, Families
@@ -410,6 +410,7 @@ class Pruner:
             report = self._check(coupled, forced)
             if report.cut:
                 assert self.mask is not None  # the check has just made it
+                report = replace(report, stale=stale_sizes(self._alive(), self.families, self.mask))
                 self._remove(self.mask)
         except BaseException:
             self._progress, self._masks, self.scores, self.mask = before, masks, scores, mask
@@ -422,6 +423,12 @@ class Pruner:
             cost, dense = quantity(report.cost), quantity(report.cost_dense)
             unit = self._aim.cost_model.unit
             logger.info("cut at check %d: %s of %s%s stay", now.check, cost.strip(), dense, unit)
+            if report.stale:
+                logger.info(
+                    "attributes that may still say the old width, if other code than the traced forward "
+                    "pass reads them: %s",
+                    ", ".join(report.stale),
+                )
             if self._captured:
                 logger.warning(
                     "the CUDA graphs captured so far train the model of before the cut: capture again"

@@ -164,7 +164,7 @@ def by_labels(
         for name, axis in found.producers:
             if name not in chosen:
                 found.labels.freeze(found.state[name][axis], "only= leaves it out")
-    families = assemble(found, parameters, evaluation.samples, choice.kinds)
+    families = assemble(found, model, evaluation.samples, choice.kinds)
     args, kwargs, _ = with_batch(args, kwargs)
     return families, Setting(args, kwargs, evaluation, both_modes, outputs, deadline)
 

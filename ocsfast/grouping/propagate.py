@@ -40,6 +40,10 @@ class Findings:
     producers: dict[tuple[str, int], None] = field(default_factory=dict)  # (tensor, axis), in order
     # What a module's integer attribute counts; None where it counts what never goes.
     attributes: dict[tuple[str, str], Vector | None] = field(default_factory=dict)
+    read: set[tuple[str, str]] = field(default_factory=set)  # attributes that a graph's code used
+    made: dict[str, list[Vector]] = field(
+        default_factory=dict
+    )  # labels of what a module's own code makes
     statistics: list[tuple[str, int, Vector]] = field(default_factory=list)  # node, dim, its labels
     kinds: dict[str, list[Vector]] = field(default_factory=dict)  # labels known to be of a kind
     products: list[RawProduct] = field(default_factory=list)
@@ -76,6 +80,7 @@ class Walk:
         self._canonical = _canonical_names(model)
 
     def run(self) -> None:
+        self.found.read |= self.trace.read
         position = 0
         for node in self.trace.graph.graph.nodes:
             if any(source in self.batched for source in node.all_input_nodes) or self._per_sample(node):
@@ -105,6 +110,7 @@ class Walk:
                     self.values[node] = rule(self, node, arguments(node))
                 else:
                     self._without_rule(node, name)
+                self.found.made.setdefault(module_of(node), []).extend(self.flat(node))
 
     def _per_sample(self, node: torch.fx.Node) -> bool:
         """Whether a tensor is made for as many samples as another one has."""

@@ -35,6 +35,7 @@ class Trace:
     outputs: tuple[str, ...]  # what the model calls each of its outputs, e.g. "logits" or "0"
     structure: pytree.TreeSpec  # what the outputs stand in
     autocast: bool  # whether the model's own code asks for lower precision somewhere
+    read: frozenset[tuple[str, str]]  # modules' integer attributes that the pass used: (module, name)
 
     def run(self, interpreter: torch.fx.Interpreter, state: dict[str, Tensor], inputs: Any) -> Any:
         """Run the graph on other state and inputs, all float64; its outputs, flat."""
@@ -127,7 +128,7 @@ def trace(
             undisturbed(model, training=training),
             torch.set_grad_enabled(gradients),
             known_outputs(model),
-            origins(model),
+            origins(model) as read,
         ):
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:  # export raises whatever the model's own code raises, and more
@@ -149,7 +150,9 @@ def trace(
     spec = program.call_spec.out_spec
     assert spec is not None
     names = _output_names(spec)
-    return Trace(program.graph_module, tuple(state), constants, samples, names, spec, autocast)
+    return Trace(
+        program.graph_module, tuple(state), constants, samples, names, spec, autocast, frozenset(read)
+    )
 
 
 @contextmanager
@@ -202,12 +205,34 @@ class Origin(int):
 
     module: str
     name: str  # "num_heads", or "splits[1]" for an entry of a sequence
+    read: set[tuple[str, str]]  # where it writes down that it was used
 
     @classmethod
-    def of(cls, value: int, module: str, name: str) -> Origin:
+    def of(cls, value: int, module: str, name: str, read: set[tuple[str, str]]) -> Origin:
         known = cls(value)
-        known.module, known.name = module, name
+        known.module, known.name, known.read = module, name, read
         return known
+
+    def use(self) -> None:
+        self.read.add((self.module, self.name))
+
+
+def _noted(operator: str) -> Callable[..., Any]:
+    plain = getattr(int, operator)
+
+    def noted(self: Origin, *others: Any) -> Any:
+        self.use()
+        return plain(self, *others)
+
+    return noted
+
+
+for _operator in (
+    *("add", "sub", "mul", "floordiv", "truediv", "mod", "divmod", "pow", "radd", "rsub", "rmul"),
+    *("rfloordiv", "rtruediv", "rmod", "rpow", "neg", "bool", "int", "float", "eq", "ne", "lt", "le"),
+    *("gt", "ge"),
+):
+    setattr(Origin, f"__{_operator}__", _noted(f"__{_operator}__"))
 
 
 class _Origins(TorchFunctionMode):
@@ -221,6 +246,9 @@ class _Origins(TorchFunctionMode):
         numbers = _numbers([*args[first:], *kwargs.values()])
         origins = {k: (n.module, n.name, int(n)) for k, n in enumerate(numbers) if isinstance(n, Origin)}
         sizes = sizes_in(numbers)
+        for number in numbers:
+            if isinstance(number, Origin):
+                number.use()
         if not origins and not sizes:
             return remembered(func, args, func(*args, **kwargs))
         with torch.fx.traceback.annotate({ORIGINS: origins, SIZES: sizes}):
@@ -259,23 +287,28 @@ def origins_of(node: torch.fx.Node) -> dict[int, tuple[str, str, int]]:
 
 
 @contextmanager
-def origins(model: nn.Module) -> Iterator[None]:
-    """Let every integer attribute of the model's modules know where it comes from."""
+def origins(model: nn.Module) -> Iterator[set[tuple[str, str]]]:
+    """Let every integer attribute of the model's modules know where it comes from.
+
+    Yields those that were used so far, as (module, name).
+    """
+    read: set[tuple[str, str]] = set()
     before: list[tuple[nn.Module, str, Any]] = []
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             known: Any = None
             if type(value) is int:
-                known = Origin.of(value, path, name)
+                known = Origin.of(value, path, name, read)
             elif type(value) in (tuple, list) and all(type(entry) is int for entry in value):
                 names = entry_names(name, len(value))
-                known = type(value)(Origin.of(n, path, own) for n, own in zip(value, names, strict=True))
+                named = zip(value, names, strict=True)
+                known = type(value)(Origin.of(n, path, own, read) for n, own in named)
             if known is not None:
                 before.append((module, name, value))
                 vars(module)[name] = known
     try:
         with torch.fx.traceback.preserve_node_meta(), _Origins():
-            yield
+            yield read
     finally:
         for module, name, value in before:
             vars(module)[name] = value
