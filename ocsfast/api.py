@@ -28,6 +28,7 @@ from ocsfast.history import StepReport
 from ocsfast.optimizers import counter as _counter
 from ocsfast.optimizers import find_optimizer, require_optimizer
 from ocsfast.pruner import Pruner
+from ocsfast.reasons import one_of, why_dense
 from ocsfast.replicas import processes_of
 
 
@@ -239,8 +240,10 @@ def _attach(
     also: Iterable[Also],
 ) -> Pruner:
     if not families.families:
-        reasons = "; ".join(f"{f.where}: {f.reason}" for f in families.frozen[:3])
-        raise GroupingError(f"nothing in this model can be pruned ({reasons or 'no coupled layers'})")
+        held, ways = why_dense(families)
+        examples = "; ".join(f"{f.where}: {f.reason}" for f in families.frozen[:3])
+        said = [f"nothing in this model can be pruned: {held}", *([examples] if examples else [])]
+        raise GroupingError(". ".join(said) + (f". To prune it, {one_of(ways)}" if ways else ""))
     return Pruner(model, ratio, config, optimizer, families, steps=_counter.steps(optimizer), also=also)
 
 

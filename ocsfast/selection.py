@@ -18,6 +18,7 @@ from ocsfast.errors import ConfigError, StateError
 from ocsfast.grouping.families import Families
 from ocsfast.ops import Weights
 from ocsfast.ranking import Ranking, make_ranking
+from ocsfast.reasons import one_of, why_dense
 
 NAN = 2  # bit of a partition's status; bit 1, unreachable, shows in the cost
 
@@ -145,12 +146,12 @@ def require_reachable(
         return
     most = 1000 * (aim.dense - choice.cost) // max(1, aim.dense) / 1000
     rounding = f", round_to={aim.round_to}" if aim.round_to > 1 else ""
-    layers = len({frozen.where for frozen in families.frozen})
-    kept = f"{layers} layer{'' if layers == 1 else 's'} kept"
+    held, ways = why_dense(families)
+    raised = ["raise max_family_ratio"] if config.max_family_ratio < 1 else []
     raise ConfigError(
         f"ratio={ratio:g} cannot be reached: with max_family_ratio={config.max_family_ratio:g}"
-        f"{rounding} and {kept} at most {most:g} of {quantity(aim.dense)}{aim.cost_model.unit} can go. "
-        "Lower the ratio, raise max_family_ratio, or shorten keep="
+        f"{rounding} at most {most:g} of {quantity(aim.dense)}{aim.cost_model.unit} can go, as {held}. "
+        + one_of(["Lower the ratio", *raised, *ways])
     )
 
 

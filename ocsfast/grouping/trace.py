@@ -122,6 +122,7 @@ def trace(
     Raises:
         GroupingError: the model cannot be exported; the message names the place and the cause.
     """
+    given = args, kwargs
     args, kwargs, samples = with_batch(args, kwargs, samples)
     try:
         with (
@@ -133,7 +134,10 @@ def trace(
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:  # export raises whatever the model's own code raises, and more
         mode = " in training mode" if training else ""
-        raise GroupingError(f"the model cannot be exported{mode}: {_cause(error)}") from error
+        advice = "" if gradients else f". {_way_out(error)}"  # what asks for gradients takes no forward=
+        raise GroupingError(
+            f"the model cannot be exported{mode}: {_cause(error)}{_resized(given, samples)}{advice}"
+        ) from error
     state: list[str | None] = []
     constants: dict[int, Tensor] = {}
     for spec in program.graph_signature.input_specs:
@@ -182,11 +186,21 @@ def _output_names(spec: pytree.TreeSpec) -> tuple[str, ...]:
 
 @contextmanager
 def forward_as(model: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let the model, and copies of it, run `forward(model, ...)` instead of its own forward pass."""
+    """Let the model, and copies of it, run `forward(model, ...)` instead of its own forward pass.
+
+    Inside `forward` they have their own.
+    """
     own = vars(model).get("forward")
+    bound = isinstance(own, MethodType) and own.__self__ is model
 
     def instead(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # export wants a plain function
-        return forward(self, *args, **kwargs)
+        outer = vars(self).pop("forward")
+        if own is not None:
+            vars(self)["forward"] = MethodType(own.__func__, self) if bound else own
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            vars(self)["forward"] = outer
 
     vars(model)["forward"] = MethodType(instead, model)  # a copy's method is bound to the copy
     try:
@@ -315,15 +329,32 @@ def origins(model: nn.Module) -> Iterator[set[tuple[str, str]]]:
 
 
 def _cause(error: BaseException) -> str:
-    """One line: the last place outside torch that the error passed, and its first line."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
+    """One line: the last place in the user's code that the error passed, and its first line."""
+    passed = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
     where = re.findall(r'File "([^"]+)", line (\d+)', str(error))
-    user = [(file, line) for file, line in where if "/torch/" not in file]
+    user = [place for place in (*passed, *where) if not re.search(OURS, place[0])]
     place = f" at {user[-1][0]}:{user[-1][1]}" if user else ""
-    if not place and len(frames) > 1:  # the first frame is this module's
-        place = f" at {frames[-1].filename}:{frames[-1].lineno}"
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}{place}: {first[:300]}"
+    return f"{type(error).__name__}{place}: {first[:300]}".rstrip(".")
+
+
+# Frames that no user wrote; ours stand between torch's.
+OURS = r"^<|/torch/|/ocsfast/(grouping/|as_graph\.py)"
+
+
+def _resized(given: tuple[tuple[Any, ...], dict[str, Any]], samples: int) -> str:
+    """What was done to the example inputs, where that may be why they did not do."""
+    leaves = [x for x in pytree.tree_leaves(given) if isinstance(x, Tensor) and x.dim()]
+    if not leaves or with_batch(*given, samples)[2] == len(leaves[0]):
+        return ""
+    return f" (with {samples} samples, made of the example inputs' {len(leaves[0])})"
+
+
+def _way_out(error: BaseException) -> str:
+    other = "example_inputs= of the form that inference takes"
+    if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
+        return f"It branches on its data: pass {other}, or forward= (a function of model and inputs)"
+    return f"Pass {other}, or in forward= what to run instead (a function of model and inputs)"
 
 
 def module_of(node: torch.fx.Node) -> str:
