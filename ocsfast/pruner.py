@@ -37,14 +37,18 @@ from ocsfast.replicas import processes_of
 from ocsfast.selection import (
     Choice,
     choose,
+    coarsest,
     make_aim,
     mean_pruned_norm,
+    overshoot,
     quantity,
     require_reachable,
 )
 from ocsfast.timetable import Timetable
 
 logger = logging.getLogger("ocsfast")
+
+MUCH = 0.02  # of the dense cost: a cut that takes so much more than asked for is worth a warning
 
 
 class Pruner:
@@ -423,6 +427,13 @@ class Pruner:
             cost, dense = quantity(report.cost), quantity(report.cost_dense)
             unit = self._aim.cost_model.unit
             logger.info("cut at check %d: %s of %s%s stay", now.check, cost.strip(), dense, unit)
+            too_much = overshoot(self._aim, report.cost_at_cut)
+            if too_much > MUCH:
+                logger.warning(
+                    "the cut takes %.1f %% of the cost more than asked for: %s",
+                    100 * too_much,
+                    coarsest(self._aim, self.families),
+                )
             if report.stale:
                 logger.info(
                     "attributes that may still say the old width, if other code than the traced forward "

@@ -155,6 +155,38 @@ def require_reachable(
     )
 
 
+def group_shares(aim: Aim, families: Families) -> list[float]:
+    """What share of the dense cost goes with one group of each family: how fine one can cut."""
+    sizes = [family.size for family in families.families]
+    one_less = ([size - (k == f) for k, size in enumerate(sizes)] for f in range(len(sizes)))
+    return [(aim.dense - aim.cost_model(left)) / max(1, aim.dense) for left in one_less]
+
+
+def overshoot(aim: Aim, cost: int) -> float:
+    """By what share of the dense cost a choice lies below the budget."""
+    return max(0, aim.budget - cost) / max(1, aim.dense)
+
+
+def coarsest(aim: Aim, families: Families) -> str:
+    """The family whose groups cost most, and how to have finer ones."""
+    share, family = max(
+        zip(group_shares(aim, families), families.families, strict=True), key=lambda pair: pair[0]
+    )
+    count, ways = len(family.layers), []
+    if count > 1:
+        ways.append("ocsfast.as_graph(model, x) may untie what the model's code ties")
+    if count > 1 and family.kind == "head":
+        ways.append("a head count of its own in each layer")
+    if aim.ranking.tied:
+        ways.append("uniform=False")
+    if aim.round_to > 1:
+        ways.append("a smaller round_to")
+    return (
+        f"one group of {family.name} (a {family.kind} in {count} layer{'s' if count > 1 else ''}) is "
+        f"{100 * share:.1f} % of it" + (f". Finer: {one_of(ways)}" if ways else "")
+    )
+
+
 def mean_pruned_norm(bound: Weights, mask: Tensor) -> float:
     """Mean L2 norm of the slices of the groups that go; the squares are at hand after a check."""
     _, slice_sq = bound.saliency()

@@ -269,11 +269,11 @@ def test_why_too_little_can_be_pruned():
     assert "as 2 layers stay dense: 1 frozen (requires_grad=False), 1 model output. Lower" in alone
     assert alone.endswith(f"Lower the ratio, raise max_family_ratio, or {frozen}")
     both = said(keep=["fc2"], max_family_ratio=1.0)
-    assert "as 3 layers stay dense: 1 frozen (requires_grad=False), 2 held by keep=. Lower" in both
+    assert "as 3 layers stay dense: 1 frozen (requires_grad=False), 1 held by keep=, 1 model" in both
     assert both.endswith(f"Lower the ratio, {frozen}, or shorten keep=")
     model.requires_grad_(False)
     nothing = said(GroupingError, 0.1)
-    assert "pruned: 4 layers stay dense: 4 frozen (requires_grad=False). conv1: req" in nothing
+    assert "4 layers stay dense: 3 frozen (requires_grad=False), 1 model output. conv1: req" in nothing
     assert nothing.endswith(f"To prune it, {frozen}")
 
 
