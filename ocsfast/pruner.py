@@ -437,8 +437,9 @@ class Pruner:
             if report.stale:
                 logger.info(
                     "attributes that may still say the old width, if other code than the traced forward "
-                    "pass reads them: %s",
-                    ", ".join(report.stale),
+                    "pass reads them: %s%s",
+                    ", ".join(report.stale[:10]),
+                    f" and {len(report.stale) - 10} more" if len(report.stale) > 10 else "",
                 )
             if self._captured:
                 logger.warning(
