@@ -174,7 +174,7 @@ def coarsest(aim: Aim, families: Families) -> str:
     )
     count, ways = len(family.layers), []
     if count > 1:
-        ways.append("ocsfast.as_graph(model, x) may untie what the model's code ties")
+        ways.append("ocsfast.as_graph(model, x)")  # which frees what the model's code ties
     if count > 1 and family.kind == "head":
         ways.append("a head count of its own in each layer")
     if aim.ranking.tied:
@@ -183,7 +183,7 @@ def coarsest(aim: Aim, families: Families) -> str:
         ways.append("a smaller round_to")
     return (
         f"one group of {family.name} (a {family.kind} in {count} layer{'s' if count > 1 else ''}) is "
-        f"{100 * share:.1f} % of it" + (f". Finer: {one_of(ways)}" if ways else "")
+        f"{100 * share:.1f} % of it" + (f". It may be finer with {one_of(ways)}" if ways else "")
     )
 
 

@@ -110,4 +110,4 @@ def test_narrow_layers_are_coarse_and_wide_ones_are_not(widths, caplog):
     assert ("more than asked for: one group of conv1 (a channel in 1 layer)" in caplog.text) == (
         over > 0.02
     )
-    assert "Finer" not in caplog.text  # there is nothing to untie
+    assert "finer" not in caplog.text  # there is nothing to untie
