@@ -91,9 +91,9 @@ def test_a_coarse_cut_is_warned_of(caplog):
     step = ocsfast.inspect(gpt(), X).families[0].step
     (said,) = [r.getMessage() for r in caplog.records if "more than asked for" in r.getMessage()]
     assert said == (
-        f"the cut takes {100 * over:.1f} % of the cost more than asked for: one group of wte (a head in 8 "
-        f"layers) is {100 * step:.1f} % of it. It may be finer with ocsfast.as_graph(model, x), or a head "
-        "count of its own in each layer"
+        f"the cut takes {100 * over:.1f} % of the cost more than asked for: one group of wte (a head in "
+        f"8 layers) is {100 * step:.1f} % of it. It may be finer with ocsfast.as_graph(model, x), or a "
+        "head count of its own in each layer"
     )
 
 

@@ -9,6 +9,7 @@ from networks import BATCH, sgd
 from torch import nn
 
 import ocsfast
+from ocsfast.grouping.trace import trace
 
 
 def families_of(model, x):
@@ -175,6 +176,24 @@ def test_which_numbers_follow(caplog):
     again = ocsfast.attach(other, 0.4, optimizer=sgd(other), example_inputs=x, total_steps=10)
     again.load_state_dict(state)
     assert again.history[-1].stale == report.stale
+
+
+class Reads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 6)
+        self.passed = self.unread = self.divided = 6
+        self.pair, self.compared = (6, 6), 3
+
+    def forward(self, x):
+        x = self.a(x) if self.compared > 1 else x
+        return x.view(-1, self.passed, 6 // self.divided).expand(-1, self.pair[1], 1)
+
+
+def test_what_counts_as_read():
+    """What reaches an operator or is computed with; nothing that torch itself compares meanwhile."""
+    read = trace(Reads(), (torch.randn(3, 4),), {}, training=False).read
+    assert read == {("", "passed"), ("", "divided"), ("", "pair[1]"), ("", "compared")}
 
 
 def test_what_stays_of_that_size():
