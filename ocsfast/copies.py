@@ -95,7 +95,7 @@ def _copies_in(entry: Any, model: nn.Module) -> list[Copy]:
             "Accepted are, as the entry, an attribute of it, or what its parameters() gives: a module "
             "with the model's parameters and buffers, names and shapes; or tensors with the shapes of "
             f"its {len(names)} parameters in order, or of the {len(trained)} that train. Make it from "
-            "this model, before the cut"
+            "this model, before the cut; in a resumed run load the model's weights first"
         )
     return copies
 

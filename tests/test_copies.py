@@ -172,6 +172,23 @@ def test_averages_in_a_list(trained_only):
     model(batch(0)[0])
 
 
+def test_a_list_resumes_after_the_model():
+    model, other = net(), net(seed=3)
+    emas = [ListAverage(m.parameters()) for m in (model, other)]
+    pruners = [attach(m, sgd(m), also=[e]) for m, e in zip((model, other), emas, strict=True)]
+    pruners[0].cut()
+    other.load_state_dict(model.state_dict())
+    shapes = [[p.shape for p in ema.shadow_params] for ema in emas]
+    assert shapes[0] == shapes[1]
+    early = net(seed=4)
+    ema = ListAverage(early.parameters())
+    held = attach(early, sgd(early), also=[ema])
+    ema.shadow_params = [p.clone() for p in emas[0].shadow_params]
+    with pytest.raises(StateError, match=r"its shadow_params has .* load the model's weights first"):
+        early.load_state_dict(model.state_dict())
+    assert held.stage == "observe"
+
+
 def test_a_copy_among_an_objects_attributes():
     model = net()
     optimizer = sgd(model)
