@@ -18,7 +18,7 @@ _KINDS = (
     ("uniform=", "left out by uniform=True", "go without uniform=True"),
     (NOT_USED, "not used by the example inputs", "pass example_inputs= that use them"),
     (CUT_FAILS, "of a width that the model's code fixes", "try ocsfast.as_graph"),
-    ("no rule for", "before an operator without a rule", "teach the operator with ocsfast.register_rule"),
+    ("no rule for", "before operators without a rule", "teach these with ocsfast.register_rule"),
     ("model output", "model output", ""),
     ("", "held by other operators", "see ocsfast.inspect"),
 )
