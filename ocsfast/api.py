@@ -27,8 +27,10 @@ from ocsfast.copies import Also
 from ocsfast.errors import ConfigError, GroupingError, StateError
 from ocsfast.grouping.families import Families
 from ocsfast.history import StepReport, told, unattached
-from ocsfast.optimizers import find_optimizer, register_counter, require_optimizer
+from ocsfast.optimizers import counter as _counter
+from ocsfast.optimizers import find_optimizer, require_optimizer
 from ocsfast.pruner import Pruner
+from ocsfast.reasons import one_of, why_dense
 from ocsfast.record import Record, record_of
 from ocsfast.replicas import processes_of
 from ocsfast.timetable import require_apart
@@ -66,10 +68,8 @@ class _Forgotten:
 
 _Call = tuple[float, Config | None, dict[str, Any]]
 
-# Both are weak. A hook on every optimizer's step is the only way to find an optimizer that nobody
-# passes; and the pruner is not an attribute of its model, so that copies and pickles of the model are
-# just models.
-_counter = register_counter()
+# Weak; and the pruner is not an attribute of its model, so that copies and pickles of the model are just
+# models.
 _runs: weakref.WeakKeyDictionary[nn.Module, _Run] = weakref.WeakKeyDictionary()
 
 
@@ -111,8 +111,9 @@ def step(
         ratio: the share of the target that is removed, between 0 and 1.
         optimizer: the one that owns the model's parameters; found by itself where only one does.
         example_inputs: one batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        also: what the cut has to follow besides: modules that hold a copy of the model, as moving
-            averages do, and further optimizers that keep state of its parameters. Used at attach.
+        also: what the cut has to follow besides: further optimizers that keep state of its parameters,
+            and moving averages: modules or other objects that hold a copy of the model, or one of each
+            of its parameters (or of those that train) in a list, or in a dict by name. Used at attach.
         accuracy: what your last validation gave, in any unit: kept in the report and said at the cut.
         config: options as one object, say `Config.paper("cifar")`.
         **config_fields: fields of `Config`; they override `config`.
@@ -293,8 +294,10 @@ def _attach(
     also: Iterable[Also],
 ) -> Pruner:
     if not families.families:
-        reasons = "; ".join(f"{f.where}: {f.reason}" for f in families.frozen[:3])
-        raise GroupingError(f"nothing in this model can be pruned ({reasons or 'no coupled layers'})")
+        held, ways = why_dense(families)
+        examples = "; ".join(f"{f.where}: {f.reason}" for f in families.frozen[:3])
+        said = [f"nothing in this model can be pruned: {held}", *([examples] if examples else [])]
+        raise GroupingError(". ".join(said) + (f". To prune it, {one_of(ways)}" if ways else ""))
     return Pruner(model, ratio, config, optimizer, families, steps=_counter.steps(optimizer), also=also)
 
 

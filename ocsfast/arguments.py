@@ -39,8 +39,18 @@ def plain(model: nn.Module) -> nn.Module:
         for base in type(module).__mro__:
             if base.__name__ in _WRAPPERS:
                 where = f"its part {name}" if name else "the model"
-                raise StateError(f"{where} is a {base.__name__}: {_WRAPPERS[base.__name__]}")
+                advice = _WRAPPERS[base.__name__]
+                if name and base.__name__ == "DataParallel":
+                    advice = f"replace it: {_unwrapping(name)}"
+                raise StateError(f"{where} is a {base.__name__}: {advice}")
     return model
+
+
+def _unwrapping(name: str) -> str:
+    """The line that puts what a part wraps in its place."""
+    if any(step.isdecimal() for step in name.split(".")):
+        return f"model.set_submodule({name!r}, model.get_submodule({name!r}).module)"
+    return f"model.{name} = model.{name}.module"
 
 
 def require_whole(model: nn.Module) -> None:

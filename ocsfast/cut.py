@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,9 @@ from ocsfast.record import IN_CONFIG, Record, mark
 from ocsfast.slicing import Layout, agreement, announce, layout_of, sliced_state
 
 logger = logging.getLogger("ocsfast")
+
+# Of a model: a module of the same structure, or some of its parameters and buffers, by name.
+Copy = nn.Module | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +53,9 @@ class Swap:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """Everything that changes in one module as its tensors take other sizes."""
+    """Everything that changes in one module, or one list of tensors, as they take other sizes."""
 
-    module: nn.Module
+    module: nn.Module | None
     layout: Layout
     swaps: tuple[Swap, ...]
     attributes: tuple[tuple[nn.Module, str, int], ...]
@@ -69,7 +72,8 @@ class Change:
             became.setdefault(old, set()).add(size)
             undo.callback(set_size, module, name, old)
             set_size(module, name, size)
-        announce(self.module)
+        if self.module is not None:
+            announce(self.module)
         return became
 
 
@@ -78,7 +82,7 @@ def cut_model(
     families: Families,
     pruned: Tensor,
     optimizers: Sequence[Optimizer] = (),
-    copies: Sequence[nn.Module] = (),
+    copies: Sequence[Copy] = (),
     record: Record | None = None,
 ) -> Families:
     """Remove the groups of `pruned` from the model, its copies, and the optimizers' state.
@@ -92,7 +96,8 @@ def cut_model(
         model: the model `families` describes.
         pruned: [num_groups] bool, on any device.
         optimizers: whose state to slice.
-        copies: modules of the same structure with values of their own, say a moving average.
+        copies: modules of the same structure with values of their own, say a moving average, or
+            tensors by the names of the parameters or buffers that they are copies of.
         record: what they all are to know of this cut.
 
     Returns:
@@ -113,16 +118,17 @@ def cutting(
     families: Families,
     pruned: Tensor,
     optimizers: Sequence[Optimizer] = (),
-    copies: Sequence[nn.Module] = (),
+    copies: Sequence[Copy] = (),
     record: Record | None = None,
 ) -> Iterator[Families]:
     """`cut_model`, around what has to follow it: if that raises, the cut is undone."""
     with agreement(model)():
         require_between_steps(model)
     with _removed(model, families, pruned, optimizers, copies) as (left, became, undo):
-        describing: list[Any] = [m for m in (model, *copies) if describes_itself(m)]
-        for module in dict.fromkeys((model, *copies)):
+        modules = list(dict.fromkeys(m for m in (model, *copies) if isinstance(m, nn.Module)))
+        for module in modules:
             undo.callback(mark(module, record))
+        describing: list[Any] = [module for module in modules if describes_itself(module)]
         untold = []
         for module in describing:
             undo.callback(set_integers, integers_of(module.config))
@@ -164,7 +170,7 @@ def remove_groups(
     families: Families,
     pruned: Tensor,
     optimizers: Sequence[Optimizer] = (),
-    copies: Sequence[nn.Module] = (),
+    copies: Sequence[Copy] = (),
 ) -> tuple[Families, dict[int, set[int]]]:
     """`cut_model` without the config; also what sizes became: before the cut -> after it."""
     with _removed(model, families, pruned, optimizers, copies) as (left, became, _):
@@ -177,15 +183,15 @@ def _removed(
     families: Families,
     pruned: Tensor,
     optimizers: Sequence[Optimizer],
-    copies: Sequence[nn.Module],
+    copies: Sequence[Copy],
 ) -> Iterator[tuple[Families, dict[int, set[int]], ExitStack]]:
     # The processes that hold the model agree twice: before anything moves between them, and before the
     # change of one of them stays. Made in inference mode, the new tensors could not be trained.
     agreed = agreement(model)
     with agreed(), torch.inference_mode(False), torch.no_grad():
         gone = _checked(pruned, families)
-        modules = dict.fromkeys((model, *copies))  # each once, in order
-        changes = [_change(module, families, gone, optimizers) for module in modules]
+        each = {id(copy): copy for copy in (model, *copies)}.values()
+        changes = [_change(copy, families, gone, optimizers) for copy in each]
         left = families.cropped(gone)
     with ExitStack() as undo:
         with agreed():
@@ -212,23 +218,36 @@ def _checked(pruned: Tensor, families: Families) -> Tensor:
     return gone
 
 
-def _change(
-    module: nn.Module, families: Families, gone: Tensor, optimizers: Sequence[Optimizer]
-) -> Change:
-    layout, axes = layout_of(module), _kept_axes(module, families, gone)
+def _change(copy: Copy, families: Families, gone: Tensor, optimizers: Sequence[Optimizer]) -> Change:
+    module = copy if isinstance(copy, nn.Module) else None
+    layout = Layout() if module is None else layout_of(module)
+    axes = _kept_axes(_named_tensors(copy), families, gone, whole=module is not None)
     swaps = tuple(_prepare(tensor, kept, optimizers, layout) for tensor, kept in axes)
-    return Change(module, layout, swaps, tuple(_kept_attributes(module, families, gone)))
+    attributes = () if module is None else _kept_attributes(module, families, gone)
+    return Change(module, layout, swaps, tuple(attributes))
+
+
+def _named_tensors(copy: Copy) -> dict[str, Tensor]:
+    if not isinstance(copy, nn.Module):
+        return dict(copy)
+    named: dict[str, Tensor] = dict(copy.named_parameters(remove_duplicate=False))
+    named.update(copy.named_buffers(remove_duplicate=False))
+    return named
 
 
 def _kept_axes(
-    model: nn.Module, families: Families, gone: Tensor
+    named: Mapping[str, Tensor], families: Families, gone: Tensor, whole: bool
 ) -> list[tuple[Tensor, dict[int, Tensor]]]:
-    """Each tensor that shrinks, once whatever its names, with the indices that stay along its axes."""
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named.update(model.named_buffers(remove_duplicate=False))
+    """Each tensor that shrinks, once whatever its names, with the indices that stay along its axes.
+
+    Args:
+        whole: whether all tensors must be there.
+    """
     axes: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
     for axis in families.axes:
         tensor = named.get(axis.tensor)
+        if tensor is None and not whole:
+            continue
         if tensor is None:
             raise StateError(f"the model has no parameter or buffer {axis.tensor}")
         if axis.axis >= tensor.dim() or tensor.shape[axis.axis] != axis.groups.numel():
@@ -267,6 +286,8 @@ def _kept_attributes(
         where = f"{attribute.module}.{attribute.name}".lstrip(".")
         module = model.get_submodule(attribute.module)
         now = size_attributes(module).get(attribute.name)
+        if now != attribute.groups.numel() and not attribute.read:
+            continue  # a number that was of this size by chance, say a counter
         if now != attribute.groups.numel():
             raise StateError(f"{where} is {now}, but {attribute.groups.numel()} when it was grouped")
         kept = int(kept_indices(attribute.groups, gone).numel())
@@ -274,6 +295,18 @@ def _kept_attributes(
         if values.setdefault(key, (module, kept))[1] != kept:
             raise StateError(f"{where}: its records disagree ({values[key][1]} or {kept} stay)")
     return [(module, name, kept) for (_, name), (module, kept) in values.items()]
+
+
+def stale_sizes(model: nn.Module, families: Families, pruned: Tensor) -> tuple[str, ...]:
+    """The attributes that the cut leaves although they may count what goes, as "layers.2.c = 64"."""
+    gone = pruned.detach().cpu()
+    stale = []
+    for attribute in families.unsure:
+        groups = attribute.groups[attribute.groups >= 0]
+        value = size_attributes(model.get_submodule(attribute.module)).get(attribute.name)
+        if value is not None and bool(gone[groups].any()):
+            stale.append(f"{attribute.module}.{attribute.name}".lstrip(".") + f" = {value}")
+    return tuple(stale)
 
 
 def size_attributes(module: nn.Module) -> dict[str, int]:

@@ -44,6 +44,8 @@ class StepReport:
     accuracy: float | None = None  # the last that `step` was told, in whatever unit
     kept: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)  # family, kept, of how many
     dense: tuple[Frozen, ...] = field(default=(), repr=False)  # what is never pruned, and why
+    # At the cut: attributes that may still say a width of before it, as "layers.2.c = 64".
+    stale: tuple[str, ...] = ()
 
     def kept_share(self) -> dict[str, float]:
         """The share of groups that stay, 0 to 1, by family (named after its first layer)."""
@@ -130,6 +132,7 @@ def pack(
     reports = [asdict(report) for report in progress.history]
     for report in reports:
         report["kept"] = [list(entry) for entry in report["kept"]]
+        report["stale"] = list(report["stale"])
         del report["dense"]  # `unpack` has it from the families
     return {
         "version": STATE_VERSION,
@@ -209,7 +212,12 @@ def _progress(state: Mapping[str, Any], dense: tuple[Frozen, ...]) -> Progress:
             raise ValueError("a count is not an integer")
         reports = [
             StepReport(
-                **{**report, "kept": tuple((str(f), k, n) for f, k, n in report["kept"]), "dense": dense}
+                **{
+                    **report,
+                    "kept": tuple((str(f), k, n) for f, k, n in report["kept"]),
+                    "dense": dense,
+                    "stale": tuple(report.get("stale", ())),
+                }
             )
             for report in state["history"]
         ]

@@ -18,7 +18,7 @@ from ocsfast.grouping.proof import CUT_FAILS
 from ocsfast.ops import Bound
 from ocsfast.plan import build_plan
 from ocsfast.record import record_of
-from ocsfast.selection import Aim, Choice, choose, make_aim, quantity
+from ocsfast.selection import Aim, Choice, choose, group_shares, make_aim, overshoot, quantity
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class FamilyFacts:
     macs: float  # share of the model's MACs that would go with all of its groups, 0 to 1
     parameters: float  # the same of its parameters
     kept: int | None  # groups that stay at the ratio asked for, by the weights as they are
+    step: float = 0.0  # share of the target's cost that one of its groups takes, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Inspection:
     check_seconds: float  # what one check takes: saliency and partition
     gone: float = 0.0  # the share of the target that an earlier cut took: ratios are of the dense model
     notes: tuple[str, ...] = ()  # what to know of how these were found
+    overshoot: float | None = None  # share of the target's cost that goes beyond the ratio asked for
     graph_may: bool = False  # whether the model's own code holds what its graph may lose
 
     def __str__(self) -> str:
@@ -107,6 +109,7 @@ def inspect(
         return 1 - without / max(1, cost(sizes))
 
     labelled = {axis.tensor for axis in families.axes}
+    steps = group_shares(aim, families)
     return Inspection(
         families=tuple(
             FamilyFacts(
@@ -117,6 +120,7 @@ def inspect(
                 share(macs, f),
                 share(held, f),
                 None if kept is None else kept[f],
+                steps[f],
             )
             for f, family in enumerate(families.families)
         ),
@@ -133,6 +137,7 @@ def inspect(
         check_seconds=check_seconds,
         gone=1 - aim.now / max(1, aim.dense),
         notes=families.notes,
+        overshoot=None if kept is None else overshoot(aim, choice.cost),
         graph_may=any(frozen.reason.startswith(CUT_FAILS) for frozen in families.frozen)
         and not any(isinstance(module, Sizes) for module in model.modules()),
     )
@@ -144,7 +149,7 @@ def _choice(aim: Aim, bound: Bound, config: Config, model: nn.Module) -> Choice:
 
 
 def _table(found: Inspection) -> str:
-    rows = [("family", "kind", "groups", "kept", "MACs", "params", "layers")]
+    rows = [("family", "kind", "groups", "kept", "a group", "MACs", "params", "layers")]
     for f in found.families:
         more = f" + {len(f.layers) - 1} more" if len(f.layers) > 1 else ""
         rows.append(
@@ -153,6 +158,7 @@ def _table(found: Inspection) -> str:
                 f.kind,
                 str(f.groups),
                 "" if f.kept is None else str(f.kept),
+                f"{100 * f.step:.2g} %",
                 f"{100 * f.macs:.1f} %",
                 f"{100 * f.parameters:.1f} %",
                 f"{f.layers[0]}{more}",
@@ -181,6 +187,7 @@ def _table(found: Inspection) -> str:
         lines.append(
             f"at ratio {found.ratio:g}: {quantity(found.macs_left)}MACs, "
             f"{quantity(found.parameters_left)}parameters"
+            + (f"; {100 * found.overshoot:.1f} % more goes than asked for" if found.overshoot else "")
         )
     check = f"a check {1000 * found.check_seconds:.1f} ms"
     lines.append(f"grouping takes {found.grouping_seconds:.1f} s, once; {check}")

@@ -16,7 +16,7 @@ WAY_OUT = (
     "Pass epochs= (step is called once in each) or total_steps= (optimizer steps of the whole run) to "
     "plan the cut"
 )
-_REASONS = 5  # that a line holds
+_REASONS, _NAMES = 5, 10  # that a line holds
 
 
 def attached(families: Families, aim: Aim, most: int, ratio: float, config: Config, length: str) -> str:
@@ -105,6 +105,18 @@ def cut_made(report: StepReport, ratio: float) -> str:
     return (
         f"cut at check {report.check}: {_percent(gone)} of {dense} is gone ({_percent(ratio)} was asked "
         f"for), {left} stay{accuracy}"
+    )
+
+
+def too_much(share: float, coarsest: str) -> str:
+    return f"the cut takes {_percent(share)} of the cost more than asked for: {coarsest}"
+
+
+def stale(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return (
+        "attributes that may still say the old width, if other code than the traced forward pass reads "
+        f"them: {', '.join(names[:_NAMES])}{more}"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn, optim
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ocsfast.errors import ConfigError, StateError
+from ocsfast.grouping.families import Families
 from ocsfast.optim import SGD, AdamW
 from ocsfast.slicing import unsliceable
 
@@ -51,6 +52,11 @@ class StepCounter:
         return [o for o in list(self._steps) if wanted & {id(p) for p in owned(o)}]
 
 
+# The process's own. A hook on every optimizer's step is the only way to find one that nobody passes.
+counter = StepCounter()
+register_optimizer_step_post_hook(counter)
+
+
 def owned(optimizer: Optimizer) -> list[nn.Parameter]:
     """Every parameter in the optimizer's groups."""
     return [p for group in optimizer.param_groups for p in group["params"]]
@@ -69,12 +75,38 @@ def find_optimizer(counter: StepCounter, trainable: Mapping[str, nn.Parameter]) 
             "training steps, import ocsfast before them, or pass optimizer="
         )
     if len(owners) > 1:
-        kinds = ", ".join(type(o).__name__ for o in owners)
-        raise StateError(
-            f"{len(owners)} optimizers own parameters of this model ({kinds}): one must own them all. "
-            "Pass optimizer=, or delete the one that is no longer in use"
-        )
+        raise StateError(_several(owners, trainable))
     return owners[0]
+
+
+def _several(owners: Sequence[Optimizer], trainable: Mapping[str, nn.Parameter]) -> str:
+    """Why several optimizers are too many, and what to do."""
+    parts = [_names_in(o, trainable) for o in owners]
+    kinds = ", ".join(type(o).__name__ for o in owners)
+    begins = f"{len(owners)} optimizers own parameters of this model ({kinds})"
+    if sum(map(len, parts)) > len(set().union(*parts)):
+        return (
+            f"{begins}, and some of them the same ones, so one is probably out of use: pass optimizer= "
+            "with the one that trains the model, or delete the other"
+        )
+    _, *rest = sorted(parts, key=len, reverse=True)
+    others = [name for part in rest for name in part]
+    return (
+        f"{begins}, each a part: this version goes by one. Make one optimizer of several param groups. "
+        "Or, if the layers of all others may stay dense, pass optimizer= with the one, keep= with what "
+        f"the others own (keep={_few(others)}), and also= with any that holds state of what is cut. "
+        "Where they share layers, as Muon the matrices and AdamW biases and norms, only the first helps"
+    )
+
+
+def _names_in(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    mine = {id(p) for p in owned(optimizer)}
+    return [name for name, p in parameters.items() if id(p) in mine]
+
+
+def _few(names: Sequence[str]) -> str:
+    """A list of names as one would write it, three at most."""
+    return f"[{', '.join([*map(repr, names[:3]), *(['...'] if len(names) > 3 else [])])}]"
 
 
 def require_optimizer(optimizer: Optimizer) -> Optimizer:
@@ -93,20 +125,39 @@ def tells_by_steps(optimizer: Optimizer) -> bool:
     return type(optimizer) not in SUPPORTED and not optimizer.state
 
 
-def check_owner(optimizer: Optimizer, coupled: Mapping[str, nn.Parameter]) -> None:
-    """Refuse an optimizer that does not own every one of the `coupled` parameters.
+def check_owner(
+    optimizer: Optimizer, families: Families, parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Refuse an optimizer that does not own every parameter that may be pruned.
 
     Raises:
-        StateError: naming the first parameter it does not own.
+        StateError: naming those it does not own, who does if that is known, and what to do.
     """
     mine = {id(p) for p in owned(optimizer)}
-    for name, parameter in coupled.items():
-        if id(parameter) not in mine:
-            raise StateError(
-                f"{name} is to be pruned, but the {type(optimizer).__name__} optimizer does not own it: "
-                "one optimizer must own all pruned parameters. Add it to a parameter group, or name "
-                "its layer in keep="
-            )
+    coupled = {a.tensor: parameters[a.tensor] for a in families.axes if a.tensor in parameters}
+    missing = {name: p for name, p in coupled.items() if id(p) not in mine}
+    if not missing:
+        return
+    # A family stays prunable under keep= if none of its groups lives in what is kept.
+    touched = [axis.groups for axis in families.axes if axis.tensor in missing]
+    members = families.family_of_groups()
+    left = len(families.families) - len({f for g in touched for f in members[g[g >= 0]].tolist()})
+    others = [o for o in counter.owners(missing) if o is not optimizer]
+    known = " and ".join(f"the {type(o).__name__} optimizer does" for o in others)
+    first, name = next(iter(missing)), type(optimizer).__name__
+    more, it = (f" and {len(missing) - 1} more are", "them") if len(missing) > 1 else (" is", "it")
+    advice = "Add what is missing to it, as a param group"
+    if others:
+        advice = "Make one optimizer of several param groups"
+    if left:
+        also = ", and also= with the other if it holds state of what is cut" if others else ""
+        advice += f", or leave their layers dense: keep={_few(list(missing))}{also}"
+    elif others:
+        advice += ": every layer to be pruned has parameters in both, so keep= would leave none"
+    raise StateError(
+        f"{first}{more} to be pruned, but the {name} optimizer does not own {it}"
+        f"{': ' + known if known else ''}. This version goes by one optimizer. {advice}"
+    )
 
 
 def check_supported(optimizer: Optimizer, stepped: bool) -> None:
@@ -189,13 +240,6 @@ def overflowed(optimizer: Optimizer) -> Tensor | None:
     """0-dim, not 0 if a fused optimizer will skip this step by itself; None if it cannot tell."""
     found = getattr(optimizer, "found_inf", None)
     return found if isinstance(found, Tensor) else None
-
-
-def register_counter() -> StepCounter:
-    """Make the process's step counter and hook it into torch."""
-    counter = StepCounter()
-    register_optimizer_step_post_hook(counter)
-    return counter
 
 
 def weak_hook(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from ocsfast.clock import Clock
 from ocsfast.config import Config, checked_ratio
 from ocsfast.copies import Also, Copies
 from ocsfast.cost import make_record
-from ocsfast.cut import cutting, require_between_steps
+from ocsfast.cut import cutting, require_between_steps, stale_sizes
 from ocsfast.errors import StateError
 from ocsfast.fitting import FitHook, surplus
 from ocsfast.freezing import Freezing
@@ -40,14 +40,18 @@ from ocsfast.replicas import processes_of
 from ocsfast.selection import (
     Choice,
     choose,
+    coarsest,
     make_aim,
     mean_pruned_norm,
+    overshoot,
     require_reachable,
 )
 from ocsfast.timetable import Timetable, require_apart
 from ocsfast.uncut import Watch, warn_at_end
 
 logger = logging.getLogger("ocsfast")
+
+MUCH = 0.02  # of the dense cost: a cut that takes so much more than asked for is worth a warning
 
 
 class Pruner:
@@ -75,7 +79,7 @@ class Pruner:
 
         Args:
             steps: optimizer steps already taken.
-            also: modules that hold a copy of the model, and optimizers, that the cut follows too.
+            also: what holds copies of the model, and optimizers, that the cut follows too.
 
         Raises:
             ConfigError: a bad ratio, or one that cannot be reached.
@@ -99,10 +103,9 @@ class Pruner:
         with self._processes.together():
             self._timetable.require_steps_left(self._progress)
             self._copies = Copies(model, also)
-            self._processes.require_copies(self._copies.modules)
+            self._processes.require_copies(self._copies.of(model))
             parameters = dict(model.named_parameters(remove_duplicate=False))
-            coupled = {a.tensor: parameters[a.tensor] for a in families.axes if a.tensor in parameters}
-            check_owner(optimizer, coupled)
+            check_owner(optimizer, families, parameters)
             check_supported(optimizer, stepped=steps > 0)
             named = dict(model.named_parameters())
             self._aim = make_aim(families, named, config, self.ratio, record_of(model))
@@ -120,7 +123,7 @@ class Pruner:
         ]
         self._load_hooks = [
             module.register_load_state_dict_pre_hook(FitHook(weak_hook(self._fit)))  # type: ignore[no-untyped-call]
-            for module in (model, *self._copies.modules)
+            for module in (model, *self._copies.modules(model))
         ]
         self._resting = StepReport(
             "observe",
@@ -306,7 +309,10 @@ class Pruner:
 
     def _fit(self, module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
         """Cut everything to the widths of weights that are about to be loaded into a module."""
-        if self.stage == "pruned" or module not in (self._alive(), *self._copies.modules):
+        if self.stage == "pruned":
+            return
+        model = self._alive()
+        if module not in (model, *self._copies.modules(model)):
             return
         pruned = surplus(self.families, shapes)
         if pruned is None:
@@ -441,6 +447,7 @@ class Pruner:
             report = self._check(coupled, forced)
             if report.cut:
                 assert self.mask is not None  # the check has just made it
+                report = replace(report, stale=stale_sizes(self._alive(), self.families, self.mask))
                 self._remove(self.mask)
         except BaseException:
             self._progress, self._masks, self.scores, self.mask = before, masks, scores, mask
@@ -455,6 +462,13 @@ class Pruner:
         if report.cut:
             now.stage, now.t_cut = "pruned", now.check
             self._say(messages.cut_made(report, self.ratio))
+            too_much = overshoot(self._aim, report.cost_at_cut)
+            if too_much > MUCH:
+                self._say(
+                    messages.too_much(too_much, coarsest(self._aim, self.families)), logging.WARNING
+                )
+            if report.stale:
+                self._say(messages.stale(report.stale))
             if self._captured:
                 logger.warning(
                     "the CUDA graphs captured so far train the model of before the cut: capture again"
@@ -562,7 +576,8 @@ class Pruner:
     def _remove(self, pruned: Tensor) -> None:
         """Cut the model and all that follows it, and drive it no longer."""
         optimizers = [self.optimizer, *self._copies.optimizers]
-        model, copies, changed = self._alive(), self._copies.modules, False
+        model, changed = self._alive(), False
+        copies = self._copies.of(model)
         record = make_record(self.families, pruned, dict(model.named_parameters()), record_of(model))
         try:
             with cutting(model, self.families, pruned, optimizers, copies, record):

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ocsfast import penalty
+from ocsfast.cut import Copy
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families
 from ocsfast.slicing import is_sharded
@@ -60,7 +61,7 @@ class Processes(ABC):
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Before a pruner does anything, or goes on from a state; `facts` are what it is made of."""
 
-    def require_copies(self, copies: Sequence[nn.Module]) -> None:  # noqa: B027  (whole ones all fit)
+    def require_copies(self, copies: Sequence[Copy]) -> None:  # noqa: B027  (whole ones all fit)
         """Refuse copies of the model that the cut could not follow.
 
         Raises:

@@ -18,6 +18,7 @@ from ocsfast.errors import ConfigError, StateError
 from ocsfast.grouping.families import Families
 from ocsfast.ops import Weights
 from ocsfast.ranking import Ranking, make_ranking
+from ocsfast.reasons import one_of, why_dense
 from ocsfast.record import Record
 
 NAN = 2  # bit of a partition's status; bit 1, unreachable, shows in the cost
@@ -167,12 +168,44 @@ def require_reachable(
         return
     most = 1000 * (aim.dense - choice.cost) // max(1, aim.dense) / 1000
     rounding = f", round_to={aim.round_to}" if aim.round_to > 1 else ""
-    layers = len({frozen.where for frozen in families.frozen})
-    kept = f"{layers} layer{'' if layers == 1 else 's'} kept"
+    held, ways = why_dense(families)
+    raised = ["raise max_family_ratio"] if config.max_family_ratio < 1 else []
     raise ConfigError(
         f"ratio={ratio:g} cannot be reached: with max_family_ratio={config.max_family_ratio:g}"
-        f"{rounding} and {kept} at most {most:g} of {quantity(aim.dense)}{aim.cost_model.unit} can go. "
-        "Lower the ratio, raise max_family_ratio, or shorten keep="
+        f"{rounding} at most {most:g} of {quantity(aim.dense)}{aim.cost_model.unit} can go, as {held}. "
+        + one_of(["Lower the ratio", *raised, *ways])
+    )
+
+
+def group_shares(aim: Aim, families: Families) -> list[float]:
+    """What share of the dense cost goes with one group of each family: how fine one can cut."""
+    sizes = [family.size for family in families.families]
+    one_less = ([size - (k == f) for k, size in enumerate(sizes)] for f in range(len(sizes)))
+    return [(aim.dense - aim.cost_model(left)) / max(1, aim.dense) for left in one_less]
+
+
+def overshoot(aim: Aim, cost: int) -> float:
+    """By what share of the dense cost a choice lies below the budget."""
+    return max(0, aim.budget - cost) / max(1, aim.dense)
+
+
+def coarsest(aim: Aim, families: Families) -> str:
+    """The family whose groups cost most, and how to have finer ones."""
+    share, family = max(
+        zip(group_shares(aim, families), families.families, strict=True), key=lambda pair: pair[0]
+    )
+    count, ways = len(family.layers), []
+    if count > 1:
+        ways.append("ocsfast.as_graph(model, x)")  # which frees what the model's code ties
+    if count > 1 and family.kind == "head":
+        ways.append("a head count of its own in each layer")
+    if aim.ranking.tied:
+        ways.append("uniform=False")
+    if aim.round_to > 1:
+        ways.append("a smaller round_to")
+    return (
+        f"one group of {family.name} (a {family.kind} in {count} layer{'s' if count > 1 else ''}) is "
+        f"{100 * share:.1f} % of it" + (f". It may be finer with {one_of(ways)}" if ways else "")
     )
 
 

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from ocsfast import ops, penalty
 from ocsfast.agreement import raised_together
+from ocsfast.cut import Copy
 from ocsfast.errors import StateError
 from ocsfast.grouping.families import Families
 from ocsfast.optim import OnePass
@@ -127,8 +128,13 @@ class Shards(Processes):
         """Refuse, on every rank, what differs between them: from here on they communicate."""
         self.require_agreement(facts)
 
-    def require_copies(self, copies: Sequence[nn.Module]) -> None:
+    def require_copies(self, copies: Sequence[Copy]) -> None:
         for copy in copies:
+            if not isinstance(copy, nn.Module):
+                raise StateError(
+                    "also= holds a list of tensors, and the model is sharded: pass an average that is a "
+                    "module, sharded as the model is"
+                )
             if is_sharded(copy) and _mesh_of(copy) != self._mesh:
                 raise StateError(
                     "also= holds a copy that is sharded over another mesh than the model: call "

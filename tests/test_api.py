@@ -209,7 +209,7 @@ def test_two_owners_and_none():
     stranger = sgd(net())
     other = net()
     check = unchanged(other, stranger)
-    with pytest.raises(StateError, match=r"conv1\.weight is to be pruned, but the SGD optimizer"):
+    with pytest.raises(StateError, match=r"conv1\.weight and 9 more are to be pruned"):
         ocsfast.attach(other, 0.5, optimizer=stranger, example_inputs=batch(0)[0])
     check()
 
@@ -245,9 +245,36 @@ def test_nothing_to_prune():
     model = nn.Sequential(nn.Linear(4, 3))
     optimizer = sgd(model)
     check = unchanged(model, optimizer)
-    with pytest.raises(GroupingError, match="nothing in this model can be pruned"):
+    with pytest.raises(GroupingError) as refused:
         ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=torch.randn(2, 4))
     check()
+    said = "nothing in this model can be pruned: 1 layer stays dense: 1 model output. 0: model output"
+    assert str(refused.value) == said
+
+
+def test_why_too_little_can_be_pruned():
+    """How many layers stay for which reason; and of the ways out, those that apply."""
+    model = net()
+    for name in ("conv1", "bn1"):
+        model.get_submodule(name).requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+    def said(kind=ConfigError, ratio=0.9, **options):
+        with pytest.raises(kind) as refused:
+            ocsfast.attach(model, ratio, optimizer=optimizer, example_inputs=batch(0)[0], **options)
+        return str(refused.value)
+
+    frozen = "unfreeze them, or call ocsfast.step only from the epoch in which they train"
+    alone = said()
+    assert "as 2 layers stay dense: 1 frozen (requires_grad=False), 1 model output. Lower" in alone
+    assert alone.endswith(f"Lower the ratio, raise max_family_ratio, or {frozen}")
+    both = said(keep=["fc2"], max_family_ratio=1.0)
+    assert "as 3 layers stay dense: 1 frozen (requires_grad=False), 1 held by keep=, 1 model" in both
+    assert both.endswith(f"Lower the ratio, {frozen}, or shorten keep=")
+    model.requires_grad_(False)
+    nothing = said(GroupingError, 0.1)
+    assert "4 layers stay dense: 3 frozen (requires_grad=False), 1 model output. conv1: req" in nothing
+    assert nothing.endswith(f"To prune it, {frozen}")
 
 
 def test_input_of_another_shape():
@@ -297,7 +324,12 @@ def test_wrapped_models_are_refused():
 
     sharded = type("FSDPNet", (Net, type("FSDPModule", (), {})), {})()
     cases = [
-        (nn.DataParallel(net()), r"pass model\.module"),
+        (nn.DataParallel(net()), r"the model is a DataParallel: pass model\.module$"),
+        (nn.ModuleDict({"a": nn.DataParallel(net())}), r"replace it: model\.a = model\.a\.module$"),
+        (
+            nn.Sequential(nn.DataParallel(net())),
+            r"set_submodule\('0', model\.get_submodule\('0'\)\.",
+        ),
         (nn.Sequential(DistributedDataParallel(net())), "its part 0 is a DistributedDataParallel"),
         (FullyShardedDataParallel(net()), r"use torch\.distributed\.fsdp\.fully_shard"),
         (sharded, r"families = ocsfast\.group\(model"),

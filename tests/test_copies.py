@@ -97,13 +97,183 @@ def test_copies_resume_too():
     assert torch.equal(other_average(x), average(x))
 
 
+class ListAverage:
+    """As diffusers' EMAModel and torch_ema: the averages in a list, other weights stored meanwhile."""
+
+    def __init__(self, parameters, decay=0.9, trained_only=False):
+        self.decay, self.trained_only = decay, trained_only
+        self.shadow_params = [p.clone().detach() for p in self.followed(parameters)]
+        self.temp_stored_params = None
+
+    def followed(self, parameters):
+        return [p for p in parameters if p.requires_grad or not self.trained_only]
+
+    @torch.no_grad()
+    def step(self, parameters):
+        for average, p in zip(self.shadow_params, self.followed(parameters), strict=True):
+            if p.requires_grad:
+                average.sub_((1 - self.decay) * (average - p))
+            else:
+                average.copy_(p)
+
+    def to(self, dtype):
+        self.shadow_params = [p.to(dtype=dtype) for p in self.shadow_params]
+
+    def store(self, parameters):
+        self.temp_stored_params = [p.detach().cpu().clone() for p in parameters]
+
+    def copy_to(self, parameters):
+        for average, p in zip(self.shadow_params, self.followed(parameters), strict=True):
+            p.data.copy_(average.data)
+
+
+class HoldsAnother:
+    """As ultralytics' ModelEMA: no module, but the average is one among its attributes."""
+
+    def __init__(self, model):
+        self.ema = copy.deepcopy(model).eval()
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model):
+        self.updates += 1
+        state = model.state_dict()
+        for name, value in self.ema.state_dict().items():
+            if value.dtype.is_floating_point:
+                value.mul_(0.9).add_(state[name], alpha=0.1)
+
+
+@pytest.mark.parametrize("trained_only", [False, True])
+def test_averages_in_a_list(trained_only):
+    model = net()
+    model.fc2.bias.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    ema = ListAverage(model.parameters(), trained_only=trained_only)
+    pruner = attach(model, optimizer, also=[ema])
+    train(model, optimizer, 3)
+    ema.step(model.parameters())
+    ema.store(model.parameters())
+    ema.to(torch.float64)  # makes other tensors: they are looked for when the cut comes
+    held = [id(p) for p in ema.shadow_params]
+    whole = copy.deepcopy(model)
+    ema.copy_to(whole.parameters())
+    pruner.cut()
+    ocsfast.cut_model(whole, pruner.families, pruner.mask)
+    assert [id(p) for p in ema.shadow_params] == held
+    followed = ema.followed(whole.parameters())
+    for average, p in zip(ema.shadow_params, followed, strict=True):
+        assert average.dtype == torch.float64
+        assert torch.equal(average.float(), p)
+    for stored, p in zip(ema.temp_stored_params, model.parameters(), strict=True):
+        assert torch.equal(stored, p)
+    train(model, optimizer, 2, first=3)
+    ema.step(model.parameters())
+    ema.copy_to(model.parameters())
+    model(batch(0)[0])
+
+
+def test_a_list_resumes_after_the_model():
+    model, other = net(), net(seed=3)
+    emas = [ListAverage(m.parameters()) for m in (model, other)]
+    pruners = [attach(m, sgd(m), also=[e]) for m, e in zip((model, other), emas, strict=True)]
+    pruners[0].cut()
+    other.load_state_dict(model.state_dict())
+    shapes = [[p.shape for p in ema.shadow_params] for ema in emas]
+    assert shapes[0] == shapes[1]
+    early = net(seed=4)
+    ema = ListAverage(early.parameters())
+    held = attach(early, sgd(early), also=[ema])
+    ema.shadow_params = [p.clone() for p in emas[0].shadow_params]
+    with pytest.raises(StateError, match=r"its shadow_params has .* load the model's weights first"):
+        early.load_state_dict(model.state_dict())
+    assert held.stage == "observe"
+
+
+def test_a_copy_among_an_objects_attributes():
+    model = net()
+    optimizer = sgd(model)
+    ema = HoldsAnother(model)
+    ema.model = model  # which is cut as it is, once
+    pruner = attach(model, optimizer, also=[ema])
+    train(model, optimizer, 2)
+    ema.update(model)
+    dense = copy.deepcopy(ema.ema)
+    pruner.cut()
+    ocsfast.cut_model(dense, pruner.families, pruner.mask)
+    x = batch(1)[0]
+    assert torch.equal(ema.ema(x), dense(x))
+    train(model, optimizer, 2, first=2)
+    ema.update(model)
+
+
+class Gives:
+    """Only a method gives the averages."""
+
+    def __init__(self, model):
+        self._inside = (tuple(p.detach().clone() for p in model.parameters()),)
+        self.own = list(model.parameters())
+
+    def parameters(self):
+        return iter(self._inside[0])
+
+
+FORMS = {
+    "a list": lambda model: [p.detach().clone() for p in model.parameters()],
+    "a tuple": lambda model: tuple(p.detach().clone() for p in model.parameters()),
+    "a dict": lambda model: {n: p.detach().clone() for n, p in model.named_parameters()},
+    "a state dict": lambda model: {n: t.clone() for n, t in model.state_dict().items()},
+    "parameters()": Gives,
+    "a ParameterList": lambda model: nn.ParameterList(p.detach().clone() for p in model.parameters()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tensors_themselves(form):
+    model = net()
+    optimizer = sgd(model)
+    average = FORMS[form](model)
+    if isinstance(average, dict):
+        tensors, names = list(average.values()), list(average)
+    else:
+        tensors = list(average.parameters() if hasattr(average, "parameters") else average)
+        names = [name for name, _ in model.named_parameters()]
+    attach(model, optimizer, also=[average]).cut()
+    for tensor, name in zip(tensors, names, strict=True):
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_a_list_is_as_it_was_where_the_cut_fails(monkeypatch):
+    model = net()
+    optimizer = sgd(model)
+    ema = ListAverage(model.parameters())
+    pruner = attach(model, optimizer, also=[ema])
+    before = [p.clone() for p in ema.shadow_params]
+    with monkeypatch.context() as patch:
+        patch.setattr(pruner._processes, "rebuild", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pruner.cut()
+    assert all(torch.equal(a, b) for a, b in zip(ema.shadow_params, before, strict=True))
+    ema.shadow_params[2] = torch.zeros(3)
+    with pytest.raises(StateError, match=r"its shadow_params has \(3,\) where bn1\.weight is \(8,\)"):
+        pruner.cut()
+    assert model.conv1.weight.shape == (8, 3, 3, 3)
+
+
 def test_what_holds_no_copy_is_refused():
     model = net()
     optimizer = sgd(model)
+    frozen = net()
+    frozen.fc2.bias.requires_grad_(False)
+    own = Gives(model)
+    own._inside = (tuple(model.parameters()),)
     for bad, said in (
-        (AveragedModel(Net((8, 12, 11))), "AveragedModel in which no module"),
-        (nn.Linear(2, 2), "Linear in which no module"),
+        (AveragedModel(Net((8, 12, 11))), "AveragedModel in which nothing"),
+        (nn.Linear(2, 2), "Linear in which nothing"),
         ("ema", "also= holds a str"),
+        ([], "also= holds a list"),
+        (ListAverage(Net((8, 12, 11)).parameters()), r"its shadow_params has \(11, 48\) where fc1"),
+        (ListAverage(frozen.parameters(), trained_only=True), "of its 11 parameters in order"),
+        (own, "also= holds a Gives"),
     ):
         with pytest.raises(StateError, match=said):
             attach(model, optimizer, also=[bad])

@@ -1,6 +1,8 @@
 """The dry run says what a cut would do, and changes nothing."""
 
 import dataclasses
+import re
+from types import MethodType
 
 import pytest
 import torch
@@ -69,13 +71,57 @@ def test_what_stays_dense_is_named_with_the_line_that_freezes_it():
     assert reasons["second"] == "model output"
 
 
-def test_a_model_that_no_engine_can_trace():
-    class Branching(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else self.missing
+class Refusing(nn.Module):
+    def __init__(self, what):
+        super().__init__()
+        self.a, self.what = nn.Linear(3, 3), what
 
-    with pytest.raises(GroupingError, match=r"cannot be exported.*second engine failed too"):
-        ocsfast.inspect(Branching(), -torch.ones(2, 3))
+    def forward(self, x):
+        if self.what == "branch":
+            return x if x.sum() > 0 else self.missing
+        return self.a(x).view(5, 3)
+
+
+def refusal(model, inputs):
+    with pytest.raises(GroupingError) as refused:
+        ocsfast.inspect(model, inputs)
+    return str(refused.value)
+
+
+def test_a_model_that_no_engine_can_trace(caplog):
+    """Where it failed in the user's code, what was done to the inputs, and the way out."""
+    said = refusal(Refusing("branch"), -torch.ones(2, 3))
+    assert re.search(r"cannot be exported: .* at .*test_inspection\.py:\d+: .*engine failed", said)
+    way = "example_inputs= of the form that inference takes, or"
+    assert f"branches on its data: pass {way} forward= (" in said
+    assert "samples" not in said
+    said = refusal(Refusing("view"), torch.ones(5, 3))
+    line = Refusing.forward.__code__.co_firstlineno + 3
+    assert f"test_inspection.py:{line}: shape '[5, 3]' is invalid for input of size 6 (with 2 " in said
+    assert f"samples, made of the example inputs' 5). Pass {way} in forward= what" in said
+    assert len(said) < 600
+    logged = [r.getMessage() for r in caplog.records if r.name == "ocsfast"]
+    assert all(message.partition(". Trying")[0] in said for message in logged[-1:])
+    said = refusal(nn.Linear(3, 3), torch.ones(2, 4))  # no line of the user's: none is named
+    assert said.startswith("the model cannot be exported: RuntimeError: ")
+
+
+def test_forward_may_call_the_model():
+    def shapes(model, **options):
+        found = ocsfast.inspect(model, torch.zeros(2, 3, 8, 8), 0.3, **options)
+        return [(f.name, f.groups, f.kept) for f in found.families], found.macs
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1))
+    plain = shapes(model)
+    assert plain[0]
+    assert shapes(model, forward=lambda model, x: model(x).flatten(1)) == plain
+    assert shapes(model, forward=lambda model, x: {"y": model.forward(x)}) == plain
+    assert "forward" not in vars(model)
+    patched = MethodType(lambda self, x: self[2](self[1](self[0](x))) * 2, model)
+    model.forward = patched
+    assert shapes(model, forward=lambda model, x: model(x).flatten(1)) == plain
+    assert model.forward is patched
 
 
 def test_options_are_checked():

@@ -13,7 +13,6 @@ from ocsfast.optimizers import (
     SUPPORTED,
     TORCHS,
     StepCounter,
-    check_owner,
     check_supported,
     find_optimizer,
     momentum_gain,
@@ -41,21 +40,88 @@ def test_finds_the_owner_by_its_steps_and_forgets_dead_ones():
         find_optimizer(counter, parameters(model))
 
 
-def test_two_owners_are_refused():
+def test_two_owners_of_the_same_parameters():
     counter = StepCounter()
     model = net()
     both = [sgd(model), torch.optim.Adam(model.parameters())]
     for optimizer in both:
         counter(optimizer, (), {})
-    with pytest.raises(StateError, match=r"2 optimizers own .*SGD, Adam"):
+    with pytest.raises(StateError, match=r"2 optimizers own .*SGD, Adam.* the same ones.* optimizer="):
         find_optimizer(counter, parameters(model))
 
 
-def test_a_parameter_that_is_not_owned_is_named():
+def split(model, own):
+    """An SGD for the parameters whose names `own` accepts, an AdamW for the rest."""
+    named = list(model.named_parameters())
+    mine = [p for n, p in named if own(n)]
+    rest = [p for n, p in named if not own(n)]
+    return torch.optim.SGD(mine, lr=0.05, momentum=0.9), torch.optim.AdamW(rest, lr=1e-3)
+
+
+def stepped(model, optimizers):
+    for optimizer in optimizers:
+        train(model, optimizer, 1)
+
+
+def test_two_owners_of_a_part_each():
+    """The message leads to something that works: the other's layers stay dense."""
+    model = net()
+    body, head = split(model, lambda name: not name.startswith("fc2"))
+    stepped(model, (body, head))
+    said = r"each a part.*keep=\['fc2.weight', 'fc2.bias'\]"
+    with pytest.raises(StateError, match=said):
+        ocsfast.step(model, 0.3)
+    here = {"example_inputs": batch(0)[0], "total_steps": 50}
+    said = (
+        r"fc2\.weight is to be .* SGD .*: the AdamW optimizer does\..*or leave .*keep=\['fc2.weight'\]"
+    )
+    with pytest.raises(StateError, match=said):
+        ocsfast.attach(model, 0.3, optimizer=body, **here)
+    pruner = ocsfast.attach(model, 0.3, optimizer=body, keep=["fc2.weight", "fc2.bias"], **here)
+    pruner.cut()
+    stepped(model, (body, head))
+    assert model.conv1.out_channels + model.conv2.out_channels < 8 + 12
+    assert model.fc2.in_features == 10
+
+
+def test_two_owners_of_the_same_layers():
+    """Matrices to one, biases and norms to the other: keep= would leave nothing, one optimizer does."""
+    model = net()
+    matrices = {id(p) for p in model.parameters() if p.dim() > 1}
+    muon, rest = split(model, lambda name: id(parameters(model)[name]) in matrices)
+    stepped(model, (muon, rest))
+    with pytest.raises(StateError, match=r"each a part.*they share layers, as Muon.*only the first"):
+        ocsfast.step(model, 0.3)
+    here = {"example_inputs": batch(0)[0], "total_steps": 50}
+    with pytest.raises(StateError) as refused:
+        ocsfast.attach(model, 0.3, optimizer=muon, **here)
+    said = str(refused.value)
+    assert said.startswith(
+        "conv1.bias and 5 more are to be pruned, but the SGD optimizer does not own them"
+    )
+    assert said.endswith(
+        "param groups: every layer to be pruned has parameters in both, so keep= would leave none"
+    )
+    names = [n for n, p in model.named_parameters() if id(p) not in matrices]
+    with pytest.raises(ocsfast.GroupingError, match="nothing in this model can be pruned"):
+        ocsfast.attach(model, 0.3, optimizer=muon, keep=names, **here)
+    groups = [
+        {"params": [p for p in model.parameters() if (id(p) in matrices) is own]}
+        for own in (True, False)
+    ]
+    one = torch.optim.SGD(groups, lr=0.05)
+    del muon, rest
+    ocsfast.attach(model, 0.3, optimizer=one, **here).cut()
+    stepped(model, [one])
+
+
+def test_a_parameter_that_nobody_owns_is_named():
     model = net()
     optimizer = torch.optim.SGD([p for n, p in model.named_parameters() if n != "bn1.weight"], lr=0.1)
-    with pytest.raises(StateError, match=r"bn1\.weight"):
-        check_owner(optimizer, parameters(model))
+    with pytest.raises(
+        StateError, match=r"bn1\.weight is to be .*Add what is missing.* keep=\['bn1\.weight'\]"
+    ):
+        ocsfast.attach(model, 0.3, optimizer=optimizer, example_inputs=batch(0)[0])
 
 
 @pytest.mark.parametrize("kind", TORCHS)

@@ -253,7 +253,8 @@ def test_an_optimizer_of_stale_parameters():
     model = net()
     optimizer = sgd(model)
     model.fc1 = nn.Linear(model.fc1.in_features, model.fc1.out_features)
-    with pytest.raises(StateError, match=r"fc1\.weight is to be pruned, but .* does not own it"):
+    said = r"fc1\.weight and 1 more are to be pruned, but .* does not own them.*Add what is missing"
+    with pytest.raises(StateError, match=said):
         attach(model, optimizer)
 
 

@@ -150,10 +150,10 @@ def by_labels(
         raise failed[False]
     if failed and literals_beyond(model, *traces.values()):
         raise next(iter(failed.values()))  # a graph's own: the sizes in it would not be known
-    if not failed and same_but_for_mode(traces[False], traces[True]):
-        del traces[True]
-    wanted = _wanted_outputs(traces, choice.outputs)
     found = Findings()
+    if not failed and same_but_for_mode(traces[False], traces[True]):
+        found.read |= traces.pop(True).read
+    wanted = _wanted_outputs(traces, choice.outputs)
     for training, traced in traces.items():
         Walk(
             model,
@@ -176,7 +176,7 @@ def by_labels(
             if name not in chosen:
                 found.labels.freeze(found.state[name][axis], "only= leaves it out")
     samples = next(iter(traces.values())).samples
-    families = assemble(found, dict(model.named_parameters()), samples, choice.kinds)
+    families = assemble(found, model, samples, choice.kinds)
     families = replace(families, notes=tuple(_note(*entry) for entry in failed.items()))
     args, kwargs, _ = with_batch(args, kwargs)
     runs = tuple(Run(traced, mode, wanted[mode]) for mode, traced in traces.items())

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ocsfast.grouping.families import (
     KINDS,
@@ -22,18 +22,20 @@ from ocsfast.grouping.families import (
 )
 from ocsfast.grouping.labels import Labels, Vector
 from ocsfast.grouping.propagate import Findings, RawProduct
+from ocsfast.grouping.unread import unread_sizes
 
 # A plan's matrices have rows and columns, and one slice a row or column.
 MAX_AXES = 2
 
 
 def assemble(
-    found: Findings, parameters: Mapping[str, Tensor], samples: int, kinds: Collection[str] = KINDS
+    found: Findings, model: nn.Module, samples: int, kinds: Collection[str] = KINDS
 ) -> Families:
     """Number the atoms that are left, family by family, and write down where each one lives.
 
     Groups of another kind than `kinds` stay dense.
     """
+    parameters = dict(model.named_parameters())
     for kind in ("head", "head_dim", "width"):
         if kind not in kinds:
             for marked in found.kinds.get(kind, ()):
@@ -70,16 +72,18 @@ def assemble(
     labelled = [(name, axis, numbered(vector)) for name, axis, vector in axes]
     records = tuple(Axis(name, axis, groups) for name, axis, groups in labelled if groups is not None)
     counted = ((path, name, numbered(v)) for (path, name), v in found.attributes.items())
+    sure, unsure = unread_sizes(model, found, numbered)
     averaged = ((mode, node, dim, numbered(v)) for mode, node, dim, v in found.statistics)
     named = _named([len(family) for family in order], found, records)
     return Families(
         families=tuple(replace(f, kind=kind_of(m[0])) for f, m in zip(named, order, strict=True)),
         axes=records,
-        attributes=tuple(Attribute(path, name, g) for path, name, g in counted if g is not None),
+        attributes=(*(Attribute(path, name, g) for path, name, g in counted if g is not None), *sure),
         macs=tuple(_product(raw, numbered, samples) for raw in found.products),
         frozen=_frozen(found, records, parameters),
         statistics=tuple(Statistic(n, d, g, mode) for mode, n, d, g in averaged if g is not None),
         multiple=found.multiple,
+        unsure=tuple(unsure),
     )
 
 

@@ -50,6 +50,7 @@ class Attribute:
     module: str
     name: str
     groups: Tensor  # [size] int64, as in `Axis`
+    read: bool = True  # whether the traced code used it; else it is found by its size alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +102,7 @@ class Families:
     statistics: tuple[Statistic, ...] = ()
     multiple: int = 1  # of which each kept count has to be, if any group goes: some operator wants it
     notes: tuple[str, ...] = ()  # what a user should know of how these were found
+    unsure: tuple[Attribute, ...] = ()  # may count some of these groups, which nothing proves: not set
 
     @property
     def num_groups(self) -> int:
@@ -157,6 +159,7 @@ class Families:
             statistics=tuple(replace(s, groups=relabel(s.groups)) for s in self.statistics),
             multiple=self.multiple,
             notes=self.notes,
+            unsure=tuple(replace(a, groups=relabel(a.groups)) for a in self.unsure),
         )
 
 

@@ -40,6 +40,9 @@ class Findings:
     producers: dict[tuple[str, int], None] = field(default_factory=dict)  # (tensor, axis), in order
     # What a module's integer attribute counts; None where it counts what never goes.
     attributes: dict[tuple[str, str], Vector | None] = field(default_factory=dict)
+    read: set[tuple[str, str]] = field(default_factory=set)  # attributes that a graph's code used
+    # Labels of what a module's own code makes.
+    made: dict[str, list[Vector]] = field(default_factory=dict)
     # Whether of the graph in training mode, node, dim, its labels.
     statistics: list[tuple[bool, str, int, Vector]] = field(default_factory=list)
     kinds: dict[str, list[Vector]] = field(default_factory=dict)  # labels known to be of a kind
@@ -81,6 +84,7 @@ class Walk:
         self._canonical = _canonical_names(model)
 
     def run(self) -> None:
+        self.found.read |= self.trace.read
         position = 0
         for node in self.trace.graph.graph.nodes:
             if any(source in self.batched for source in node.all_input_nodes) or self._per_sample(node):
@@ -110,6 +114,7 @@ class Walk:
                     self.values[node] = rule(self, node, arguments(node))
                 else:
                     self._without_rule(node, name)
+                self.found.made.setdefault(module_of(node), []).extend(self.flat(node))
                 if self.alone and not node.users and not _writes(node):
                     self.freeze_all(node, "computed but not returned, and the other mode is not known")
 

@@ -38,6 +38,7 @@ class Trace:
     left: tuple[str, ...]  # further outputs: what the pass left behind, by the place, a hook's store say
     structure: pytree.TreeSpec  # what the outputs stand in
     autocast: bool  # whether the model's own code asks for lower precision somewhere
+    read: frozenset[tuple[str, str]]  # modules' integer attributes that the pass used: (module, name)
 
     def run(self, interpreter: torch.fx.Interpreter, state: dict[str, Tensor], inputs: Any) -> Any:
         """Run the graph on other state and inputs, all float64; its outputs, flat, and what it left."""
@@ -115,13 +116,14 @@ def trace(
     Raises:
         GroupingError: the model cannot be exported; the message names the place and the cause.
     """
+    given = args, kwargs
     args, kwargs, samples = with_batch(args, kwargs, samples)
     try:
         with (
             undisturbed(model, training=training) as kept,
             torch.set_grad_enabled(gradients),
             all_outputs(model, kept),
-            origins(model),
+            origins(model) as read,
             warnings.catch_warnings(),
         ):
             # Of attributes that were assigned: they are put back.
@@ -129,7 +131,10 @@ def trace(
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:  # export raises whatever the model's own code raises, and more
         mode = " in training mode" if training else ""
-        raise GroupingError(f"the model cannot be exported{mode}: {_cause(error)}") from error
+        advice = "" if gradients else f". {_way_out(error)}"  # what asks for gradients takes no forward=
+        raise GroupingError(
+            f"the model cannot be exported{mode}: {_cause(error)}{_resized(given, samples)}{advice}"
+        ) from error
     state: list[str | None] = []
     constants: dict[int, Tensor] = {}
     for spec in program.graph_signature.input_specs:
@@ -155,6 +160,7 @@ def trace(
         tuple(left),
         pytree.tree_structure(own),
         autocast,
+        frozenset(read),
     )
 
 
@@ -172,16 +178,27 @@ def all_outputs(model: nn.Module, kept: Kept) -> Iterator[None]:
                 torch.export.register_dataclass(type(leaf))
                 register(leaf)
 
+    depth = 0  # of a forward= that calls the model itself: the outer call alone returns both
+
+    def enter(module: nn.Module, args: Any) -> None:
+        nonlocal depth
+        depth += 1
+
     def both(module: nn.Module, args: Any, output: Any) -> Any:
+        nonlocal depth
+        depth -= 1
+        if depth:
+            return None
         register(output)
         traced = {name: t for name, t in kept.left_behind().items() if type(t) is not Tensor}
         return output, traced
 
-    handle = model.register_forward_hook(both)
+    handles = model.register_forward_pre_hook(enter), model.register_forward_hook(both)
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _names(numbered: Any) -> tuple[str, ...]:
@@ -192,11 +209,21 @@ def _names(numbered: Any) -> tuple[str, ...]:
 
 @contextmanager
 def forward_as(model: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let the model, and copies of it, run `forward(model, ...)` instead of its own forward pass."""
+    """Let the model, and copies of it, run `forward(model, ...)` instead of its own forward pass.
+
+    Inside `forward` they have their own.
+    """
     own = vars(model).get("forward")
+    bound = isinstance(own, MethodType) and own.__self__ is model
 
     def instead(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # export wants a plain function
-        return forward(self, *args, **kwargs)
+        outer = vars(self).pop("forward")
+        if own is not None:
+            vars(self)["forward"] = MethodType(own.__func__, self) if bound else own
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            vars(self)["forward"] = outer
 
     vars(model)["forward"] = MethodType(instead, model)  # a copy's method is bound to the copy
     try:
@@ -215,12 +242,34 @@ class Origin(int):
 
     module: str
     name: str  # "num_heads", or "splits[1]" for an entry of a sequence
+    read: set[tuple[str, str]]  # where it writes down that it was used
 
     @classmethod
-    def of(cls, value: int, module: str, name: str) -> Origin:
+    def of(cls, value: int, module: str, name: str, read: set[tuple[str, str]]) -> Origin:
         known = cls(value)
-        known.module, known.name = module, name
+        known.module, known.name, known.read = module, name, read
         return known
+
+    def use(self) -> None:
+        self.read.add((self.module, self.name))
+
+
+def _noted(operator: str) -> Callable[..., Any]:
+    plain = getattr(int, operator)
+
+    def noted(self: Origin, *others: Any) -> Any:
+        self.use()
+        return plain(self, *others)
+
+    return noted
+
+
+for _operator in (
+    *("add", "sub", "mul", "floordiv", "truediv", "mod", "divmod", "pow", "radd", "rsub", "rmul"),
+    *("rfloordiv", "rtruediv", "rmod", "rpow", "neg", "bool", "int", "float", "eq", "ne", "lt", "le"),
+    *("gt", "ge"),
+):
+    setattr(Origin, f"__{_operator}__", _noted(f"__{_operator}__"))
 
 
 class _Origins(TorchFunctionMode):
@@ -234,6 +283,9 @@ class _Origins(TorchFunctionMode):
         numbers = _numbers([*args[first:], *kwargs.values()])
         origins = {k: (n.module, n.name, int(n)) for k, n in enumerate(numbers) if isinstance(n, Origin)}
         sizes = sizes_in(numbers)
+        for number in numbers:
+            if isinstance(number, Origin):
+                number.use()
         if not origins and not sizes:
             return remembered(func, args, func(*args, **kwargs))
         with torch.fx.traceback.annotate({ORIGINS: origins, SIZES: sizes}):
@@ -272,38 +324,60 @@ def origins_of(node: torch.fx.Node) -> dict[int, tuple[str, str, int]]:
 
 
 @contextmanager
-def origins(model: nn.Module) -> Iterator[None]:
-    """Let every integer attribute of the model's modules know where it comes from."""
+def origins(model: nn.Module) -> Iterator[set[tuple[str, str]]]:
+    """Let every integer attribute of the model's modules know where it comes from.
+
+    Yields those that were used so far, as (module, name).
+    """
+    read: set[tuple[str, str]] = set()
     before: list[tuple[nn.Module, str, Any]] = []
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             known: Any = None
             if type(value) is int:
-                known = Origin.of(value, path, name)
+                known = Origin.of(value, path, name, read)
             elif type(value) in (tuple, list) and all(type(entry) is int for entry in value):
                 names = entry_names(name, len(value))
-                known = type(value)(Origin.of(n, path, own) for n, own in zip(value, names, strict=True))
+                named = zip(value, names, strict=True)
+                known = type(value)(Origin.of(n, path, own, read) for n, own in named)
             if known is not None:
                 before.append((module, name, value))
                 vars(module)[name] = known
     try:
         with torch.fx.traceback.preserve_node_meta(), _Origins():
-            yield
+            yield read
     finally:
         for module, name, value in before:
             vars(module)[name] = value
 
 
 def _cause(error: BaseException) -> str:
-    """One line: the last place outside torch that the error passed, and its first line."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
+    """One line: the last place in the user's code that the error passed, and its first line."""
+    passed = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
     where = re.findall(r'File "([^"]+)", line (\d+)', str(error))
-    user = [(file, line) for file, line in where if "/torch/" not in file]
+    user = [place for place in (*passed, *where) if not re.search(OURS, place[0])]
     place = f" at {user[-1][0]}:{user[-1][1]}" if user else ""
-    if not place and len(frames) > 1:  # the first frame is this module's
-        place = f" at {frames[-1].filename}:{frames[-1].lineno}"
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}{place}: {first[:300]}"
+    return f"{type(error).__name__}{place}: {first[:300]}".rstrip(".")
+
+
+# Frames that no user wrote; ours stand between torch's.
+OURS = r"^<|/torch/|/ocsfast/(grouping/|as_graph\.py)"
+
+
+def _resized(given: tuple[tuple[Any, ...], dict[str, Any]], samples: int) -> str:
+    """What was done to the example inputs, where that may be why they did not do."""
+    leaves = [x for x in pytree.tree_leaves(given) if isinstance(x, Tensor) and x.dim()]
+    if not leaves or with_batch(*given, samples)[2] == len(leaves[0]):
+        return ""
+    return f" (with {samples} samples, made of the example inputs' {len(leaves[0])})"
+
+
+def _way_out(error: BaseException) -> str:
+    other = "example_inputs= of the form that inference takes"
+    if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
+        return f"It branches on its data: pass {other}, or forward= (a function of model and inputs)"
+    return f"Pass {other}, or in forward= what to run instead (a function of model and inputs)"
 
 
 def module_of(node: torch.fx.Node) -> str:
