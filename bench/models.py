@@ -71,6 +71,8 @@ def measure(library: str, name: str, graph: bool) -> Entry:
         "kinds": sorted({family.kind for family in families.families}),
         "share": round(prunable_share(model, families), 4),
         "reasons": reasons(families),
+        "modes": len(setting.runs) if setting.training else 1,
+        "notes": list(families.notes),
     }
     generator = torch.Generator().manual_seed(1)
     pruned = torch.zeros(families.num_groups, dtype=torch.bool)
@@ -98,20 +100,20 @@ def prunable_share(model: Any, families: Any) -> float:
 
 
 def zeroing_error(model: Any, families: Any, setting: Any, pruned: Any) -> float | str:
-    """Relative to the largest output; or what the cut model's own code said."""
+    """Relative to the largest output, in either mode; or what the cut model's own code said."""
     with undisturbed(model, training=False):
         trial = Trial(model, families, setting)
-        expected = trial._zeroed(pruned)
-        try:
-            actual = trial._cut(pruned)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-    worst = 0.0
-    for a, b in zip(actual, expected, strict=True):
-        scale = float(b.double().abs().max()) if b.numel() else 0.0
-        if not scale:
-            continue
-        worst = max(worst, float((a.double() - b.double()).abs().max()) / scale)
+        worst = 0.0
+        for run in setting.runs:
+            expected = trial._zeroed(pruned, run)
+            try:
+                actual = trial._cut(pruned, run)
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+            for a, b in zip(actual, expected, strict=True):
+                scale = float(b.double().abs().max()) if b.numel() else 0.0
+                if scale:
+                    worst = max(worst, float((a.double() - b.double()).abs().max()) / scale)
     return worst
 
 

@@ -87,7 +87,8 @@ def test_from_begin_to_cut(lines):
         assert report.accuracy == 50 + epoch
     cut = next(r for r in pruner.history if r.cut)
     gone = sum(size - kept for _, kept, size in cut.kept)
-    begin, end = lines()[2:]
+    begin, end, *more = lines()[2:]
+    assert all(line.startswith("the cut takes ") for line in more)
     assert begin == (
         f"sparsity learning begins at check {pruner.t_sl} (optimizer step {pruner.t_sl * EPOCH}): "
         f"{gone} of 30 groups shrink, over 20 steps as planned"
