@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import ocsfast
 
-EPOCHS = 14
+EPOCHS = 24
 torch.manual_seed(0)
 images, labels = (torch.tensor(x, dtype=torch.float32) for x in load_digits(return_X_y=True))
 images, labels = images.view(-1, 1, 8, 8) / 8 - 1, labels.long()

@@ -12,7 +12,7 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Kept:
         self._cells: list[tuple[str, types.CellType, Any]] = []
         self._globals: dict[tuple[int, str], tuple[dict[str, Any], Any]] = {}
         self._classes: dict[type, dict[str, Any]] = {}
+        self._caches: list[tuple[Any, int]] = []  # of functools, each with its misses
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
         self._grads = [(p, p.grad) for p in model.parameters()]
         self._state = {id(t) for m in model.modules() for t in (m._parameters, m._buffers)}
@@ -73,6 +74,9 @@ class Kept:
             self._function(thing)
         elif kind is types.MethodType:
             self._waiting.extend([(label, thing.__self__), (label, thing.__func__)])
+        elif kind is _Cached:
+            self._caches.append((thing, thing.cache_info().misses))
+            self._waiting.append((label, thing.__wrapped__))
         elif issubclass(kind, partial):
             self._waiting.extend([(label, thing.func), (label, thing.args), (label, thing.keywords)])
         elif issubclass(kind, nn.Module):
@@ -80,7 +84,7 @@ class Kept:
             self._attributes(label, thing)
         elif kind.__name__ == "_WrappedHook":  # torch's own, around a hook with its module
             self._waiting.append((label, thing.hook))
-        elif kind.__module__.partition(".")[0] not in FOREIGN:
+        elif not _is_foreign(kind.__module__):
             self._class(kind)
             self._attributes(label, thing)
 
@@ -110,21 +114,32 @@ class Kept:
         self._names_of(function)
 
     def _names_of(self, function: types.FunctionType) -> None:
-        known = function.__globals__
+        """The names of its module, and of modules that it imports, that a function's code mentions."""
         codes = [function.__code__]
         for code in codes:
             codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
             for name in code.co_names:
-                value = known.get(name, known)
-                if value is known or isinstance(value, (type, types.ModuleType, types.FunctionType)):
-                    continue
-                self._globals.setdefault((id(known), name), (known, value))
-                if isinstance(value, (dict, list, set, deque)):
-                    self._waiting.append((name, value))
+                self._name(function.__globals__, name)
+                module = function.__globals__.get(name)
+                if type(module) is types.ModuleType and not _is_foreign(module.__name__):
+                    for other in code.co_names:
+                        self._name(vars(module), other)
+
+    def _name(self, known: dict[str, Any], name: str) -> None:
+        value = known.get(name, _EMPTY)
+        if value is _EMPTY or isinstance(value, (type, types.ModuleType)):
+            return
+        if type(value) is types.FunctionType:
+            if not _is_foreign(value.__module__):
+                self._waiting.append((name, value))
+            return
+        self._globals.setdefault((id(known), name), (known, value))
+        if isinstance(value, (dict, list, set, deque, _Cached)):
+            self._waiting.append((name, value))
 
     def _class(self, kind: type) -> None:
         for base in kind.__mro__:
-            if base in self._classes or base.__module__.partition(".")[0] in FOREIGN:
+            if base in self._classes or _is_foreign(base.__module__):
                 continue
             own = {n: v for n, v in vars(base).items() if not (n.startswith("__") and n.endswith("__"))}
             self._classes[base] = own
@@ -132,7 +147,7 @@ class Kept:
                 function = getattr(value, "__func__", value)  # static and class methods
                 if isinstance(function, types.FunctionType):
                     self._names_of(function)
-                elif isinstance(value, (dict, list, set, deque, Tensor)):
+                elif isinstance(value, (dict, list, set, deque, Tensor, _Cached)):
                     self._waiting.append((f"{base.__name__}.{name}", value))
 
     def _tensor(self, tensor: Tensor) -> None:
@@ -211,12 +226,22 @@ class Kept:
                     setattr(owner, name, attributes[name])
             for name in attributes.keys() - vars(owner).keys():
                 setattr(owner, name, attributes[name])
+        for cached, misses in self._caches:  # what it learned are tensors without data
+            if cached.cache_info().misses != misses:
+                cached.cache_clear()
         for tensor, version, value in self._tensors:
             if tensor._version != version and tensor.shape == value.shape:
                 tensor.data.copy_(value)
         for parameter, grad in self._grads:
             if parameter.grad is not grad:
                 parameter.grad = grad
+
+
+_Cached = type(cache(lambda: None))  # what functools.cache and lru_cache make of a function
+
+
+def _is_foreign(module: str | None) -> bool:
+    return (module or "builtins").partition(".")[0] in FOREIGN
 
 
 _EMPTY = object()  # a variable of an enclosing function that has no value yet
