@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from ocsfast.cut import remove_groups
 from ocsfast.grouping.families import Families
+from ocsfast.grouping.keeping import copied
 from ocsfast.model_config import update_config
 
 
@@ -21,7 +21,7 @@ def expressible(model: nn.Module, families: Families) -> Families:
     alike: dict[tuple[str, int], list[int]] = {}
     for f, family in enumerate(families.families):
         alike.setdefault((family.kind, family.size), []).append(f)
-    empty = copy.deepcopy(model).to("meta")
+    empty = copied(model).to("meta")
     passed: list[int] = []
     refused: dict[int, str] = {}
     for (kind, size), members in alike.items():
@@ -35,7 +35,7 @@ def expressible(model: nn.Module, families: Families) -> Families:
 
 
 def _can_say(empty: nn.Module, families: Families, members: Sequence[int], count: int) -> bool:
-    subject = copy.deepcopy(empty)
+    subject = copied(empty)
     pruned = torch.zeros(families.num_groups, dtype=torch.bool)
     for f in members:
         family = families.families[f]

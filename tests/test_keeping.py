@@ -7,6 +7,7 @@ import copy
 import functools
 import random
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import ClassVar
@@ -261,6 +262,23 @@ def test_a_tensor_that_is_no_leaf_does_not_stop_the_proof():
     with pytest.raises(RuntimeError, match="graph leaves"):
         copy.deepcopy(model)
     assert ocsfast.inspect(model, x, outputs=("0",)).families[0].groups == 16
+
+
+def test_what_refuses_to_be_copied_is_shared_in_the_proof():
+    class Locked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.o = nn.Linear(8, 16), nn.Linear(16, 3)
+            self.lock, self.math, self.rows = threading.Lock(), torch, (k for k in range(3))
+            self.held = {"file": sys.__stderr__}
+
+        def forward(self, x):
+            with self.lock:
+                return self.o(self.math.relu(self.a(x)))
+
+    model, x = Locked(), torch.randn(2, 8)
+    assert ocsfast.inspect(model, x).families[0].groups == 16
+    assert not unchanged(model, lambda: ocsfast.inspect(model, x))
 
 
 # -- models of the table ------------------------------------------------------------------------------

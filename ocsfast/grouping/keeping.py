@@ -6,6 +6,7 @@ whatever its hooks write to. While it is traced these would be tensors without d
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 import types
@@ -36,6 +37,7 @@ class Kept:
         self._cells: list[tuple[str, types.CellType, Any]] = []
         self._globals: dict[tuple[int, str], tuple[dict[str, Any], Any]] = {}
         self._classes: dict[type, dict[str, Any]] = {}
+        self.others: list[Any] = []  # neither modules nor tensors, containers or functions
         self._caches: list[tuple[Any, int]] = []  # of functools, each with its misses
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
         self._grads = [(p, p.grad) for p in model.parameters()]
@@ -52,7 +54,7 @@ class Kept:
     def _look_at(self, label: str, thing: Any) -> None:
         # By type() and not isinstance(): a lazy proxy answers that by importing what it stands for.
         kind = type(thing)
-        if thing is None or issubclass(kind, (int, float, str, bytes, type, types.ModuleType)):
+        if thing is None or issubclass(kind, (int, float, str, bytes, type)):
             return
         if id(thing) in self._seen:
             return
@@ -84,7 +86,10 @@ class Kept:
             self._attributes(label, thing)
         elif kind.__name__ == "_WrappedHook":  # torch's own, around a hook with its module
             self._waiting.append((label, thing.hook))
-        elif not _is_foreign(kind.__module__):
+        else:
+            self.others.append(thing)
+            if kind is types.ModuleType or _is_foreign(kind.__module__):
+                return
             self._class(kind)
             self._attributes(label, thing)
 
@@ -276,11 +281,38 @@ def as_it_was(model: nn.Module) -> Iterator[Kept]:
                 numpy.random.set_state(of_numpy)
 
 
-class Copying(TorchFunctionMode):
-    """While it is entered, `copy.deepcopy` takes tensors that are no leaves too, by their values.
+def copied(model: nn.Module, *, double: bool = False) -> nn.Module:
+    """A deep copy, whatever else than parameters and buffers the model holds.
 
-    Plain tensors become float64 as `Module.double` makes parameters and buffers.
+    Tensors that are no leaves, as old weight_norm leaves them, are copied by their values; objects that
+    refuse, as locks and open files do, are shared.
+
+    Args:
+        double: whether floating-point tensors become float64, also where no module knows of them.
     """
+    with _Copying(double):
+        try:
+            copy_of = copy.deepcopy(model)
+        except Exception:
+            shared = {id(thing): thing for thing in Kept(model).others if not _copies(thing)}
+            if not shared:
+                raise
+            copy_of = copy.deepcopy(model, shared)
+    return copy_of.double() if double else copy_of
+
+
+def _copies(thing: Any) -> bool:
+    try:
+        copy.deepcopy(thing)
+    except Exception:
+        return False
+    return True
+
+
+class _Copying(TorchFunctionMode):
+    def __init__(self, double: bool) -> None:
+        super().__init__()
+        self._double = double
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -288,7 +320,9 @@ class Copying(TorchFunctionMode):
         if func is Tensor.__deepcopy__ and type(args[0]) is Tensor and args[0].device.type != "meta":
             tensor, memo = args
             if id(tensor) not in memo:
-                copied = tensor.detach().clone()
-                memo[id(tensor)] = copied.double() if copied.is_floating_point() else copied
+                value = tensor.detach().clone()
+                memo[id(tensor)] = (
+                    value.double() if self._double and value.is_floating_point() else value
+                )
             return memo[id(tensor)]
         return func(*args, **(kwargs or {}))

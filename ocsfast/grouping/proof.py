@@ -8,7 +8,6 @@ wrong index cannot hide.
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
 from collections.abc import Collection, Sequence
@@ -26,7 +25,7 @@ from ocsfast.errors import GroupingError, OcsfastError
 from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.double import GROUPED_MM, Double, Settled, bent, doubled, grouped_mm
 from ocsfast.grouping.families import Families, kept_indices
-from ocsfast.grouping.keeping import Copying
+from ocsfast.grouping.keeping import copied
 from ocsfast.grouping.propagate import arguments, operator_name
 from ocsfast.grouping.trace import Trace, undisturbed
 
@@ -113,8 +112,7 @@ class Trial:
 
     def __init__(self, model: nn.Module, families: Families, setting: Setting) -> None:
         try:
-            with Copying():
-                self.model = copy.deepcopy(model).double().eval()
+            self.model = copied(model, double=True).eval()
         except Exception as error:
             raise GroupingError(
                 f"the model cannot be copied for the proof ({type(error).__name__}: {error}); "
@@ -208,7 +206,7 @@ class Trial:
         return self._outputs(out[: len(run.graph.outputs)], run)
 
     def _cut(self, pruned: Tensor, run: Run | None = None) -> list[Tensor]:
-        subject = copy.deepcopy(self.model)
+        subject = copied(self.model)
         remove_groups(subject, self.families, pruned)
         args, kwargs = self.inputs
         with Double(), Settled():  # type: ignore[no-untyped-call]
@@ -299,7 +297,7 @@ def calibrate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     With any others activations grow from layer to layer, and gates amplify the rounding to a difference.
     A copy runs, so that what its pass writes elsewhere stays there.
     """
-    taught = copy.deepcopy(model)
+    taught = copied(model)
     norms: list[tuple[Any, Any]] = [
         (norm, twin)
         for norm, twin in zip(model.modules(), taught.modules(), strict=True)
