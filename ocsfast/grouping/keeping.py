@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-# A trainer that a hook belongs to leads to its data: so many objects are looked at, and no list or dict
-# that is longer. What lies nearest to the model comes first.
-MOST_OBJECTS, LONGEST = 200_000, 10_000
-# Objects of these packages are no place where a forward pass writes; torch's modules are looked at.
-FOREIGN = ("torch", "builtins", "logging", "threading", "numpy", "weakref", "concurrent", "asyncio")
+# A trainer that a hook belongs to leads to its data, its queues and its loggers. So no reference further
+# from a module is followed, no list or dict that is longer is looked at, and not more objects.
+DEPTH, LONGEST, MOST_OBJECTS = 6, 10_000, 200_000
+# Objects of these packages are no place where a forward pass writes; torch's modules are looked at. What
+# the standard library makes, as queues, other threads may be writing to.
+FOREIGN = {"torch", "numpy", *sys.stdlib_module_names}
+PLAIN = (types.SimpleNamespace,)  # but these hold what they are given
 
 
 class Kept:
@@ -44,12 +46,20 @@ class Kept:
         self._state = {id(t) for m in model.modules() for t in (m._parameters, m._buffers)}
         self._weights = {id(p) for p in model.parameters()}
         self._seen: set[int] = set()
-        self._waiting: deque[tuple[str, Any]] = deque([("", model)])
+        self._waiting: deque[tuple[str, Any, int]] = deque([("", model, 0)])
+        self._depth = 0  # references from the last module to what is looked at
         while self._waiting and len(self._seen) < MOST_OBJECTS:
-            self._look_at(*self._waiting.popleft())
+            label, thing, depth = self._waiting.popleft()
+            self._depth = 0 if issubclass(type(thing), nn.Module) else depth
+            self._look_at(label, thing)
         self._waiting.clear()
 
     # -- looking ----------------------------------------------------------------------------------
+
+    def _later(self, *things: tuple[str, Any]) -> None:
+        for label, thing in things:
+            if self._depth < DEPTH or issubclass(type(thing), nn.Module):
+                self._waiting.append((label, thing, self._depth + 1))
 
     def _look_at(self, label: str, thing: Any) -> None:
         # By type() and not isinstance(): a lazy proxy answers that by importing what it stands for.
@@ -64,31 +74,31 @@ class Kept:
         elif issubclass(kind, dict):
             if len(thing) <= LONGEST:
                 self._dicts.append((label, thing, dict(thing)))
-                self._waiting.extend((f"{label}[{key!r}]", value) for key, value in thing.items())
+                self._later(*((f"{label}[{key!r}]", value) for key, value in thing.items()))
         elif issubclass(kind, (list, set, deque)):
             if len(thing) <= LONGEST:
                 self._lists.append((label, thing, list(thing)))
-                self._waiting.extend((f"{label}[{n}]", value) for n, value in enumerate(thing))
+                self._later(*((f"{label}[{n}]", value) for n, value in enumerate(thing)))
         elif issubclass(kind, tuple):
             if len(thing) <= LONGEST:
-                self._waiting.extend((f"{label}[{n}]", value) for n, value in enumerate(thing))
+                self._later(*((f"{label}[{n}]", value) for n, value in enumerate(thing)))
         elif kind is types.FunctionType:
             self._function(thing)
         elif kind is types.MethodType:
-            self._waiting.extend([(label, thing.__self__), (label, thing.__func__)])
+            self._later((label, thing.__self__), (label, thing.__func__))
         elif kind is _Cached:
             self._caches.append((thing, thing.cache_info().misses))
-            self._waiting.append((label, thing.__wrapped__))
+            self._later((label, thing.__wrapped__))
         elif issubclass(kind, partial):
-            self._waiting.extend([(label, thing.func), (label, thing.args), (label, thing.keywords)])
+            self._later((label, thing.func), (label, thing.args), (label, thing.keywords))
         elif issubclass(kind, nn.Module):
             self._class(kind)
             self._attributes(label, thing)
         elif kind.__name__ == "_WrappedHook":  # torch's own, around a hook with its module
-            self._waiting.append((label, thing.hook))
+            self._later((label, thing.hook))
         else:
             self.others.append(thing)
-            if kind is types.ModuleType or _is_foreign(kind.__module__):
+            if kind not in PLAIN and (kind is types.ModuleType or _is_foreign(kind.__module__)):
                 return
             self._class(kind)
             self._attributes(label, thing)
@@ -103,9 +113,9 @@ class Kept:
         for name, value in own.items():
             if name == "_modules" and isinstance(thing, nn.Module):
                 self._look_at(f"{label}: its modules", value)
-                self._waiting.extend((f"{dot}{child}", module) for child, module in value.items())
+                self._later(*((f"{dot}{child}", module) for child, module in value.items()))
             else:
-                self._waiting.append((f"{dot}{name}", value))
+                self._later((f"{dot}{name}", value))
 
     def _function(self, function: types.FunctionType) -> None:
         """What it closes over, its defaults, and the names of its module that it knows."""
@@ -113,9 +123,9 @@ class Kept:
         for name, cell in zip(names, function.__closure__ or (), strict=True):
             content = _content(cell)
             self._cells.append((name, cell, content))
-            self._waiting.append((name, content))
-        self._waiting.append(("a default", function.__defaults__))
-        self._waiting.append(("a default", function.__kwdefaults__))
+            self._later((name, content))
+        self._later(("a default", function.__defaults__))
+        self._later(("a default", function.__kwdefaults__))
         self._names_of(function)
 
     def _names_of(self, function: types.FunctionType) -> None:
@@ -136,11 +146,11 @@ class Kept:
             return
         if type(value) is types.FunctionType:
             if not _is_foreign(value.__module__):
-                self._waiting.append((name, value))
+                self._later((name, value))
             return
         self._globals.setdefault((id(known), name), (known, value))
         if isinstance(value, (dict, list, set, deque, _Cached)):
-            self._waiting.append((name, value))
+            self._later((name, value))
 
     def _class(self, kind: type) -> None:
         for base in kind.__mro__:
@@ -153,7 +163,7 @@ class Kept:
                 if isinstance(function, types.FunctionType):
                     self._names_of(function)
                 elif isinstance(value, (dict, list, set, deque, Tensor, _Cached)):
-                    self._waiting.append((f"{base.__name__}.{name}", value))
+                    self._later((f"{base.__name__}.{name}", value))
 
     def _tensor(self, tensor: Tensor) -> None:
         if id(tensor) in self._weights or tensor.is_inference() or tensor.layout is not torch.strided:
