@@ -134,6 +134,12 @@ def test_features_for_distillation_keep_their_channels(make):
     optimizer.step()
 
 
+def test_what_is_left_behind_is_named_by_its_place():
+    torch.manual_seed(0)
+    names = {f.reason for f in ocsfast.inspect(nn.Sequential(Hooked(), nn.Flatten()), image()).frozen}
+    assert "left behind in 0.store.b" in names
+
+
 def test_outputs_frees_what_is_left_behind():
     torch.manual_seed(0)
     model = Hooked()

@@ -112,7 +112,8 @@ class Kept:
         dot = f"{label}." if label else ""
         for name, value in own.items():
             if name == "_modules" and isinstance(thing, nn.Module):
-                self._look_at(f"{label}: its modules", value)
+                self._seen.add(id(value))
+                self._dicts.append((label, value, dict(value)))
                 self._later(*((f"{dot}{child}", module) for child, module in value.items()))
             else:
                 self._later((f"{dot}{name}", value))
