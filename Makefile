@@ -47,7 +47,6 @@ demo: setup
 	$(BIN)/python -m ocsfast.train
 
 test: setup lint pytest
-	$(BIN)/python -m ocsfast.train --quick --out runs/quick
 	$(MAKE) sanitize
 	$(MAKE) emulated
 	STAGES="machine smoke times launches steps training throughput ncu memcheck" \

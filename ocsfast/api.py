@@ -19,6 +19,7 @@ from ocsfast.arguments import (
     options_of,
     plain,
     require_described,
+    require_no_choice,
     require_whole,
     unpacked,
 )
@@ -80,6 +81,7 @@ class _Run:
         self.call = call
         self.pruner: Pruner | None = None
         self.recorder: _Recorder | None = None
+        self.listener: Listener | None = None
         self.farewell: weakref.finalize[..., Any] | None = None  # of a run that ends as it listens
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -146,7 +148,8 @@ def step(
         run = _Run(call)
         if example_inputs is None:
             run.recorder = _Recorder(taken)
-            run.farewell = warn_at_end(run, Listener(taken, processes_of(model).is_first))
+            run.listener = Listener(taken, processes_of(model).is_first)
+            run.farewell = warn_at_end(run, run.listener)
             # A compiled module runs past later hooks of the one inside, a plain call past its own.
             run.handles = [
                 module.register_forward_pre_hook(run.recorder, with_kwargs=True)
@@ -158,6 +161,8 @@ def step(
         finished = run.pruner is not None and run.pruner.stage == "pruned"
         _require_unchanged(run.call, call, moot=PLAN if finished else ())
     if run.pruner is None:
+        if run.listener is not None:
+            run.listener.failed = True  # until it has not: an error says more than the end of the run
         owner = _stepped(model, optimizer)
         inputs = _inputs(example_inputs, run.recorder)
         options = options_of(config, config_fields)
@@ -167,6 +172,7 @@ def step(
         run.pruner = _attach(model, ratio, owner, families, options, also)
         if run.recorder is not None:
             run.pruner.begin_at(run.recorder.steps, calls=1)
+        run.pruner.announce()
         _forget_inputs(run)
         _runs[model] = run
     pruner = run.pruner
@@ -217,6 +223,7 @@ def attach(
                 raise StateError("attach needs example_inputs= (one batch as the model takes it)")
         else:
             require_described(families, model)
+            require_no_choice(options)
         owner = _trainable_owner(model) if optimizer is None else require_optimizer(optimizer)
         if families is None:
             assert example_inputs is not None  # refused above
@@ -226,6 +233,7 @@ def attach(
     run.pruner = _attach(model, ratio, owner, families, options, also)
     run.call = (ratio, config, config_fields)
     run.pruner.begin_at(run.pruner.steps, calls=int(run.recorder is not None))
+    run.pruner.announce()
     _forget_inputs(run)
     _runs[model] = run
     return run.pruner
@@ -315,6 +323,11 @@ def _inputs(given: Inputs | None, recorder: _Recorder | None) -> Unpacked:
 
 def _trainable_owner(model: nn.Module) -> Optimizer:
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise StateError(
+            "no parameter of the model trains (requires_grad=False): unfreeze them, or call "
+            "ocsfast.step only from the epoch in which they train"
+        )
     return find_optimizer(_counter, trainable)
 
 

@@ -87,8 +87,33 @@ def require_described(families: Families, model: nn.Module) -> None:
             )
 
 
+def require_no_choice(options: Config) -> None:
+    """Refuse options that say what may go beside families, in which that has been said.
+
+    Raises:
+        ConfigError: naming the options.
+    """
+    default = Config()
+    names = ("keep", "only", "kinds", "outputs", "forward", "grouping")
+    given = [f"{n}=" for n in names if getattr(options, n) != getattr(default, n)]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} beside families=: what may go is in these already. Say it to ocsfast.group"
+        )
+
+
 def unpacked(inputs: Inputs) -> Unpacked:
-    """One batch as (args, kwargs)."""
+    """One batch as (args, kwargs).
+
+    Raises:
+        ConfigError: it is none, but an array or a loader.
+    """
+    kind = type(inputs).__name__
+    if kind in ("ndarray", "DataLoader", "generator"):
+        raise ConfigError(
+            f"example_inputs={kind}: one batch as the model takes it is expected: a tensor, a tuple of "
+            "arguments, or a dict of keyword arguments"
+        )
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     if isinstance(inputs, (tuple, list)):

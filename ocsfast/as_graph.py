@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ocsfast.arguments import Inputs, plain, unpacked
+from ocsfast.arguments import Inputs, plain, require_whole, unpacked
 from ocsfast.errors import ConfigError, GroupingError
+from ocsfast.grouping import check_parameters
 from ocsfast.grouping.literals import Program, program
 from ocsfast.grouping.trace import BATCH, trace, undisturbed, with_batch
 from ocsfast.record import mark, record_of
@@ -113,6 +114,8 @@ def graph_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """`as_graph` of a plain model, with one batch as it is called."""
     if isinstance(model, GraphModel):
         return model
+    require_whole(model)
+    check_parameters(model)
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
         raise ConfigError("example_inputs= holds no tensor: pass one batch as the model takes it")
     programs, outputs = {}, {}

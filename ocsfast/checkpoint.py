@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ocsfast.arguments import plain
 from ocsfast.cut import Change, Swap, size_attributes
 from ocsfast.errors import CheckpointError
 from ocsfast.plan import is_channels_last
@@ -34,20 +35,22 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the model's parameters, persistent buffers and structure, whole or not at all.
 
     Args:
-        model: a plain module, pruned or dense. Tied tensors are written once.
+        model: pruned or dense; the module inside of a compiled or a DistributedDataParallel one is what
+            is written. Tied tensors are written once.
         path: the file; what is there is replaced only once the new one is complete and on the disk.
 
     Raises:
         CheckpointError: the path cannot be written, the model is sharded, or its state holds something
             besides tensors.
     """
+    model = plain(model)
     if is_sharded(model):
         raise CheckpointError(
             "the model is sharded: gather its weights with torch.distributed.checkpoint.state_dict."
             "get_model_state_dict, load them into a plain one (ocsfast.fit_on_load), and save that"
         )
     tensors, aliases = _distinct(_state(model))
-    plain = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
+    whole = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     structure = {
         "format": FORMAT,
         "class": _class_of(model),
@@ -57,10 +60,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         },
         "cut": record_of(model),
     }
-    structure["checksum"] = checksum(structure, plain)
+    structure["checksum"] = checksum(structure, whole)
     try:
         with replacing(path) as part:
-            save_file(plain, part, metadata={KEY: json.dumps(structure)})
+            save_file(whole, part, metadata={KEY: json.dumps(structure)})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {os.fspath(path)}: {error}") from error
 
@@ -79,7 +82,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: the file is missing, cut short, not one of ours, another model's, or says
             something that no cut of this model can have led to. The model is as it was then.
     """
-    path = os.fspath(path)
+    model, path = plain(model), os.fspath(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
@@ -127,7 +130,10 @@ def checksum(structure: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int
 def _parse(metadata: dict[str, str], path: str, tensors: Mapping[str, Tensor]) -> _Structure:
     """The structure in a file's metadata, every type checked."""
     if KEY not in metadata:
-        raise CheckpointError(f"{path} was not written by ocsfast.save")
+        raise CheckpointError(
+            f"{path} was not written by ocsfast.save. For weights alone: ocsfast.fit_on_load, and then "
+            "load_state_dict"
+        )
     try:
         raw = json.loads(metadata[KEY])
         if raw["format"] != FORMAT:
@@ -170,7 +176,7 @@ def _check_tensors(path: str, new: dict[str, Tensor], old: dict[str, Tensor]) ->
         if not fits:
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, which no cut of the model's "
-                f"{tuple(have.shape)} has"
+                f"{tuple(have.shape)} has: load it into a dense instance"
             )
 
 

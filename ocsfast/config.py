@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from numbers import Real
@@ -92,12 +92,18 @@ class Config:
     time_limit: float = 300.0  # seconds that finding and proving the groups may take
 
     def __post_init__(self) -> None:
-        for name in ("keep", "only", "kinds", "outputs"):
+        nothing = {"keep": (), "only": (), "kinds": DEFAULT_KINDS, "outputs": None}
+        for name, empty in nothing.items():
             value = getattr(self, name)
-            if isinstance(value, (str, nn.Module)):
-                object.__setattr__(self, name, (value,))
-            elif value is not None and not isinstance(value, tuple):
-                object.__setattr__(self, name, tuple(value))
+            if value is None:
+                value = empty
+            elif isinstance(value, (str, nn.Module)):
+                value = (value,)
+            elif not isinstance(value, Iterable):
+                raise ConfigError(f"{name}={value!r}: a sequence is expected")
+            object.__setattr__(self, name, None if value is None else tuple(value))
+        if self.forward is not None and not callable(self.forward):
+            raise ConfigError(f"forward={self.forward!r}: a function of model and inputs is expected")
         for name in ("keep", "only"):
             for entry in getattr(self, name):
                 if not isinstance(entry, (str, nn.Module)):

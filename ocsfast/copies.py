@@ -27,7 +27,9 @@ class Copies:
         """
         self.optimizers: list[Optimizer] = []
         self._entries: list[Callable[[], Any]] = []
-        for entry in also:
+        single = isinstance(also, (nn.Module, Optimizer)) or not isinstance(also, Iterable)
+        entries: Iterable[Any] = () if also is None else [also] if single else also
+        for entry in entries:
             if isinstance(entry, Optimizer):
                 what = unsliceable(entry)
                 if what is not None:

@@ -197,8 +197,14 @@ def _require_same(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
             name = next((k for k in differing if k not in PLAN), "")
             if not name:  # a run goes on by the plan of now
                 continue
-            raise StateError(f"the state is of {name}={then.get(name)!r}, here it is {now.get(name)!r}")
-        raise StateError(f"the state is of {name}={saved[name]!r}, here it is {value!r}")
+            raise StateError(
+                f"the state is of {name}={then.get(name)!r}, here it is {now.get(name)!r}: attach "
+                "with what the state is of, or begin without it"
+            )
+        raise StateError(
+            f"the state is of {name}={saved[name]!r}, here it is {value!r}: attach with what the "
+            "state is of, or begin without it"
+        )
 
 
 def _progress(state: Mapping[str, Any], dense: tuple[Frozen, ...]) -> Progress:

@@ -135,7 +135,7 @@ def inspect(
         parameters_left=None if kept is None else held(kept),
         grouping_seconds=grouping_seconds,
         check_seconds=check_seconds,
-        gone=1 - aim.now / max(1, aim.dense),
+        gone=1 - aim.now / aim.dense if aim.dense else 0.0,
         notes=families.notes,
         overshoot=None if kept is None else overshoot(aim, choice.cost),
         graph_may=any(frozen.reason.startswith(CUT_FAILS) for frozen in families.frozen)

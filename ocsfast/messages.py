@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -19,37 +20,37 @@ WAY_OUT = (
 _REASONS, _NAMES = 5, 10  # that a line holds
 
 
-def attached(families: Families, aim: Aim, most: int, ratio: float, config: Config, length: str) -> str:
+def attached(families: Families, aim: Aim, most: int, ratio: float, plan: str) -> str:
     """Args:
     most: the lowest cost that the limits allow.
-    length: what will tell the run's length, where no option does; "" if nothing is known to.
+    plan: when what is to come, a sentence.
     """
     dense = f"{quantity(aim.dense)}{aim.cost_model.unit}"
     return (
         f"attached: of {families.num_groups} groups in {len(families.families)} families "
         f"{sum(aim.limits)} may go, with {_percent(1 - most / max(1, aim.dense))} of {dense}; "
-        f"{_percent(ratio)} is to go. {_planned(config, length)}"
+        f"{_percent(ratio)} is to go. {plan}"
     )
 
 
-def _planned(config: Config, length: str) -> str:
-    if isinstance(config.deadline, int):
-        return f"The cut comes at check {config.deadline} at the latest"
-    total, unit = (config.epochs, "epoch") if config.epochs else (config.total_steps, "optimizer step")
-    if total is None:
-        if length:
-            return f"The stages will be planned by {length}"
-        return "Nothing tells yet how long the run is"
-    stage = schedule.plan_stage(config, total, None, 0, 0)
+def planned(config: Config, stage: schedule.Stage, each: float, unit: str, total: int) -> str:
+    """The stages of a run of known length.
+
+    Args:
+        each, unit: optimizer steps in what is counted, and its name; the run has `total` of these.
+    """
     if config.sparsify_from is not None:
         begin = f"from check {config.sparsify_from} on"
     elif config.strength == "auto":
-        begin = f"from {unit} {stage.latest_start} on at the latest"
+        begin = f"from {unit} {math.ceil(stage.latest_start / each)} on at the latest"
     else:
         begin = "once the choice has settled"
+    if isinstance(config.deadline, int):
+        return f"Groups shrink {begin}, and the cut comes at check {config.deadline} at the latest"
     if stage.deadline is None:
         return f"Groups shrink {begin}, of {total}; there is no deadline for the cut"
-    return f"Groups shrink {begin}, and the cut comes by {unit} {stage.deadline} of {total}"
+    deadline = math.ceil(stage.deadline / each)
+    return f"Groups shrink {begin}, and the cut comes by {unit} {deadline} of {total}"
 
 
 def stays_dense(frozen: Sequence[Frozen]) -> str:

@@ -116,7 +116,10 @@ def require_optimizer(optimizer: Optimizer) -> Optimizer:
         ConfigError: it is not, as a scheduler or a framework's wrapper.
     """
     if not isinstance(optimizer, Optimizer):
-        raise ConfigError(f"optimizer={type(optimizer).__name__}: a torch.optim.Optimizer is expected")
+        raise ConfigError(
+            f"optimizer={type(optimizer).__name__}: one torch.optim.Optimizer is expected; of "
+            "several, one with all of their param groups"
+        )
     return optimizer
 
 

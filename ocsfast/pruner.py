@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from ocsfast import capture, history, messages, penalty, schedule, stability
 from ocsfast.clock import Clock
-from ocsfast.config import Config, checked_ratio
+from ocsfast.config import LENGTHS, Config, checked_ratio
 from ocsfast.copies import Also, Copies
 from ocsfast.cost import make_record
 from ocsfast.cut import cutting, require_between_steps, stale_sizes
@@ -134,13 +134,20 @@ class Pruner:
             kept=tuple((f.name, f.size, f.size) for f in families.families),
             dense=families.frozen,
         )
-        self._watch = Watch(self._progress, speaks=self._processes.is_first)
+        self._least = least
+        told = {name: getattr(config, name) for name in LENGTHS if getattr(config, name) is not None}
+        said = ", ".join(f"{name}={value}" for name, value in told.items())
+        self._watch = Watch(self._progress, speaks=self._processes.is_first, told=said)
         self._farewell = warn_at_end(self, self._watch)
 
-        length = "" if config.epochs or config.total_steps else self._timetable.source()
-        self._say(messages.attached(families, self._aim, least, self.ratio, config, length))
+    def announce(self) -> None:
+        """Say in the log what may go, what stays and why, and when things are to happen."""
+        families, plan = self.families, self._timetable.spoken(self._now())
+        self._say(messages.attached(families, self._aim, self._least, self.ratio, plan))
         if families.frozen:
             self._say(messages.stays_dense(families.frozen))
+        for note in families.notes:
+            self._say(note, logging.WARNING)
         for frozen in families.frozen:
             self._say(f"{frozen.where} stays dense: {frozen.reason}", logging.DEBUG)
         unused = [frozen.where for frozen in families.frozen if frozen.reason == NOT_USED]
@@ -218,8 +225,10 @@ class Pruner:
         if now.stage == "pruned":
             return self._resting
         self._require_attached()
+        self._watch.failed = True  # until it has not
         require_apart(self.config, now.steps - now.at_call)
         report = self._evaluate(forced=False) if self._timetable.is_due(now) else self._resting
+        self._watch.failed = False
         now.calls, now.at_call = now.all_calls(), now.steps
         return report
 
@@ -288,7 +297,8 @@ class Pruner:
                 raise StateError("the state and the weights that were loaded are of different cuts")
         elif self._fitted is not None:
             raise StateError(
-                "the state is from before the cut, the weights that were loaded from after it"
+                "the state is from before the cut, the weights that were loaded from after it: load "
+                "both from one checkpoint"
             )
         self._progress, self.mask, self.scores = progress, loaded.mask, loaded.scores
         self._masks = deque(loaded.masks, maxlen=self.config.lag)
@@ -505,7 +515,7 @@ class Pruner:
         self.scores, self.mask = choice.scores, choice.mask
 
         stage = self._timetable.plan(now)
-        if self._timetable.lacks_length(now, stage):
+        if not forced and self._timetable.lacks_length(now, stage):
             self._say(messages.unplanned(now, self._timetable.latest_checks(now)), logging.WARNING)
         for level, text in self._freezing.told(choice.cost <= aim.budget, self.ratio):
             self._say(text, level)

@@ -169,7 +169,8 @@ def require_reachable(
     most = 1000 * (aim.dense - choice.cost) // max(1, aim.dense) / 1000
     rounding = f", round_to={aim.round_to}" if aim.round_to > 1 else ""
     held, ways = why_dense(families)
-    raised = ["raise max_family_ratio"] if config.max_family_ratio < 1 else []
+    one_each = aim.cost_model([1] * len(families.families))
+    raised = ["raise max_family_ratio"] if config.max_family_ratio < 1 and one_each <= aim.budget else []
     raise ConfigError(
         f"ratio={ratio:g} cannot be reached: with max_family_ratio={config.max_family_ratio:g}"
         f"{rounding} at most {most:g} of {quantity(aim.dense)}{aim.cost_model.unit} can go, as {held}. "
@@ -205,7 +206,8 @@ def coarsest(aim: Aim, families: Families) -> str:
         ways.append("a smaller round_to")
     return (
         f"one group of {family.name} (a {family.kind} in {count} layer{'s' if count > 1 else ''}) is "
-        f"{100 * share:.1f} % of it" + (f". It may be finer with {one_of(ways)}" if ways else "")
+        f"{100 * share:.1f} % of the dense cost"
+        + (f". It may be finer with {one_of(ways)}" if ways else "")
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from ocsfast import schedule, schedulers, stability
+from ocsfast import messages, schedule, schedulers, stability
 from ocsfast.config import Config
 from ocsfast.errors import ConfigError, StateError
 from ocsfast.history import Progress
@@ -130,6 +130,33 @@ class Timetable:
         found = self._scheduler() if self._scheduler else schedulers.find_scheduler(self.optimizer)
         known = found is not None and schedulers.scheduler_length(found) is not None
         return type(found).__name__ if known else ""
+
+    def spoken(self, now: Progress) -> str:
+        """When groups shrink and the cut comes, as far as that is known, for the log."""
+        config = self.config
+        if config.epochs is not None:
+            total = self.total_steps(now)
+            if total is not None:
+                return messages.planned(
+                    config, self.plan(now), total / config.epochs, "epoch", config.epochs
+                )
+            if now.steps:
+                return "The stages are planned once an epoch has been seen"
+            fine = 1000  # as many steps as make rounding small
+            stage = schedule.plan_stage(config, fine * config.epochs, None, 0, 0)
+            return messages.planned(config, stage, fine, "epoch", config.epochs)
+        if config.total_steps is not None:
+            return messages.planned(config, self.plan(now), 1, "optimizer step", config.total_steps)
+        if isinstance(config.deadline, int):
+            return f"The cut comes at check {config.deadline} at the latest"
+        source = self.source()
+        if source == "MultiStepLR":
+            source += ", until its last milestone (pass epochs= if the run is longer)"
+        return (
+            f"The stages will be planned by {source}"
+            if source
+            else ("Nothing tells yet how long the run is")
+        )
 
     def lacks_length(self, now: Progress, stage: schedule.Stage) -> bool:
         """Whether this is the check to say that nothing tells the length: the first one.

@@ -24,11 +24,13 @@ class Watch:
     since: int = 0  # optimizer steps when it began to watch
     speaks: bool = True  # on one process of those that train together
     why: str = ""  # it is uncut, by the last check
+    told: str = ""  # of the run's length by options, as "epochs=90"
+    failed: bool = False  # whether the last call raised: what came of that is known then
     process: int = field(default_factory=os.getpid)  # a fork of it has nothing to say
 
     def warn(self) -> None:
         now = self.progress
-        if not self.speaks or self.process != os.getpid() or now.steps <= self.since:
+        if not self.speaks or self.failed or self.process != os.getpid() or now.steps <= self.since:
             return
         if now.check:
             why = self.why or "it was resumed and made no check since"
@@ -36,15 +38,16 @@ class Watch:
             why = "no check was due: without a known length there is one in 500 optimizer steps"
         else:
             why = "step was not called"
+        way = f"By {self.told} the run was to be longer" if self.told else WAY_OUT
         logger.warning(
             "the model was never cut: the run ended after %d optimizer steps and %d checks, in stage "
-            "'%s'; %s. %s, or call Pruner.cut() before the last epochs. Nothing is lost if the run is "
-            "to be resumed from a saved state",
+            "'%s'; %s. %s. To cut at once, at any time: Pruner.cut(), of what ocsfast.attach returns. "
+            "Nothing is lost if the run is to be resumed from a saved state",
             now.steps,
             now.check,
             now.stage,
             why,
-            WAY_OUT,
+            way,
         )
 
 
@@ -54,10 +57,11 @@ class Listener:
 
     steps: int  # of the optimizer at the first call
     speaks: bool
+    failed: bool = False
     process: int = field(default_factory=os.getpid)
 
     def warn(self) -> None:
-        if self.speaks and self.process == os.getpid():
+        if self.speaks and not self.failed and self.process == os.getpid():
             logger.warning(
                 "the model was never cut: ocsfast.step was called after %d optimizer steps to listen "
                 "for the model's input, and no later call attached. Call it once an epoch, twice at "

@@ -29,7 +29,7 @@ from ocsfast.grouping.families import DEFAULT_KINDS, KINDS, Axis, Families, Fami
 from ocsfast.grouping.literals import literals_beyond
 from ocsfast.grouping.proof import Run, Setting, proved
 from ocsfast.grouping.propagate import Findings, Walk, same_but_for_mode
-from ocsfast.grouping.trace import Trace, forward_as, trace, with_batch
+from ocsfast.grouping.trace import Trace, forward_as, require_runs, trace, with_batch
 
 __all__ = ["Axis", "Choice", "Families", "Family", "Frozen", "group"]
 
@@ -105,7 +105,7 @@ def group(
         if kind not in KINDS:
             raise ConfigError(f"kinds= holds {kind!r}: choose from {', '.join(KINDS)}")
     protected = _protected(model, choice.keep)
-    _check_parameters(model)
+    check_parameters(model)
     deadline = Deadline(time_limit)
     setting = Setting(*with_batch(args, kwargs)[:2], (), training=True, deadline=deadline)
     if engine == "labels":
@@ -114,6 +114,7 @@ def group(
         except GroupingTimeout:
             raise
         except GroupingError as error:
+            require_runs(model, args, kwargs)
             logger.warning("%s. Trying the second engine (torch-pruning)", error)
             try:
                 families = by_depgraph(model, args, kwargs, protected)
@@ -185,12 +186,10 @@ def by_labels(
 
 def _note(training: bool, error: GroupingError) -> str:
     mode, other = ("training", "evaluation") if training else ("evaluation", "training")
-    note = (
+    return (
         f"only the {other} mode could be traced: what the model does in {mode} alone was not seen, and "
         f"a width that it reads there may not fit after the cut ({error})"
     )
-    logger.warning(note)
-    return note
 
 
 def _wanted_outputs(
@@ -244,7 +243,12 @@ def _named(model: nn.Module, entries: Sequence[str | nn.Module], option: str) ->
     return found
 
 
-def _check_parameters(model: nn.Module) -> None:
+def check_parameters(model: nn.Module) -> None:
+    """Refuse a model that holds what cannot be cut.
+
+    Raises:
+        GroupingError, StateError: naming the part, and the way out.
+    """
     for name, module in model.named_modules():
         where = f"its part {name}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):

@@ -181,17 +181,11 @@ def _costs(
 
         return hook
 
-    hooks = [
-        module.register_forward_hook(record(name))
-        for name, module in modules.items()
-        if isinstance(module, (_ConvNd, nn.Linear))
-    ]
-    try:
-        with undisturbed(model, training=False), torch.no_grad():
-            rest = count_macs(lambda: model(*args, **kwargs))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with undisturbed(model, training=False), torch.no_grad():  # which takes these hooks away again
+        for name, module in modules.items():
+            if isinstance(module, (_ConvNd, nn.Linear)):
+                module.register_forward_hook(record(name))
+        rest = count_macs(lambda: model(*args, **kwargs))
     for name, positions in calls:
         weight: Any = modules[name].weight
         rest -= positions * weight.shape[0] * weight.shape[1]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, is_dataclass
 from types import MethodType
 from typing import Any
@@ -18,10 +21,12 @@ from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ocsfast.errors import GroupingError
+from ocsfast.errors import GroupingError, OcsfastError
 from ocsfast.grouping.inline import inline
 from ocsfast.grouping.keeping import Kept, as_it_was
 from ocsfast.grouping.shapes import SIZES, remembered, sizes_in
+
+logger = logging.getLogger("ocsfast")
 
 BATCH = 2  # a dimension of size 1 hides structure, so one sample would not do
 
@@ -128,13 +133,17 @@ def trace(
         ):
             # Of attributes that were assigned: they are put back.
             warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
-            program = torch.export.export(model, args, kwargs, strict=False)
+            with quiet():
+                program = torch.export.export(model, args, kwargs, strict=False)
+    except OcsfastError:  # a forward= of ours, which says more
+        raise
     except Exception as error:  # export raises whatever the model's own code raises, and more
         mode = " in training mode" if training else ""
         advice = "" if gradients else f". {_way_out(error)}"  # what asks for gradients takes no forward=
+        logger.debug("torch.export: %s", error, exc_info=error)  # hundreds of lines
         raise GroupingError(
             f"the model cannot be exported{mode}: {_cause(error)}{_resized(given, samples)}{advice}"
-        ) from error
+        ) from None
     state: list[str | None] = []
     constants: dict[int, Tensor] = {}
     for spec in program.graph_signature.input_specs:
@@ -161,6 +170,38 @@ def trace(
         pytree.tree_structure(own),
         autocast,
         frozenset(read),
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what is printed to stderr; drop it after an error: torch prints whole graphs then."""
+    with redirect_stderr(io.StringIO()) as held:
+        yield
+    sys.stderr.write(held.getvalue())
+
+
+def require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse inputs that the model fails on without any tracing.
+
+    Raises:
+        GroupingError: in both modes; with what the model says in evaluation.
+    """
+    said = []
+    for training in (False, True):
+        with undisturbed(model, training=training), torch.no_grad():
+            try:
+                model(*args, **kwargs)
+                return
+            except OcsfastError:
+                raise
+            except Exception as error:
+                said.append(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}")
+    leaves = pytree.tree_leaves((args, kwargs))
+    given = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in leaves)
+    raise GroupingError(
+        f"the model fails on example_inputs= ({given[:200]}): {said[0]}. Pass one batch as the model "
+        "takes it"
     )
 
 
