@@ -159,6 +159,6 @@ class _Equation:
             earlier = ", or of this one before it was cut" if self.size > here else ""
             raise StateError(
                 f"{self.axis.tensor} arrives with {self.size} indices along axis {self.axis.axis}, "
-                f"which no cut of {here} leaves together with the other tensors of {self.names}: the state "
-                f"is of another model{earlier}"
+                f"which no cut of {here} leaves with the other tensors of {self.names}: the state is of "
+                f"another model{earlier}"
             )

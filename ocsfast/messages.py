@@ -39,14 +39,14 @@ def planned(config: Config, stage: schedule.Stage, each: float, unit: str, total
     Args:
         each, unit: optimizer steps in what is counted, and its name; the run has `total` of these.
     """
+    if isinstance(config.deadline, int):
+        return f"The cut comes at check {config.deadline} at the latest"
     if config.sparsify_from is not None:
         begin = f"from check {config.sparsify_from} on"
     elif config.strength == "auto":
         begin = f"from {unit} {math.ceil(stage.latest_start / each)} on at the latest"
     else:
         begin = "once the choice has settled"
-    if isinstance(config.deadline, int):
-        return f"Groups shrink {begin}, and the cut comes at check {config.deadline} at the latest"
     if stage.deadline is None:
         return f"Groups shrink {begin}, of {total}; there is no deadline for the cut"
     deadline = math.ceil(stage.deadline / each)

@@ -225,10 +225,10 @@ class Pruner:
         if now.stage == "pruned":
             return self._resting
         self._require_attached()
-        self._watch.failed = True  # until it has not
+        self._watch.failed = now.steps  # until it has not
         require_apart(self.config, now.steps - now.at_call)
         report = self._evaluate(forced=False) if self._timetable.is_due(now) else self._resting
-        self._watch.failed = False
+        self._watch.failed = -1
         now.calls, now.at_call = now.all_calls(), now.steps
         return report
 

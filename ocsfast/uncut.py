@@ -25,12 +25,13 @@ class Watch:
     speaks: bool = True  # on one process of those that train together
     why: str = ""  # it is uncut, by the last check
     told: str = ""  # of the run's length by options, as "epochs=90"
-    failed: bool = False  # whether the last call raised: what came of that is known then
+    failed: int = -1  # optimizer steps when the last call raised, which says more than this would
     process: int = field(default_factory=os.getpid)  # a fork of it has nothing to say
 
     def warn(self) -> None:
         now = self.progress
-        if not self.speaks or self.failed or self.process != os.getpid() or now.steps <= self.since:
+        silent = not self.speaks or self.process != os.getpid() or self.failed == now.steps
+        if silent or now.steps <= self.since:
             return
         if now.check:
             why = self.why or "it was resumed and made no check since"

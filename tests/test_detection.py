@@ -25,7 +25,7 @@ from torchvision.models.detection.ssd import SSD
 import ocsfast
 from ocsfast.cost import build_cost_model
 from ocsfast.cut import cut_model
-from ocsfast.errors import GroupingError
+from ocsfast.errors import OcsfastError
 from ocsfast.grouping import Choice, Families, group
 from ocsfast.grouping.proof import randomize
 from ocsfast.macs import count_macs
@@ -318,7 +318,7 @@ def test_fewer_boxes_cost_less():
     ],
 )
 def test_what_is_no_detector_says_so(model, inputs, message):
-    with pytest.raises(GroupingError, match=message):
+    with pytest.raises(OcsfastError, match=message):
         group(model, (inputs,), choice=Choice(forward=ocsfast.detection.forward))
 
 

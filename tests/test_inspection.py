@@ -78,7 +78,7 @@ class Refusing(nn.Module):
 
     def forward(self, x):
         if self.what == "branch":
-            return x if x.sum() > 0 else self.missing
+            return self.a(x) if x.sum() > 0 else self.missing
         return self.a(x).view(5, 3)
 
 
@@ -91,7 +91,12 @@ def refusal(model, inputs):
 def test_a_model_that_no_engine_can_trace(caplog):
     """Where it failed in the user's code, what was done to the inputs, and the way out."""
     said = refusal(Refusing("branch"), -torch.ones(2, 3))
-    assert re.search(r"cannot be exported: .* at .*test_inspection\.py:\d+: .*engine failed", said)
+    assert re.search(
+        r"fails on example_inputs= \(\(2, 3\)\): .* at .*test_inspection\.py:\d+: .*missing", said
+    )
+    ocsfast.inspect(Refusing("branch"), torch.ones(2, 3))  # with the second engine
+    said = next(r.getMessage() for r in caplog.records if r.name == "ocsfast")
+    assert re.search(r"cannot be exported: .* at .*test_inspection\.py:\d+: .*Trying the second", said)
     way = "example_inputs= of the form that inference takes, or"
     assert f"branches on its data: pass {way} forward= (" in said
     assert "samples" not in said
@@ -103,7 +108,7 @@ def test_a_model_that_no_engine_can_trace(caplog):
     logged = [r.getMessage() for r in caplog.records if r.name == "ocsfast"]
     assert all(message.partition(". Trying")[0] in said for message in logged[-1:])
     said = refusal(nn.Linear(3, 3), torch.ones(2, 4))  # no line of the user's: none is named
-    assert said.startswith("the model cannot be exported: RuntimeError: ")
+    assert said.startswith("the model fails on example_inputs= ((2, 4)): RuntimeError: ")
 
 
 def test_forward_may_call_the_model():

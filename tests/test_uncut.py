@@ -32,10 +32,13 @@ def ended(caplog):
     return said
 
 
-WAYS = (
+LATER = (
+    "To cut at once, at any time: Pruner.cut(), of what ocsfast.attach returns. Nothing is lost if the "
+    "run is to be resumed"
+)
+UNKNOWN = (
     "Pass epochs= (step is called once in each) or total_steps= (optimizer steps of the whole run) to "
-    "plan the cut, or call Pruner.cut() before the last epochs. Nothing is lost if the run is to be "
-    "resumed"
+    "plan the cut. "
 )
 
 
@@ -77,7 +80,10 @@ def test_a_pruner_that_is_collected(options, count, told, ended, caplog):
     del model, optimizer, pruner
     (said,) = ended()
     assert told in said
-    assert WAYS in said
+    assert LATER in said
+    known = [f"{name}={value}" for name, value in {"total_steps": 100, **options}.items() if value]
+    length = next((said for said in known if said.startswith(("epochs", "total"))), None)
+    assert (f"By {length} the run was to be longer. " if length else UNKNOWN) in said
     (record,) = [r for r in caplog.records if NEVER in r.getMessage()]
     assert record.levelno == logging.WARNING
 

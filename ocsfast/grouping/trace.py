@@ -196,7 +196,7 @@ def require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             except OcsfastError:
                 raise
             except Exception as error:
-                said.append(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}")
+                said.append(_cause(error))
     leaves = pytree.tree_leaves((args, kwargs))
     given = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in leaves)
     raise GroupingError(
