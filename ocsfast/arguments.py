@@ -98,7 +98,7 @@ def require_no_choice(options: Config) -> None:
     given = [f"{n}=" for n in names if getattr(options, n) != getattr(default, n)]
     if given:
         raise ConfigError(
-            f"{', '.join(given)} beside families=: these say already what may go. Say it to ocsfast.group"
+            f"{', '.join(given)} beside families=: these say it already. Pass it to ocsfast.group"
         )
 
 

@@ -174,7 +174,7 @@ def _compare(model: nn.Module, graph: nn.Module, args: Any, kwargs: Any) -> None
     args, kwargs, samples = with_batch(args, kwargs, SAMPLES)
     results = []
     for one in (model, graph):
-        with undisturbed(one, training=False):
+        with undisturbed(one, training=False, real=True):
             torch.manual_seed(0)
             leaves = pytree.tree_leaves(one(*args, **kwargs))
         results.append([leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)])

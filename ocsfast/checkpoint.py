@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ocsfast.arguments import plain
 from ocsfast.cut import Change, Swap, size_attributes
 from ocsfast.errors import CheckpointError
+from ocsfast.fitting import FitHook
 from ocsfast.plan import is_channels_last
 from ocsfast.record import Record, is_record, mark, record_of
 from ocsfast.slicing import Layout, is_sharded
@@ -100,6 +101,11 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
     _check_tensors(path, tensors, state)
     attributes = _checked_attributes(path, model, structure.attributes)
     _check_layers(path, model, tensors, aliases, attributes)
+    # A pruner that waits for weights is told of these, as by `load_state_dict`: it cuts what it drives.
+    for hook in tuple(model._load_state_dict_pre_hooks.values()):
+        fit = getattr(hook, "hook", hook)
+        if isinstance(fit, FitHook):
+            fit(model, tensors, "")
     swaps = tuple(Swap(state[name], _placed(new, state[name])) for name, new in tensors.items())
     with ExitStack() as undo:
         Change(model, Layout(), swaps, tuple(attributes)).apply(undo)

@@ -175,6 +175,9 @@ def dense_cost(record: Record | None, target: object, now: int) -> int:
     return now * int(record["dense"][name]) // max(1, int(record["left"][name]))
 
 
+_WIDTHS = 32  # of a record: enough to know a model by
+
+
 def make_record(
     families: Families, pruned: Tensor, parameters: Mapping[str, Tensor], before: Record | None
 ) -> Record:
@@ -192,4 +195,10 @@ def make_record(
         cost = build_cost_model(families, *target_products(target, families, parameters))
         dense[target], left[target] = dense_cost(before, target, cost(sizes)), cost(counts)
     kept = [[f.name, n, f.size] for f, n in zip(families.families, counts, strict=True)]
-    return {"dense": dense, "left": left, "kept": kept}
+    axes = zip(families.axes, families.cropped(pruned.cpu()).axes, strict=True)
+    widths = [
+        [now.tensor, now.axis, now.groups.numel()]
+        for before_it, now in axes
+        if now.groups.numel() != before_it.groups.numel() and now.tensor in parameters
+    ]
+    return {"dense": dense, "left": left, "kept": kept, "widths": widths[:_WIDTHS]}

@@ -309,6 +309,18 @@ def stale_sizes(model: nn.Module, families: Families, pruned: Tensor) -> tuple[s
     return tuple(stale)
 
 
+def followed_sizes(families: Families, pruned: Tensor) -> tuple[str, ...]:
+    """The attributes that follow the cut although no traced code read them, as "1.c: 32 -> 22"."""
+    gone = pruned.detach().cpu()
+    found = []
+    for attribute in families.attributes:
+        kept = kept_indices(attribute.groups, gone).numel()
+        if not attribute.read and kept != attribute.groups.numel():
+            name = f"{attribute.module}.{attribute.name}".lstrip(".")
+            found.append(f"{name}: {attribute.groups.numel()} -> {kept}")
+    return tuple(found)
+
+
 def size_attributes(module: nn.Module) -> dict[str, int]:
     """The module's integers that may be sizes, by name: "num_heads", or "splits[1]" inside a sequence.
 

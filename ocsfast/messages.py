@@ -121,8 +121,23 @@ def stale(names: Sequence[str]) -> str:
     )
 
 
-def why_uncut(config: Config, stage: schedule.Stage) -> str:
-    """Why a run that ended now would not have been cut."""
+def followed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return (
+        "attributes that follow the cut by name and size, though the forward pass did not read them: "
+        f"{', '.join(names[:_NAMES])}{more}"
+    )
+
+
+def why_uncut(config: Config, stage: schedule.Stage, held: Sequence[Frozen]) -> str:
+    """Why a run that ended now would not have been cut.
+
+    Args:
+        held: what may not go now, as it is frozen.
+    """
+    if held:
+        names = ", ".join(one.where for one in held[:3])
+        return f"{names}{' ...' if len(held) > 3 else ''} were frozen: unfreeze them before the deadline"
     if isinstance(config.deadline, int):
         return f"the deadline was planned at check {config.deadline}"
     if config.deadline is None:

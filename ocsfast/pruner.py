@@ -19,7 +19,7 @@ from ocsfast.clock import Clock
 from ocsfast.config import LENGTHS, Config, checked_ratio
 from ocsfast.copies import Also, Copies
 from ocsfast.cost import make_record
-from ocsfast.cut import cutting, require_between_steps, stale_sizes
+from ocsfast.cut import cutting, followed_sizes, require_between_steps, stale_sizes
 from ocsfast.errors import StateError
 from ocsfast.fitting import FitHook, surplus
 from ocsfast.freezing import Freezing
@@ -410,7 +410,8 @@ class Pruner:
         """Leave alone what is frozen from now on; the next check chooses without it."""
         if self.mask is not None:
             self.mask = self._freezing.without_held(self.mask)
-            self._tell_clock()
+            if self._clock is not None:  # whose counts go on
+                self._clock.mask.copy_(self.mask)
 
     def _require_capturable(self) -> None:
         if self._clock is None:
@@ -479,12 +480,17 @@ class Pruner:
                 )
             if report.stale:
                 self._say(messages.stale(report.stale))
+            assert self.mask is not None  # of the check
+            followed = followed_sizes(self.families, self.mask)
+            if followed:
+                self._say(messages.followed(followed))
             if self._captured:
                 logger.warning(
                     "the CUDA graphs captured so far train the model of before the cut: capture again"
                 )
         else:
-            self._watch.why = messages.why_uncut(self.config, self._timetable.plan(now))
+            plan, held = self._timetable.plan(now), self._freezing.named()
+            self._watch.why = messages.why_uncut(self.config, plan, held)
         now.history.append(report)
         self._resting = replace(report, cut=False, seconds=0.0)
         return report

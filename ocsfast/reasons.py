@@ -10,7 +10,8 @@ _KINDS = (
     (
         "requires_grad=False",
         "frozen (requires_grad=False)",
-        "unfreeze them, or call ocsfast.step only from the epoch in which they train",
+        "unfreeze them, or call ocsfast.step only from the epoch in which they train (to resume a run, "
+        "attach before they are frozen)",
     ),
     ("keep=", "held by keep=", "shorten keep="),
     ("only=", "left out by only=", "name more in only="),

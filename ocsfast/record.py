@@ -24,14 +24,38 @@ Record = Mapping[
 
 
 def record_of(model: nn.Module) -> Record | None:
-    """The record of a model that was cut; None for a dense one."""
+    """The record of a model that was cut; None for a dense one.
+
+    Of a wrapper, that of the module inside which holds most of what trains.
+    """
     known: Record | None = vars(model).get(ATTRIBUTE)
     if known is None and describes_itself(model):
         said: Any = getattr(model.config, IN_CONFIG, None)
-        # A dense model may share the config, a teacher for instance: it has more parameters.
-        if is_record(said) and said["left"]["params"] == sum(p.numel() for p in model.parameters()):
-            known = said
-    return known
+        known = said if is_record(said) and _fits(said, model) else None
+    if known is not None:
+        return known
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    for module in model.modules():
+        if module is not model and ATTRIBUTE in vars(module):
+            inside = sum(p.numel() for p in module.parameters() if p.requires_grad)
+            if 2 * inside > trained:
+                return record_of(module)
+    return None
+
+
+def _fits(record: Record, model: nn.Module) -> bool:
+    """Whether a model has the widths that a config's record says; a dense one may share the config.
+
+    Its head may be another than that of the model that was cut, so that names begin otherwise.
+    """
+    shapes = {name.partition(".")[2]: p.shape for name, p in model.named_parameters()}
+    shapes.update({name: p.shape for name, p in model.named_parameters()})
+    widths = []
+    for name, axis, size in record["widths"]:
+        shape = shapes.get(name, shapes.get(name.partition(".")[2]))
+        if shape is not None and axis < len(shape):
+            widths.append(shape[axis] == size)
+    return bool(widths) and all(widths)
 
 
 def mark(holder: Any, record: Record | None, name: str = ATTRIBUTE) -> Callable[[], None]:
@@ -52,7 +76,7 @@ def mark(holder: Any, record: Record | None, name: str = ATTRIBUTE) -> Callable[
 def is_record(value: Any) -> bool:
     """Whether what a file holds is one."""
     try:
-        return set(value) == {"dense", "left", "kept"} and all(
+        return set(value) == {"dense", "left", "kept", "widths"} and all(
             isinstance(value[part][name], int) and value[part][name] > 0
             for part in ("dense", "left")
             for name in TARGETS

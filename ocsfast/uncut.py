@@ -39,7 +39,7 @@ class Watch:
             why = "no check was due: without a known length there is one in 500 optimizer steps"
         else:
             why = "step was not called"
-        way = f"By {self.told} the run was to be longer" if self.told else WAY_OUT
+        way = f"The run's length was told by {self.told}" if self.told else WAY_OUT
         logger.warning(
             "the model was never cut: the run ended after %d optimizer steps and %d checks, in stage "
             "'%s'; %s. %s. To cut at once, at any time: Pruner.cut(), of what ocsfast.attach returns. "

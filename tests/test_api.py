@@ -264,7 +264,10 @@ def test_why_too_little_can_be_pruned():
             ocsfast.attach(model, ratio, optimizer=optimizer, example_inputs=batch(0)[0], **options)
         return str(refused.value)
 
-    frozen = "unfreeze them, or call ocsfast.step only from the epoch in which they train"
+    frozen = (
+        "unfreeze them, or call ocsfast.step only from the epoch in which they train (to resume a run, "
+        "attach before they are frozen)"
+    )
     alone = said()
     assert "as 2 layers stay dense: 1 frozen (requires_grad=False), 1 model output. Lower" in alone
     assert alone.endswith(f"Lower the ratio, or {frozen}")  # no max_family_ratio would reach it

@@ -56,6 +56,25 @@ def test_a_layer_that_is_frozen_keeps_its_shape_and_its_bits(make, capturable):
     optimizer.step()
 
 
+def test_a_freeze_between_two_checks_loses_no_count():
+    """Steps that a device counts go on being counted."""
+    for capturable in (False, True):
+        model = Net((16, 24, 20))
+        optimizer, (x, _) = sgd(model), batch(0)
+        options = {**RUN, "total_steps": 100, "capturable": capturable}
+        pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=x, **options)
+        for k in range(6):
+            train(model, optimizer, 4, first=10 * k)
+            model.fc1.requires_grad_(k != 4)
+            train(model, optimizer, 6, first=10 * k + 4)
+            report = pruner.step()
+        assert pruner.steps == 60
+        if not capturable:
+            expected = report.nats
+    assert report.nats == pytest.approx(expected, rel=1e-5)
+    assert report.nats > 0
+
+
 def test_what_thaws_may_go_again():
     model = Net((16, 24, 20))
     optimizer, (x, _) = sgd(model), batch(0)

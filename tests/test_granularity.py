@@ -92,8 +92,8 @@ def test_a_coarse_cut_is_warned_of(caplog):
     (said,) = [r.getMessage() for r in caplog.records if "more than asked for" in r.getMessage()]
     assert said == (
         f"the cut takes {100 * over:.1f} % of the cost more than asked for: one group of wte (a head in "
-        f"8 layers) is {100 * step:.1f} % of the dense cost. It may be finer with ocsfast.as_graph(model, x), or a "
-        "head count of its own in each layer"
+        f"8 layers) is {100 * step:.1f} % of the dense cost. It may be finer with "
+        "ocsfast.as_graph(model, x), or a head count of its own in each layer"
     )
 
 

@@ -55,9 +55,14 @@ def test_both_engines_find_the_same_groups(name):
     theirs = group(model, (x,), engine="torch-pruning", verify=False)
     assert group_sets(ours) == group_sets(theirs)
     assert len(ours.families) == len(theirs.families)
+    costs = []  # with one group less of each family
     for families in (ours, theirs):
         macs = build_cost_model(families, families.macs, "MACs")
         assert macs([f.size for f in families.families]) * len(x) == counted_macs(model, x)
+        costs.append(
+            sorted(macs([f.size - (f is one) for f in families.families]) for one in families.families)
+        )
+    assert costs[0] == costs[1]
 
 
 @pytest.mark.parametrize("name", RATIO_MODELS)

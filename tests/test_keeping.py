@@ -246,6 +246,203 @@ def test_caches_of_the_functions_that_a_pass_calls():
     assert MADE[8] is before
 
 
+class Positions:
+    """A cache that is an object of the module, or a class."""
+
+    table: ClassVar[dict] = {}
+
+    def __init__(self):
+        self.own = {}
+
+    def get(self, size):
+        if size not in self.own:
+            self.own[size] = torch.arange(size) / 100
+        return self.own[size]
+
+    @classmethod
+    def shared(cls, size):
+        if size not in cls.table:
+            cls.table[size] = torch.arange(size) / 100
+        return cls.table[size]
+
+
+class Slotted:
+    __slots__ = ("kept",)
+
+    def get(self, size):
+        if not hasattr(self, "kept"):
+            self.kept = torch.arange(size) / 100
+        return self.kept
+
+
+CACHE, SLOTS = Positions(), Slotted()
+
+
+def of_a_global(size):
+    global MADE_ONCE
+    if "MADE_ONCE" not in globals():
+        MADE_ONCE = torch.arange(size) / 100
+    return MADE_ONCE
+
+
+@pytest.mark.parametrize("get", [CACHE.get, Positions.shared, SLOTS.get, of_a_global])
+def test_caches_anywhere_in_the_module(get):
+    class Using(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.o = nn.Linear(8, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            if get is of_a_global:
+                x = x + of_a_global(8)
+            elif get == Positions.shared:
+                x = x + Positions.shared(8)
+            else:
+                x = x + (SLOTS if get == SLOTS.get else CACHE).get(8)
+            return self.o(F.relu(self.a(x)))
+
+    model, x = Using(), torch.randn(2, 8)
+    assert ocsfast.inspect(model, x).families[0].groups == 16
+    assert Positions.table == CACHE.own == {}
+    assert not hasattr(SLOTS, "kept")
+    assert "MADE_ONCE" not in globals()
+    assert type(model(x)) is torch.Tensor
+    Positions.table.clear()
+    CACHE.own.clear()
+    if hasattr(SLOTS, "kept"):
+        del SLOTS.kept
+    globals().pop("MADE_ONCE", None)
+
+
+def test_stores_that_are_long_or_far():
+    class Manager:
+        def __init__(self):
+            self.stores = {"b": Store()}
+
+    class Far(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.o = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+            self.log = [torch.zeros(())] * 20_000
+            self.trainer = types.SimpleNamespace(manager=Manager())
+            self.b.register_forward_hook(lambda m, args, out: self.keep(out))
+
+        def keep(self, out):
+            self.trainer.manager.stores["b"].all.append(out)
+
+        def forward(self, x):
+            x = F.relu(self.a(x))
+            self.log.append(x.mean())
+            return self.o(F.relu(self.b(x)))
+
+    model, x = Far(), torch.randn(2, 8)
+    model(x).sum().backward()
+    count = len(model.log), len(model.trainer.manager.stores["b"].all)
+    found = ocsfast.inspect(model, x)
+    assert {f.where: f.reason for f in found.frozen}["b"].startswith("left behind in ")
+    assert (len(model.log), len(model.trainer.manager.stores["b"].all)) == count
+
+
+class Lora(nn.Linear):
+    """An adapter that is merged into the weight where the mode is set, as loralib does."""
+
+    def __init__(self, i, o):
+        super().__init__(i, o)
+        self.down, self.up = nn.Parameter(torch.randn(2, i)), nn.Parameter(torch.randn(o, 2))
+        self.merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += (-1 if mode else 1) * self.up @ self.down
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        y = F.linear(x, self.weight, self.bias)
+        return y if self.merged else y + x @ self.down.T @ self.up.T
+
+
+def test_a_mode_that_changes_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(Lora(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    x = torch.randn(2, 8)
+    assert not unchanged(model, lambda: ocsfast.inspect(model, x, 0.3), lambda: attached(model, x))
+    assert ocsfast.inspect(model, x).families[0].groups == 16
+    model.eval()
+    assert not unchanged(model, lambda: ocsfast.inspect(model, x, 0.3))
+
+
+def test_a_mode_that_freezes():
+    class Freezing(nn.Sequential):
+        def train(self, mode=True):
+            return super().train(mode).requires_grad_(mode)
+
+    model = Freezing(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    x = torch.randn(2, 8)
+    assert not unchanged(model, lambda: attached(model, x))
+
+
+def test_generators_of_a_module_are_put_back():
+    class Drawing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.o = nn.Linear(8, 16), nn.Linear(16, 3)
+            self.random, self.numpy = random.Random(0), np.random.default_rng(0)
+            self.torch = torch.Generator().manual_seed(0)
+
+        def forward(self, x):
+            x = x * (1 + self.random.random() + float(self.numpy.random()))
+            return self.o(F.relu(self.a(x)))
+
+    def states(model):
+        return (
+            model.random.getstate(),
+            model.numpy.bit_generator.state,
+            model.torch.get_state().tolist(),
+        )
+
+    model, x = Drawing(), torch.randn(2, 8)
+    before = states(model)
+    ocsfast.inspect(model, x)
+    assert states(model) == before
+
+
+def test_a_trainer_behind_a_hook_is_not_copied():
+    class Trainer:
+        def __init__(self, model):
+            self.model, self.rows = model, torch.zeros(2**23)
+            self.index = {k: (k,) for k in range(20_000)}
+            self.last = None
+
+        def see(self, module, args, output):
+            self.last = output
+
+        def __deepcopy__(self, memo):
+            copied_to = Trainer.__new__(Trainer)
+            for name, value in vars(self).items():
+                setattr(copied_to, name, copy.deepcopy(value, memo))
+            assert copied_to.rows is self.rows
+            assert copied_to.index is self.index
+            return copied_to
+
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    trainer = Trainer(model)
+    model[0].register_forward_hook(trainer.see)
+    found = ocsfast.inspect(model, torch.randn(2, 8), outputs=("0",))
+    assert found.families[0].groups == 16
+    assert trainer.last is None
+
+
+def test_a_call_of_its_own():
+    class Calling(nn.Sequential):
+        def __call__(self, x):
+            return super().__call__(x).log_softmax(-1)
+
+    model = Calling(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    assert ocsfast.inspect(model, torch.randn(2, 8)).families[0].groups == 16
+
+
 def test_a_tensor_that_is_no_leaf_does_not_stop_the_proof():
     class Keeping(nn.Module):
         def __init__(self):

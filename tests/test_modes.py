@@ -1,6 +1,7 @@
 """A model that is another one in training: outputs, layers and widths that evaluation never shows."""
 
 import copy
+import dataclasses
 import logging
 
 import pytest
@@ -115,7 +116,25 @@ def test_an_output_of_training_keeps_its_shape(graph):
     assert reasons == {"head": "model output", "aux": "model output in training"}
 
 
-@pytest.mark.parametrize("make", [Features, Hooked])
+@dataclasses.dataclass
+class Seen:
+    feature: object
+
+
+class InObject(Hooked):
+    """The same, in a new object each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.b._forward_hooks.clear()
+
+    def forward(self, x):
+        feature = self.b(F.relu(self.a(x)))
+        self.store["b"] = Seen({"deep": (feature,)})
+        return self.head(F.relu(feature))
+
+
+@pytest.mark.parametrize("make", [Features, Hooked, InObject])
 def test_features_for_distillation_keep_their_channels(make):
     torch.manual_seed(0)
     model, teacher = make(), make()
@@ -125,7 +144,9 @@ def test_features_for_distillation_keep_their_channels(make):
     assert model.a.weight.shape[0] < WIDTH
     x = image()
     seen = [m.train()(x) for m in (model, teacher)]
-    if make is Hooked:
+    if make is InObject:
+        pairs = [tuple(m.store["b"].feature["deep"][0] for m in (model, teacher))]
+    elif make is Hooked:
         assert ocsfast.inspect(model, image(), again=True).frozen[0].reason == "left behind in store.b"
         pairs = [(model.store["b"], teacher.store["b"])]
     else:

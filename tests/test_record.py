@@ -158,6 +158,45 @@ def test_averages_know_too(pruned):
     assert record_of(average.module) == record_of(model)
 
 
+def test_a_model_inside_of_a_wrapper_rests(pruned):
+    class Wrapped(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.scale = model, torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.model(x) * self.scale
+
+    wrapped = Wrapped(copy.deepcopy(pruned[0]))
+    before, optimizer = shapes(wrapped), sgd(wrapped)
+    train(wrapped, optimizer, 2)
+    assert ocsfast.step(wrapped, RATIO).stage == "pruned"
+    assert shapes(wrapped) == before
+    teacher = torch.nn.ModuleDict({"teacher": wrapped.requires_grad_(False), "student": net()})
+    assert record_of(teacher) is None
+
+
+def test_a_file_cuts_a_model_that_has_a_pruner(pruned, tmp_path):
+    ocsfast.save(pruned[0], tmp_path / "cut.safetensors")
+    model = Net((16, 24, 20))
+    optimizer = sgd(model)
+    pruner = ocsfast.attach(model, RATIO, optimizer=optimizer, example_inputs=batch(0)[0])
+    train(model, optimizer, 2)
+    ocsfast.load(model, tmp_path / "cut.safetensors")
+    assert pruner.stage == "pruned"
+    train(model, optimizer, 2)  # its momentum was cut with it
+    assert pruner.step().cost == pruned[1].cost
+    assert shapes(model) == shapes(pruned[0])
+
+
+def test_compiled_models_are_saved_as_what_is_inside(pruned, tmp_path):
+    compiled = torch.compile(copy.deepcopy(pruned[0]))
+    ocsfast.save(compiled, tmp_path / "cut.safetensors")
+    fresh = Net((16, 24, 20))
+    ocsfast.load(torch.compile(fresh), tmp_path / "cut.safetensors")
+    assert shapes(fresh) == shapes(pruned[0])
+
+
 def test_a_config_says_so_too(tmp_path):
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 19}
@@ -172,5 +211,9 @@ def test_a_config_says_so_too(tmp_path):
     loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
     assert record_of(loaded)["left"]["flops"] == report.cost
     assert record_of(dense) is None
+    loaded.resize_token_embeddings(25)
+    assert record_of(loaded)["left"]["flops"] == report.cost
+    other = transformers.LlamaForSequenceClassification.from_pretrained(tmp_path)
+    assert record_of(other)["left"]["flops"] == report.cost
     dense.config = loaded.config  # a config may be shared with a model that is not cut
     assert record_of(dense) is None

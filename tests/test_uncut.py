@@ -83,7 +83,7 @@ def test_a_pruner_that_is_collected(options, count, told, ended, caplog):
     assert LATER in said
     known = [f"{name}={value}" for name, value in {"total_steps": 100, **options}.items() if value]
     length = next((said for said in known if said.startswith(("epochs", "total"))), None)
-    assert (f"By {length} the run was to be longer. " if length else UNKNOWN) in said
+    assert (f"The run's length was told by {length}. " if length else UNKNOWN) in said
     (record,) = [r for r in caplog.records if NEVER in r.getMessage()]
     assert record.levelno == logging.WARNING
 

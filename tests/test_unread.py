@@ -184,16 +184,20 @@ class Reads(nn.Module):
         self.a = nn.Linear(4, 6)
         self.passed = self.unread = self.divided = 6
         self.pair, self.compared = (6, 6), 3
+        self.one, self.other = 6, 4
 
     def forward(self, x):
-        x = self.a(x) if self.compared > 1 else x
+        x = self.a(x) if self.compared > 1 and self.one != self.other else x
         return x.view(-1, self.passed, 6 // self.divided).expand(-1, self.pair[1], 1)
 
 
 def test_what_counts_as_read():
     """What reaches an operator or is computed with; nothing that torch itself compares meanwhile."""
     read = trace(Reads(), (torch.randn(3, 4),), {}, training=False).read
-    assert read == {("", "passed"), ("", "divided"), ("", "pair[1]"), ("", "compared")}
+    assert read == {("", "passed"), ("", "divided"), ("", "pair[1]"), ("", "compared")} | {
+        ("", "one"),
+        ("", "other"),
+    }
 
 
 def test_what_stays_of_that_size():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -208,11 +209,13 @@ def _wanted_outputs(
             chosen = set(returned) - inner or set(returned)
             wanted[training] = frozenset(chosen | set(left if training or len(traces) == 1 else ()))
         else:
-            names = enumerate((*traced.outputs, *traced.left))
-            wanted[training] = frozenset(n for n, name in names if names_match(name, patterns))
+            named = (names_match(name, patterns) for name in traced.outputs)
+            # A place in a layer that is called as an output is, "0.last", is none of that output.
+            places = (any(fnmatchcase(name, pattern) for pattern in patterns) for name in traced.left)
+            wanted[training] = frozenset(n for n, yes in enumerate((*named, *places)) if yes)
     known = dict.fromkeys(name for t in traces.values() for name in (*t.outputs, *t.left))
     for pattern in patterns or ():
-        if not any(names_match(name, [pattern]) for name in known):
+        if not any(names_match(name, [pattern]) for name in known):  # a place, or an output's name
             raise ConfigError(
                 f"outputs={pattern!r} matches no output of the model; it has {', '.join([*known][:20])}"
             )

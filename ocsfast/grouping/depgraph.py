@@ -42,7 +42,7 @@ def by_depgraph(
     args, kwargs, samples = with_batch(args, kwargs)
     names = {id(module): name for name, module in model.named_modules()}
     # DepGraph calls the model with one dict or one sequence; the wrapper takes either apart again.
-    with undisturbed(model, training=False), torch.enable_grad(), warnings.catch_warnings():
+    with undisturbed(model, training=False, real=True), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             graph = torch_pruning.DependencyGraph().build_dependency(
@@ -181,7 +181,10 @@ def _costs(
 
         return hook
 
-    with undisturbed(model, training=False), torch.no_grad():  # which takes these hooks away again
+    with (
+        undisturbed(model, training=False, real=True),
+        torch.no_grad(),
+    ):  # which takes these hooks away again
         for name, module in modules.items():
             if isinstance(module, (_ConvNd, nn.Linear)):
                 module.register_forward_hook(record(name))

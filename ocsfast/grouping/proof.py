@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
@@ -27,7 +28,7 @@ from ocsfast.grouping.double import GROUPED_MM, Double, Settled, bent, doubled, 
 from ocsfast.grouping.families import Families, kept_indices
 from ocsfast.grouping.keeping import copied
 from ocsfast.grouping.propagate import arguments, operator_name
-from ocsfast.grouping.trace import Trace, undisturbed
+from ocsfast.grouping.trace import Trace, changes_modes, undisturbed
 
 logger = logging.getLogger("ocsfast")
 
@@ -111,18 +112,29 @@ class Trial:
     """A float64 copy of a model with random weights, on which cuts are tried."""
 
     def __init__(self, model: nn.Module, families: Families, setting: Setting) -> None:
+        self.setting = setting
+        self.families = families
+        self._models = {False: self._prepared(model, training=False)}
+        if changes_modes(model) and any(run.training for run in setting.runs):
+            self._models[True] = self._prepared(model, training=True)
+        self.inputs = pytree.tree_map(_random_input, (setting.args, setting.kwargs))
+        for prepared in self._models.values():
+            calibrate(prepared, *self.inputs)
+
+    def _prepared(self, model: nn.Module, training: bool) -> nn.Module:
+        """A float64 copy with random weights, in a mode first: its code may change weights there."""
         try:
-            self.model = copied(model, double=True).eval()
+            prepared = copied(model, double=True).train(training)
         except Exception as error:
             raise GroupingError(
                 f"the model cannot be copied for the proof ({type(error).__name__}: {error}); "
                 "pass verify=False to go without it"
             ) from error
-        self.setting = setting
-        self.families = families
-        randomize(self.model)
-        self.inputs = pytree.tree_map(_random_input, (setting.args, setting.kwargs))
-        calibrate(self.model, *self.inputs)
+        randomize(prepared)
+        return prepared
+
+    def _model(self, run: Run | None) -> nn.Module:
+        return self._models.get(run is not None and run.training, self._models[False])
 
     def difference(self, members: Sequence[int]) -> str | None:
         """Cut some groups of these families, one at least in each: None if it equals zeroing them."""
@@ -174,14 +186,15 @@ class Trial:
 
     def _zeroed(self, pruned: Tensor, run: Run | None = None, noise: float = 0.0) -> list[Tensor]:
         """The outputs of the whole model, every slice of the pruned groups zero."""
-        state: dict[str, Tensor] = dict(self.model.named_parameters(remove_duplicate=False))
-        state.update(self.model.named_buffers(remove_duplicate=False))
+        model = self._model(run)
+        state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        state.update(model.named_buffers(remove_duplicate=False))
         copies: dict[int, Tensor] = {}  # of each tensor, whatever its names
         for axis in self.families.axes:
             tensor = state[axis.tensor]
             zeroed = copies.setdefault(id(tensor), tensor.detach().clone())
             zeroed.index_fill_(axis.axis, _gone(axis.groups, pruned).to(tensor.device), 0.0)
-        for tensor in {id(t): t for t in self.model.buffers()}.values():
+        for tensor in {id(t): t for t in model.buffers()}.values():
             if run is not None and run.training:  # which changes statistics and counts in place
                 copies.setdefault(id(tensor), tensor.detach().clone())
         if noise:
@@ -192,7 +205,7 @@ class Trial:
         if run is None:
             args, kwargs = self.inputs
             with Double():
-                return self._outputs(functional_call(self.model, state, args, kwargs), None)
+                return self._outputs(functional_call(model, state, args, kwargs), None)
         reference = _Reference(run, self.families, pruned)
         try:
             with Double(), Settled():  # type: ignore[no-untyped-call]
@@ -206,11 +219,13 @@ class Trial:
         return self._outputs(out[: len(run.graph.outputs)], run)
 
     def _cut(self, pruned: Tensor, run: Run | None = None) -> list[Tensor]:
-        subject = copied(self.model)
+        subject = copied(self._model(run))
         remove_groups(subject, self.families, pruned)
         args, kwargs = self.inputs
         with Double(), Settled():  # type: ignore[no-untyped-call]
-            out = self._outputs(subject.train(run is not None and run.training)(*args, **kwargs), run)
+            if run is not None and run.training and True not in self._models:
+                subject.train()
+            out = self._outputs(subject(*args, **kwargs), run)
             if self.setting.training and not any(run.training for run in self.setting.runs):
                 subject.train()(*args, **kwargs)  # its shapes have to fit
         return out
@@ -219,7 +234,13 @@ class Trial:
         """The tensors that must agree, in order, whatever holds them."""
         wanted = None if run is None else run.outputs
         leaves = enumerate(pytree.tree_leaves(output))
-        return [x for n, x in leaves if isinstance(x, Tensor) and (wanted is None or n in wanted)]
+        tensors = [x for n, x in leaves if isinstance(x, Tensor) and (wanted is None or n in wanted)]
+        if any(isinstance(x, FakeTensor) for x in tensors):
+            raise GroupingError(
+                "the model's code keeps tensors of an earlier trace, which hold no data, where ocsfast "
+                "does not find them: clear its cache, or pass the cache in the model's attributes"
+            )
+        return tensors
 
 
 class _Reference(torch.fx.Interpreter):

@@ -86,12 +86,15 @@ def _key(entry: Any) -> str:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, *, training: bool) -> Iterator[Kept]:
+def undisturbed(model: nn.Module, *, training: bool, real: bool = False) -> Iterator[Kept]:
     """Put the model in a mode; afterwards it is as it was, whatever ran in between (see `as_it_was`).
 
     A language model keeps no cache of keys and values meanwhile.
+
+    Args:
+        real: whether the model is run on numbers, not only traced.
     """
-    with as_it_was(model) as kept:
+    with as_it_was(model, weights=real or changes_modes(model)) as kept:
         try:
             model.train(training)
         except NotImplementedError as error:  # an exported program's module
@@ -101,6 +104,12 @@ def undisturbed(model: nn.Module, *, training: bool) -> Iterator[Kept]:
         for config in configs:
             config.use_cache = False
         yield kept
+
+
+def changes_modes(model: nn.Module) -> bool:
+    """Whether code of its own runs where a mode is set: adapters are merged into weights there."""
+    kinds = {type(module) for module in model.modules()}
+    return any(k.train is not nn.Module.train or k.eval is not nn.Module.eval for k in kinds)
 
 
 def trace(
@@ -159,7 +168,8 @@ def trace(
     autocast = inline(program.graph_module)
     spec = program.call_spec.out_spec
     assert spec is not None
-    own, left = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    numbered = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    own, left = numbered if _returns_both(model) else (numbered, {})
     return Trace(
         program.graph_module,
         tuple(state),
@@ -189,7 +199,7 @@ def require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """
     said = []
     for training in (False, True):
-        with undisturbed(model, training=training), torch.no_grad():
+        with undisturbed(model, training=training, real=True), torch.no_grad():
             try:
                 model(*args, **kwargs)
                 return
@@ -212,6 +222,10 @@ def all_outputs(model: nn.Module, kept: Kept) -> Iterator[None]:
     A loss may read those as well as the outputs: features for distillation in the store of a hook, say.
     The dataclasses among the outputs are made known to torch, which takes them apart.
     """
+
+    if not _returns_both(model):
+        yield
+        return
 
     def register(output: Any) -> None:
         for leaf in pytree.tree_leaves(output):
@@ -240,6 +254,11 @@ def all_outputs(model: nn.Module, kept: Kept) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _returns_both(model: nn.Module) -> bool:
+    """Whether hooks see the model's output as its callers do: not with a `__call__` of its own."""
+    return type(model).__call__ is nn.Module.__call__
 
 
 def _names(numbered: Any) -> tuple[str, ...]:
@@ -299,7 +318,9 @@ def _noted(operator: str) -> Callable[..., Any]:
     plain = getattr(int, operator)
 
     def noted(self: Origin, *others: Any) -> Any:
-        self.use()
+        for number in (self, *others):
+            if isinstance(number, Origin):
+                number.use()
         return plain(self, *others)
 
     return noted

@@ -17,10 +17,11 @@ from ocsfast.grouping.families import Attribute
 from ocsfast.grouping.labels import Vector
 from ocsfast.grouping.propagate import Findings
 
-# What widths are called; a stride or a number of heads may equal one by chance.
+# What widths are called, at the end of a name. A stride or a number of heads may equal one by chance;
+# "width" itself is an image's too.
 WIDTHS = re.compile(
-    r"(^|_)(c|ch|chs|chans?|channels?|planes|inplanes|dims?|features?|filters?|width|groups|units"
-    r"|d|nf|embd?|(hidden|embed|embedding|intermediate)(_size)?)[0-9]*(_|$)"
+    r"(^|_)(c|ch|chs|chans?|channels?|planes|inplanes|dims?|features?|filters?|groups|units"
+    r"|d|nf|embd?|(hidden|embed|embedding|intermediate)(_size)?)[0-9]*(_(in|out))?$"
 )
 # And widths within a module, which what its own code makes need not have.
 WITHIN = re.compile(r"mid|hidden|inner|inter|expan|reduc|squeez|bottle|mlp|ffn")
