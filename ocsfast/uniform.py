@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ocsfast.cut import remove_groups
+from ocsfast.grouping.copying import copied
 from ocsfast.grouping.families import Families
-from ocsfast.grouping.keeping import copied
 from ocsfast.model_config import update_config
 
 

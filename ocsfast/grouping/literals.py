@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ocsfast.cut import size_attributes
 from ocsfast.errors import GroupingError
+from ocsfast.grouping.origins import origins_of
 from ocsfast.grouping.propagate import arguments, operator_name, shape
-from ocsfast.grouping.trace import Trace, origins_of, source_of
+from ocsfast.grouping.trace import Trace, source_of
 
 Node = torch.fx.Node
 # Arguments of torch's operators that are sizes of what flows through them.

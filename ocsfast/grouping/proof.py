@@ -23,10 +23,10 @@ from torch.utils import _pytree as pytree
 
 from ocsfast.cut import remove_groups
 from ocsfast.errors import GroupingError, OcsfastError
+from ocsfast.grouping.copying import copied
 from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.double import GROUPED_MM, Double, Settled, bent, doubled, grouped_mm
 from ocsfast.grouping.families import Families, kept_indices
-from ocsfast.grouping.keeping import copied
 from ocsfast.grouping.propagate import arguments, operator_name
 from ocsfast.grouping.trace import Trace, changes_modes, undisturbed
 

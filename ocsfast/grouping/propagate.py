@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ocsfast.errors import ConfigError
 from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.labels import Dims, Labels, Vector
+from ocsfast.grouping.origins import origins_of
 from ocsfast.grouping.shapes import sizes_of
-from ocsfast.grouping.trace import Trace, module_of, origins_of, source_of
+from ocsfast.grouping.trace import Trace, module_of, source_of
 from ocsfast.macs import count_macs
 
 Value = Dims | list[Any] | None  # a tensor's labels, a list of them, or nothing

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ocsfast.grouping.labels import Dims, Vector
+from ocsfast.grouping.origins import origins_of
 from ocsfast.grouping.propagate import Node, Value, Walk, operator_name, rule, shape
 from ocsfast.grouping.shapes import whose_size
-from ocsfast.grouping.trace import origins_of
 
 # -- element by element -------------------------------------------------------------------------
 

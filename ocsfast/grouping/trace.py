@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, is_dataclass
 from types import MethodType
@@ -18,13 +18,12 @@ import torch
 import torch.fx.traceback
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ocsfast.errors import GroupingError, OcsfastError
 from ocsfast.grouping.inline import inline
 from ocsfast.grouping.keeping import Kept, as_it_was
-from ocsfast.grouping.shapes import SIZES, remembered, sizes_in
+from ocsfast.grouping.origins import origins
 
 logger = logging.getLogger("ocsfast")
 
@@ -292,125 +291,6 @@ def forward_as(model: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
         del vars(model)["forward"]
         if own is not None:
             vars(model)["forward"] = own
-
-
-class Origin(int):
-    """An integer attribute of a module while it is traced: it knows where it comes from.
-
-    What is computed from it is a plain integer again.
-    """
-
-    module: str
-    name: str  # "num_heads", or "splits[1]" for an entry of a sequence
-    read: set[tuple[str, str]]  # where it writes down that it was used
-
-    @classmethod
-    def of(cls, value: int, module: str, name: str, read: set[tuple[str, str]]) -> Origin:
-        known = cls(value)
-        known.module, known.name, known.read = module, name, read
-        return known
-
-    def use(self) -> None:
-        self.read.add((self.module, self.name))
-
-
-def _noted(operator: str) -> Callable[..., Any]:
-    plain = getattr(int, operator)
-
-    def noted(self: Origin, *others: Any) -> Any:
-        for number in (self, *others):
-            if isinstance(number, Origin):
-                number.use()
-        return plain(self, *others)
-
-    return noted
-
-
-for _operator in (
-    *("add", "sub", "mul", "floordiv", "truediv", "mod", "divmod", "pow", "radd", "rsub", "rmul"),
-    *("rfloordiv", "rtruediv", "rmod", "rpow", "neg", "bool", "int", "float", "eq", "ne", "lt", "le"),
-    *("gt", "ge"),
-):
-    setattr(Origin, f"__{_operator}__", _noted(f"__{_operator}__"))
-
-
-class _Origins(TorchFunctionMode):
-    """Writes onto the nodes of a call which of its sizes are a module's attributes."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        first = int(bool(args) and isinstance(args[0], Tensor))
-        numbers = _numbers([*args[first:], *kwargs.values()])
-        origins = {k: (n.module, n.name, int(n)) for k, n in enumerate(numbers) if isinstance(n, Origin)}
-        sizes = sizes_in(numbers)
-        for number in numbers:
-            if isinstance(number, Origin):
-                number.use()
-        if not origins and not sizes:
-            return remembered(func, args, func(*args, **kwargs))
-        with torch.fx.traceback.annotate({ORIGINS: origins, SIZES: sizes}):
-            return remembered(func, args, func(*args, **kwargs))
-
-
-ORIGINS = "ocsfast_origins"
-
-
-def entry_names(name: str, length: int) -> list[str]:
-    """What the entries of a sequence of integers are called: the last of `normalized_shape` like it."""
-    names = [f"{name}[{k}]" for k in range(length)]
-    return [*names[:-1], name] if name == "normalized_shape" else names
-
-
-def _numbers(values: Iterable[Any]) -> list[int]:
-    """All integers in a call's arguments, in order."""
-    found = []
-    for value in values:
-        if isinstance(value, int) and not isinstance(value, bool):
-            found.append(value)
-        elif isinstance(value, (tuple, list)):
-            found += _numbers(value)
-        elif isinstance(value, slice):
-            found += _numbers((value.start, value.stop, value.step))
-    return found
-
-
-def origins_of(node: torch.fx.Node) -> dict[int, tuple[str, str, int]]:
-    """Which integers of a call's arguments are attributes: their place -> (module, name, value).
-
-    Places count all integers behind the tensor that the call is of: in `x.view(2, 3, self.heads)`
-    place 2 is the heads'.
-    """
-    return dict(node.meta.get("custom", {}).get(ORIGINS, {}))
-
-
-@contextmanager
-def origins(model: nn.Module) -> Iterator[set[tuple[str, str]]]:
-    """Let every integer attribute of the model's modules know where it comes from.
-
-    Yields those that were used so far, as (module, name).
-    """
-    read: set[tuple[str, str]] = set()
-    before: list[tuple[nn.Module, str, Any]] = []
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            known: Any = None
-            if type(value) is int:
-                known = Origin.of(value, path, name, read)
-            elif type(value) in (tuple, list) and all(type(entry) is int for entry in value):
-                names = entry_names(name, len(value))
-                named = zip(value, names, strict=True)
-                known = type(value)(Origin.of(n, path, own, read) for n, own in named)
-            if known is not None:
-                before.append((module, name, value))
-                vars(module)[name] = known
-    try:
-        with torch.fx.traceback.preserve_node_meta(), _Origins():
-            yield read
-    finally:
-        for module, name, value in before:
-            vars(module)[name] = value
 
 
 def _cause(error: BaseException) -> str:
