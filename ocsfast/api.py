@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -85,6 +85,9 @@ class _Run:
         self.farewell: weakref.finalize[..., Any] | None = None  # of a run that ends as it listens
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
 
+    def is_finished(self) -> bool:
+        return self.pruner is not None and self.pruner.stage == "pruned"
+
 
 # Called in the mode that a validation loop left on, what they make could not be trained.
 _out_of_inference_mode = torch.inference_mode(False)
@@ -135,6 +138,9 @@ def step(
     accuracy = told(accuracy)
     call: _Call = (ratio, config, config_fields)
     run = _runs.get(model)
+    if run is not None and run.is_finished() and _asks_anew(run.call, call):
+        del _runs[model]
+        run = None
     if run is None:
         checked_ratio(ratio)
         options = options_of(config, config_fields)
@@ -158,8 +164,7 @@ def step(
             _runs[model] = run
             return unattached(model, accuracy)
     else:
-        finished = run.pruner is not None and run.pruner.stage == "pruned"
-        _require_unchanged(run.call, call, moot=PLAN if finished else ())
+        _require_unchanged(run.call, call, finished=run.is_finished())
     if run.pruner is None:
         if run.listener is not None:
             run.listener.failed = True  # until it has not: an error says more than the end of the run
@@ -207,7 +212,7 @@ def attach(
     """
     model = plain(model)
     run = _runs.get(model)
-    if run is not None and run.pruner is not None and run.pruner.stage != "pruned":
+    if run is not None and run.pruner is not None and not run.is_finished():
         raise StateError("this model has a pruner already: call ocsfast.detach(model) first")
     with processes_of(model).together():
         checked_ratio(ratio)
@@ -356,22 +361,29 @@ def _require_driven(pruner: Pruner) -> None:
             )
 
 
-def _require_unchanged(first: _Call, now: _Call, moot: Collection[str] = ()) -> None:
+def _asks_anew(first: _Call, now: _Call) -> bool:
+    """Whether a call asks for a further cut than that of the first one, by name."""
+    return now[0] != first[0] and options_of(*now[1:]).again
+
+
+def _require_unchanged(first: _Call, now: _Call, *, finished: bool) -> None:
     """Refuse another ratio than the first call's, or other options; options need not be repeated.
 
     Args:
-        moot: options that no longer decide anything, and may be others.
+        finished: whether the cut is made, so that the run's length decides nothing any longer.
     """
     if now[0] != first[0]:
-        raise ConfigError(
-            f"ratio={now[0]!r} differs from ratio={first[0]!r} of the first call: it cannot change in "
-            "mid-run. Call ocsfast.detach(model) to start anew"
+        way = (
+            "The model is cut: again=True cuts it further"
+            if finished
+            else "It cannot change in mid-run: call ocsfast.detach(model) to start anew"
         )
+        raise ConfigError(f"ratio={now[0]!r} differs from ratio={first[0]!r} of the first call. {way}")
     if now[1:] in ((None, {}), first[1:]):
         return
     then, given = options_of(*first[1:]), options_of(*now[1:])
     names = [f.name for f in fields(Config) if getattr(then, f.name) != getattr(given, f.name)]
-    changed = [name for name in names if name not in moot]
+    changed = [name for name in names if not (finished and name in PLAN)]
     if changed:
         raise ConfigError(
             f"{', '.join(changed)}: not as in the first call; options cannot change in mid-run. "

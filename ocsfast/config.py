@@ -81,9 +81,7 @@ class Config:
 
     # The run.
     total_steps: int | None = None  # optimizer steps of the whole run; None: ask the scheduler
-    epochs: int | None = (
-        None  # of the whole run, also those before the first call of `step`, one in each
-    )
+    epochs: int | None = None  # of the whole run, from its first; `step` is called once in each
     check_every: int | str = "auto"  # optimizer steps between checks; "auto": see `Pruner.step`
     capturable: bool = False  # whether optimizer steps are captured in a CUDA graph
     again: bool = False  # cut a model further that was cut before; the ratio is of the dense one

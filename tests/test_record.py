@@ -108,6 +108,24 @@ def test_cutting_further_means_of_the_dense_model(pruned):
     assert record_of(model)["left"]["flops"] == further.cost
 
 
+def test_the_one_line_cuts_further_when_it_is_asked_to():
+    model = Net((16, 24, 20))
+    optimizer = sgd(model)
+    for epoch, ratio in enumerate([0.5] * 12 + [0.7] * 12):
+        train(model, optimizer, 5, first=5 * epoch)
+        if epoch == 12:
+            with pytest.raises(ConfigError, match="again=True cuts it further"):
+                ocsfast.step(model, ratio)
+        options = {"again": True, "epochs": 24} if ratio == 0.7 else {"epochs": 12}
+        report = ocsfast.step(model, ratio, **options)
+        if epoch == 11:
+            first = report
+    assert first.stage == report.stage == "pruned"
+    assert 0.45 * report.cost_dense < first.cost <= 0.5 * report.cost_dense
+    assert report.cost <= 0.3 * report.cost_dense
+    assert report.cost_dense == first.cost_dense
+
+
 def test_inspect_speaks_of_the_dense_model(pruned):
     model, report = pruned
     x, _ = batch(0)
