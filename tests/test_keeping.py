@@ -413,6 +413,7 @@ def test_a_trainer_behind_a_hook_is_not_copied():
         def __init__(self, model):
             self.model, self.rows = model, torch.zeros(2**23)
             self.index = {k: (k,) for k in range(20_000)}
+            self.images = [torch.zeros(2**20) for _ in range(40)]
             self.last = None
 
         def see(self, module, args, output):
@@ -424,6 +425,8 @@ def test_a_trainer_behind_a_hook_is_not_copied():
                 setattr(copied_to, name, copy.deepcopy(value, memo))
             assert copied_to.rows is self.rows
             assert copied_to.index is self.index
+            shared = [a is b for a, b in zip(copied_to.images, self.images, strict=True)]
+            assert sum(shared) > 20
             return copied_to
 
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))

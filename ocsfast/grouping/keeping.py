@@ -22,7 +22,8 @@ from torch.utils import _pytree as pytree
 # A trainer that a hook belongs to leads to its data, its queues and its loggers. So no longer chains of
 # objects are followed, no entries of longer lists and dicts are looked at, and not more in all.
 DEPTH, LONGEST, MOST_OBJECTS = 6, 10_000, 200_000
-LARGE = 2**22  # elements of a tensor that is neither parameter nor buffer: such are shared, not copied
+# Elements of a tensor that is neither parameter nor buffer, and of all of them: more are shared, not copied.
+LARGE, MOST_ELEMENTS = 2**22, 2**24
 # Objects of these packages are no place where a forward pass writes; torch's modules are looked at. What
 # the standard library makes, as queues, other threads may be writing to.
 FOREIGN = {"ocsfast", "torch", "numpy", *sys.stdlib_module_names}
@@ -56,7 +57,7 @@ class Kept:
         held = [t for m in model.modules() for t in (m._parameters, m._buffers)]
         self._state = {id(t) for t in held}
         self._buffers = {id(b) for b in model.buffers()}
-        self._values = values
+        self._values, self._elements = values, 0
         self._known = {id(p) for p in model.parameters()}
         self._seen: set[int] = set()
         self._waiting: deque[tuple[str, Any, int]] = deque([("", model, 0)])
@@ -201,9 +202,12 @@ class Kept:
             return
         if type(tensor) is not Tensor or tensor.device.type == "meta":
             return
-        if id(tensor) not in self._buffers and tensor.numel() > LARGE:
-            self.large.append(tensor)
-        elif self._values:
+        if id(tensor) not in self._buffers:
+            self._elements += tensor.numel()
+            if tensor.numel() > LARGE or self._elements > MOST_ELEMENTS:
+                self.large.append(tensor)
+                return
+        if self._values:
             self._tensors.append((tensor, tensor.detach().clone()))
 
     # -- what has changed -------------------------------------------------------------------------
