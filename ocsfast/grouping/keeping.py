@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 # A trainer that a hook belongs to leads to its data, its queues and its loggers. So no longer chains of
 # objects are followed, no entries of longer lists and dicts are looked at, and not more in all.
 DEPTH, LONGEST, MOST_OBJECTS = 6, 10_000, 200_000
-# Elements of a tensor that is neither parameter nor buffer, and of all of them: more are shared, not copied.
+# Elements of a tensor that is neither parameter nor buffer, and of all of these: beyond it, shared.
 LARGE, MOST_ELEMENTS = 2**22, 2**24
 # Objects of these packages are no place where a forward pass writes; torch's modules are looked at. What
 # the standard library makes, as queues, other threads may be writing to.
