@@ -61,7 +61,7 @@ class Kept:
         self._known = {id(p) for p in model.parameters()}
         self._seen: set[int] = set()
         self._waiting: deque[tuple[str, Any, int]] = deque([("", model, 0)])
-        self._depth = 0  # objects from the last module to what is looked at
+        self._depth = 0  # from the last module to what is looked at: objects, and twice the functions
         while self._waiting and len(self._seen) < MOST_OBJECTS:
             label, thing, depth = self._waiting.popleft()
             self._depth = 0 if issubclass(type(thing), nn.Module) else depth
@@ -85,7 +85,8 @@ class Kept:
         elif issubclass(kind, (dict, list, set, deque, tuple)):
             self._container(label, thing)
         elif kind is types.FunctionType:
-            self._function(thing)
+            if self._closer(2):
+                self._function(thing)
         elif kind is types.MethodType:
             self._later((label, thing.__self__), (label, thing.__func__))
         elif kind is _Cached:
@@ -94,7 +95,8 @@ class Kept:
         elif issubclass(kind, partial):
             self._later((label, thing.func), (label, thing.args), (label, thing.keywords))
         elif issubclass(kind, type):
-            self._class(thing)
+            if self._closer(2):
+                self._class(thing)
         elif issubclass(kind, nn.Module):
             self._class(kind)
             self._attributes(label, thing)
@@ -104,11 +106,11 @@ class Kept:
             self._object(label, thing)
 
     def _container(self, label: str, thing: Any) -> None:
-        if isinstance(thing, dict):
+        if issubclass(type(thing), dict):
             self._dicts.append((label, thing, dict(thing)))
             entries = [(f"{label}[{key!r}]", value) for key, value in thing.items()]
         else:
-            if not isinstance(thing, tuple):
+            if not issubclass(type(thing), tuple):
                 self._lists.append((label, thing, list(thing)))
             entries = [(f"{label}[{n}]", value) for n, value in enumerate(thing)]
         if len(entries) <= LONGEST:
@@ -125,10 +127,14 @@ class Kept:
         kind = type(thing)
         if kind is types.ModuleType or (_is_foreign(kind.__module__) and kind not in PLAIN):
             return
-        self._depth += 1
-        if self._depth <= DEPTH:
+        if self._closer(1):
             self._class(kind)
             self._attributes(label, thing)
+
+    def _closer(self, steps: int) -> bool:
+        """Whether what is so many steps further from the last module is still looked at."""
+        self._depth += steps
+        return self._depth <= DEPTH
 
     def _attributes(self, label: str, thing: Any) -> None:
         dot = f"{label}." if label else ""
@@ -176,7 +182,7 @@ class Kept:
         value = known.get(name, _EMPTY)
         if type(value) is types.ModuleType:
             return
-        if isinstance(value, (type, types.FunctionType)):
+        if issubclass(type(value), (type, types.FunctionType)):
             if not _is_foreign(value.__module__):
                 self._later((name, value))
             return
