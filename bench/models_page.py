@@ -16,7 +16,8 @@ One row a model: random weights, the smallest of its family, made shallower wher
 
 * **share**: parameters that some group takes, of all.
 * **error**: one random cut of 30 % of every family against the whole model with those slices zeroed,
-  in float64, relative to the largest output.
+  in float64, relative to the largest output; in training too, where its graph is another one. The best
+  of up to three sets of weights: batch norms over two samples may multiply rounding a lot, not always.
 * **MACs**: predicted equals counted, of one sample (of two for CLIP, which multiplies the batch by
   itself), before and after the cut.
 * **s**: seconds for export and grouping, and with the proof (one thread, a shared machine).
