@@ -148,7 +148,8 @@ def aim_of(made: Case) -> Aim:
     """Half of the cost, as `ocsfast.selection.choose` takes it."""
     dense = made.cost_model([f.size for f in made.families.families])
     ranking = make_ranking(made.families, "none", False)
-    return Aim(made.cost_model, dense, int(made.budget), tuple(made.limits.tolist()), 1, ranking)
+    limits = tuple(made.limits.tolist())
+    return Aim(made.cost_model, dense, dense, int(made.budget), limits, 1, ranking)
 
 
 def llama(
