@@ -32,7 +32,7 @@ from ocsfast.optimizers import counter as _counter
 from ocsfast.optimizers import find_optimizer, require_optimizer
 from ocsfast.pruner import Pruner
 from ocsfast.reasons import one_of, why_dense
-from ocsfast.record import Record, record_of
+from ocsfast.record import UNITS, Record, record_of, target_in
 from ocsfast.replicas import processes_of
 from ocsfast.timetable import require_apart
 from ocsfast.uncut import Listener, warn_at_end
@@ -275,7 +275,7 @@ _told: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # cut models whose rest w
 
 def _resting(model: nn.Module, record: Record, options: Config, accuracy: float | None) -> StepReport:
     """What `step` answers for a model that came here cut: loaded from a file, say."""
-    name = options.target if isinstance(options.target, str) else "flops"
+    name = target_in(record, options.target)
     left, dense = int(record["left"][name]), int(record["dense"][name])
     if model not in _told:
         _told.add(model)
@@ -286,13 +286,12 @@ def _resting(model: nn.Module, record: Record, options: Config, accuracy: float 
             name,
         )
     kept = tuple((family, count, size) for family, count, size in record["kept"])
-    unit = {"flops": "MACs", "params": "parameters"}.get(name, name)
     return StepReport(
         "pruned",
         cost=left,
         cost_at_cut=left,
         cost_dense=dense,
-        unit=unit,
+        unit=UNITS[name],
         kept=kept,
         accuracy=accuracy,
     )

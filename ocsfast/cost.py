@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ocsfast.errors import GroupingError
 from ocsfast.grouping.families import Families, Product
-from ocsfast.record import TARGETS, Record
+from ocsfast.record import TARGETS, UNITS, Record, target_in
 
 # `CostModel.layout`: three counts, then the start of each table in `CostModel.tables`.
 COUNTS = ("axes", "entries", "terms")
@@ -71,14 +71,14 @@ def target_products(
     weights: the weighted mean of their shares of the dense model, in units of 2**-50.
     """
     if target == "flops":
-        return families.macs, "MACs"
+        return families.macs, UNITS[target]
     if target == "params":
-        return parameter_products(families, parameters), "parameters"
+        return parameter_products(families, parameters), UNITS[target]
     if isinstance(target, str):
         products = parameter_products(families, parameters)
         return tuple(
             replace(p, coefficient=p.coefficient * parameters[p.where].element_size()) for p in products
-        ), "bytes"
+        ), UNITS[target]
     sizes = [family.size for family in families.families]
     summands: list[Product] = []
     for name, weight in target.items():
@@ -167,11 +167,11 @@ def build_cost_model(families: Families, products: Sequence[Product], unit: str)
 def dense_cost(record: Record | None, target: object, now: int) -> int:
     """What the dense model cost of which a cut one costs `now`: MACs scale with the size of the input.
 
-    A target of the user's own scales as FLOPs do. Without a record, the model is the dense one.
+    Without a record, the model is the dense one.
     """
     if record is None:
         return now
-    name = target if isinstance(target, str) and target in TARGETS else "flops"
+    name = target_in(record, target)
     return now * int(record["dense"][name]) // max(1, int(record["left"][name]))
 
 

@@ -13,14 +13,20 @@ from torch import nn
 
 from ocsfast.model_config import describes_itself
 
-TARGETS = ("flops", "params", "bytes")  # what a cost may be of
+UNITS = {"flops": "MACs", "params": "parameters", "bytes": "bytes"}  # of what a cost may be of
+TARGETS = tuple(UNITS)
 
 ATTRIBUTE = "_ocsfast_cut"
 IN_CONFIG = "ocsfast_cut"
 
-Record = Mapping[
-    str, Any
-]  # {"dense": costs by target, "left": the same, "kept": [[family, kept, size]]}
+# {"dense": its cost by target, "left": what it costs now, "kept": [[family, kept, of how many]],
+#  "widths": [[tensor, axis, what is left of it]], of some that were cut}
+Record = Mapping[str, Any]
+
+
+def target_in(record: Record, target: object) -> str:
+    """Which of the record's targets stands for one: a target of the user's own scales as FLOPs do."""
+    return target if isinstance(target, str) and target in record["dense"] else "flops"
 
 
 def record_of(model: nn.Module) -> Record | None:
