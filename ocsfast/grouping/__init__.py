@@ -28,8 +28,9 @@ from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.depgraph import by_depgraph
 from ocsfast.grouping.families import DEFAULT_KINDS, KINDS, Axis, Families, Family, Frozen, names_match
 from ocsfast.grouping.literals import literals_beyond
+from ocsfast.grouping.modes import same_but_for_mode
 from ocsfast.grouping.proof import Run, Setting, proved
-from ocsfast.grouping.propagate import Findings, Walk, same_but_for_mode
+from ocsfast.grouping.propagate import Findings, Walk
 from ocsfast.grouping.trace import Trace, forward_as, require_runs, trace, with_batch
 
 __all__ = ["Axis", "Choice", "Families", "Family", "Frozen", "group"]

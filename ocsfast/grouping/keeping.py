@@ -380,12 +380,11 @@ def as_it_was(model: nn.Module, *, weights: bool = False) -> Iterator[Kept]:
         weights: whether the parameters' values may change as well.
     """
     kept = Kept(model, weights=weights)
-    device_type = next((p.device.type for p in model.parameters()), "cpu")
-    devices = None if device_type == "cpu" else [device_type]
+    on_cpu = all(p.device.type == "cpu" for p in model.parameters())
     numbers = random.getstate()
     numpy: Any = sys.modules.get("numpy")
     of_numpy = numpy.random.get_state() if numpy is not None else None
-    with torch.random.fork_rng(devices=[] if devices is None else None):
+    with torch.random.fork_rng(devices=[] if on_cpu else None):
         try:
             yield kept
         finally:
