@@ -1,4 +1,4 @@
-"""Compiles csrc/ into `ocsfast._C`; everything else is in pyproject.toml.
+"""Compiles csrc/ into `ocsfast.ops._C`; everything else is in pyproject.toml.
 
 Environment:
     OCSFAST_CUDA        1: fail without CUDA; 0: never build it; unset: build it where nvcc is found;
@@ -180,6 +180,6 @@ class Build(build_ext):
 
 
 setup(
-    ext_modules=[Extension("ocsfast._C", sources=[])],
+    ext_modules=[Extension("ocsfast.ops._C", sources=[])],
     cmdclass={"build_ext": Build},
 )

@@ -9,12 +9,13 @@ import torch
 from cases import aim_of, case
 from peers import TorchPruning
 
-from ocsfast import Config, ops
-from ocsfast.cost import build_cost_model
-from ocsfast.grouping import group
-from ocsfast.grouping.families import Families, Family, Product
-from ocsfast.plan import build_plan
-from ocsfast.selection import choose
+from ocsfast import Config
+from ocsfast.choice.selection import choose
+from ocsfast.core.families import Families, Family, Product
+from ocsfast.grouping.engines import group
+from ocsfast.ops import functions as ops
+from ocsfast.ops.cost import build_cost_model
+from ocsfast.ops.plan import build_plan
 
 
 @pytest.mark.parametrize("by", ["ocsfast", "deep copies"])

@@ -10,7 +10,8 @@ import torch
 from cases import Case, case
 from peers import Foreach, TorchPruning, compiled
 
-from ocsfast import ops, reference
+from ocsfast.ops import functions as ops
+from ocsfast.ops import reference
 
 BYS = ("ocsfast", "eager", "torch.compile", "foreach", "Torch-Pruning")
 # Eager and compiled formulations over 1.1 B parameters would take minutes, and memory that is not there.

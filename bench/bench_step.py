@@ -11,7 +11,7 @@ from cases import Case, case
 from torch import nn
 from torch.optim import Optimizer
 
-from ocsfast import ops
+from ocsfast.ops import functions as ops
 
 TORCHS = {"torch default": {}, "torch foreach": {"foreach": True}, "torch fused": {"fused": True}}
 BYS = ("ocsfast", "ocsfast, half", "ocsfast, all", *TORCHS, "torch fused + shrink_ + lasso_grad_, half")

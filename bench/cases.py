@@ -14,13 +14,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ocsfast import ops
-from ocsfast.cost import CostModel, build_cost_model, parameter_products
-from ocsfast.grouping import group
-from ocsfast.grouping.families import Axis, Families, Family
-from ocsfast.plan import Plan, build_plan
-from ocsfast.ranking import make_ranking
-from ocsfast.selection import Aim
+from ocsfast.choice.ranking import make_ranking
+from ocsfast.choice.selection import Aim
+from ocsfast.core.families import Axis, Families, Family
+from ocsfast.grouping.engines import group
+from ocsfast.ops import functions as ops
+from ocsfast.ops.cost import CostModel, build_cost_model, parameter_products
+from ocsfast.ops.plan import Plan, build_plan
 from ocsfast.train.models import build_model
 
 # A cache line, which is what a processor fetches when it touches one element.

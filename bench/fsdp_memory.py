@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import ocsfast
-from ocsfast import resharding
+from ocsfast.cut import shards as resharding
 
 
 def live() -> int:

@@ -157,9 +157,9 @@ bench machine 30 machine.py
 CUDA_LAUNCH_BLOCKING=1 stage smoke 40 "$PYTHON" tests/smoke.py --device "$DEVICE" ||
   STAGES="$STAGES smoke-memcheck" sanitized smoke-memcheck memcheck
 FILES=()
-OP_TESTS=("${OPS[@]/%/.py}") && OP_TESTS=("${OP_TESTS[@]/#/tests/test_}")
-for file in tests/test_cuda*.py; do
-  [ "$file" = tests/test_cuda_library.py ] || FILES+=("$file")
+OP_TESTS=("${OPS[@]/%/.py}") && OP_TESTS=("${OP_TESTS[@]/#/tests/ops/test_}")
+for file in tests/ops/test_cuda*.py; do
+  [ "$file" = tests/ops/test_cuda_library.py ] || FILES+=("$file")
 done
 tests tests 70 "${OP_TESTS[@]}" "${FILES[@]}" -k "$DEVICE"
 TIMES=(-o python_files='bench_*.py' -o python_functions='bench_*' -p no:cacheprovider -p no:benchmark)
@@ -182,7 +182,7 @@ left=$((LIMIT - SECONDS - 95))
 [ "$left" -gt $((LIMIT - SECONDS - 10)) ] && left=$((LIMIT - SECONDS - 10))
 bench training $((left + 5)) training.py --images "$IMAGES" --seconds $((left - 10))
 bench throughput 80 throughput.py
-tests library 60 tests/test_cuda_library.py "tests/test_docs.py::test_every_page_runs[cuda-graphs]"
+tests library 60 tests/ops/test_cuda_library.py "tests/project/test_docs.py::test_every_page_runs[cuda-graphs]"
 ncu_kernels
 for tool in memcheck racecheck initcheck; do
   sanitized $tool $tool

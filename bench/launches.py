@@ -19,8 +19,9 @@ from end_to_end import optimizers, penalized, step_of
 from torch.profiler import ProfilerActivity, profile
 
 import ocsfast
-from ocsfast import Config, ops
-from ocsfast.selection import choose
+from ocsfast import Config
+from ocsfast.choice.selection import choose
+from ocsfast.ops import functions as ops
 from ocsfast.train.models import build_model
 
 

@@ -9,7 +9,7 @@ import records
 import torch
 from timing import in_turn
 
-from ocsfast import ops
+from ocsfast.ops import functions as ops
 
 
 def main() -> None:

@@ -28,14 +28,14 @@ import zoo
 from models_page import page
 from torch.utils._pytree import tree_map_only
 
-from ocsfast.as_graph import graph_of
-from ocsfast.cost import build_cost_model
-from ocsfast.cut import cut_model
-from ocsfast.errors import GroupingError
-from ocsfast.grouping import Choice, by_labels
-from ocsfast.grouping.proof import Trial, proved
-from ocsfast.grouping.trace import undisturbed
-from ocsfast.macs import count_macs
+from ocsfast.api.as_graph import graph_of
+from ocsfast.core.errors import GroupingError
+from ocsfast.cut.removal import cut_model
+from ocsfast.grouping.engines import Choice, by_labels
+from ocsfast.grouping.macs import count_macs
+from ocsfast.grouping.proof.trials import Trial, proved
+from ocsfast.grouping.trace.export import undisturbed
+from ocsfast.ops.cost import build_cost_model
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "models.json"

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
 import ocsfast
-from ocsfast.ranking import NORMALIZE
+from ocsfast.choice.ranking import NORMALIZE
 from ocsfast.train.models import build_model
 
 KINDS = ("head", "neuron", "width")

@@ -10,7 +10,7 @@ import torch
 from cases import Case
 from torch import Tensor
 
-from ocsfast.tables import group_means
+from ocsfast.ops.tables import group_means
 
 
 class Foreach:

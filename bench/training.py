@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ocsfast
-from ocsfast.macs import count_macs
+from ocsfast.grouping.macs import count_macs
 from ocsfast.train.models import build_model
 
 RATIO = 0.5

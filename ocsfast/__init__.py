@@ -1,30 +1,38 @@
 """ocsfast: train, prune and finish a network in one training run."""
 
-from ocsfast import detection, optim
-from ocsfast.api import attach, detach, group, step
-from ocsfast.as_graph import as_graph
-from ocsfast.checkpoint import load, save
-from ocsfast.config import Config
-from ocsfast.cut import cut_model
-from ocsfast.errors import CheckpointError, ConfigError, GroupingError, OcsfastError, StateError
-from ocsfast.fitting import fit_on_load
+from ocsfast import optim
+from ocsfast.api.as_graph import as_graph
+from ocsfast.api.checkpoint import load, replacing, save
+from ocsfast.api.inspection import FamilyFacts, Inspection, inspect
+from ocsfast.api.pruner import Pruner
+from ocsfast.api.step import attach, detach, group, step
+from ocsfast.core.config import Config
+from ocsfast.core.errors import CheckpointError, ConfigError, GroupingError, OcsfastError, StateError
+from ocsfast.core.families import Families, Frozen, Product
+from ocsfast.cut.fitting import fit_on_load
+from ocsfast.cut.layout import register_slicer
+from ocsfast.cut.removal import cut_model
 from ocsfast.grouping.propagate import register_rule
-from ocsfast.history import StepReport
-from ocsfast.inspection import FamilyFacts, Inspection, inspect
-from ocsfast.pruner import Pruner
-from ocsfast.slicing import register_slicer
+from ocsfast.integrations import detection
+from ocsfast.run.history import StepReport
+
+__version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
     "Config",
     "ConfigError",
+    "Families",
     "FamilyFacts",
+    "Frozen",
     "GroupingError",
     "Inspection",
     "OcsfastError",
+    "Product",
     "Pruner",
     "StateError",
     "StepReport",
+    "__version__",
     "as_graph",
     "attach",
     "cut_model",
@@ -37,6 +45,7 @@ __all__ = [
     "optim",
     "register_rule",
     "register_slicer",
+    "replacing",
     "save",
     "step",
 ]

@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 
 import torch
-from builders import Case, draw_mask, mixed_case, one_of_each
+from helpers.builders import Case, draw_mask, mixed_case, one_of_each
 from test_partition import chain
 from torch import Tensor
 
-from ocsfast import ops
+from ocsfast.ops import functions as ops
 
 
 def results(made: Case) -> dict[str, list[Tensor]]:

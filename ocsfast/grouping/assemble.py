@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ocsfast.grouping.families import (
+from ocsfast.core.families import (
     KINDS,
     NOT_USED,
     Attribute,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ocsfast.errors import GroupingTimeout
+from ocsfast.core.errors import GroupingTimeout
 
 
 class Deadline:

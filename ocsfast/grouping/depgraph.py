@@ -17,10 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils import _pytree as pytree
 
-from ocsfast.errors import GroupingError
-from ocsfast.grouping.families import Attribute, Axis, Families, Family, Frozen, Product
-from ocsfast.grouping.trace import undisturbed, with_batch
-from ocsfast.macs import count_macs
+from ocsfast.core.errors import GroupingError
+from ocsfast.core.families import Attribute, Axis, Families, Family, Frozen, Product
+from ocsfast.grouping.macs import count_macs
+from ocsfast.grouping.trace.export import undisturbed, with_batch
 
 Labelled = dict[tuple[str, int], Tensor]  # (tensor, axis) -> group of each index, or -1
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ocsfast.errors import ConfigError
+from ocsfast.core.errors import ConfigError
 from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.labels import Dims, Labels, Vector
-from ocsfast.grouping.origins import origins_of
+from ocsfast.grouping.macs import count_macs
 from ocsfast.grouping.shapes import sizes_of
-from ocsfast.grouping.trace import Trace, module_of, source_of
-from ocsfast.macs import count_macs
+from ocsfast.grouping.trace.export import Trace, module_of, source_of
+from ocsfast.grouping.trace.origins import origins_of
 
 Value = Dims | list[Any] | None  # a tensor's labels, a list of them, or nothing
 

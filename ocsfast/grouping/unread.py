@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ocsfast.cut import size_attributes
-from ocsfast.grouping.families import Attribute
+from ocsfast.core.families import Attribute
+from ocsfast.cut.removal import size_attributes
 from ocsfast.grouping.labels import Vector
 from ocsfast.grouping.propagate import Findings
 

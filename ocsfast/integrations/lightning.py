@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from ocsfast.arguments import Inputs
-from ocsfast.copies import Also
-from ocsfast.errors import ConfigError, StateError
+from ocsfast.api.arguments import Inputs
+from ocsfast.core.errors import ConfigError, StateError
+from ocsfast.cut.copies import Also
 from ocsfast.integrations.run import PruneRun
 
 

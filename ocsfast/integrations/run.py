@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import ocsfast
-from ocsfast.arguments import Inputs, options_of
-from ocsfast.config import Config
-from ocsfast.copies import Also
-from ocsfast.history import StepReport, unattached
-from ocsfast.optimizers import tells_by_steps
-from ocsfast.pruner import Pruner
-from ocsfast.record import record_of
-from ocsfast.timetable import INNER_LOOP_CHECKS
+from ocsfast.api.arguments import Inputs, options_of
+from ocsfast.api.pruner import Pruner
+from ocsfast.core.config import Config
+from ocsfast.cut.copies import Also
+from ocsfast.cut.record import record_of
+from ocsfast.optim.owners import tells_by_steps
+from ocsfast.run.history import StepReport, unattached
+from ocsfast.run.timetable import INNER_LOOP_CHECKS
 
 
 class PruneRun:

@@ -15,8 +15,8 @@ from transformers.trainer_callback import ExportableState, TrainerControl, Train
 from transformers.trainer_utils import has_length
 from transformers.training_args import TrainingArguments
 
-from ocsfast.arguments import Inputs
-from ocsfast.copies import Also
+from ocsfast.api.arguments import Inputs
+from ocsfast.cut.copies import Also
 from ocsfast.integrations.run import PruneRun
 
 logger = logging.getLogger("ocsfast")

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from ocsfast.errors import ConfigError, OcsfastError
-from ocsfast.report.records import EpochRow
-from ocsfast.report.table import comparison_table, progress_line
+from ocsfast.core.errors import ConfigError, OcsfastError
 from ocsfast.train.data import LOADERS, Request, check_name, load
 from ocsfast.train.experiment import Experiment, make_writable, run_experiment
 from ocsfast.train.models import ARCHITECTURES
 from ocsfast.train.optional import require
 from ocsfast.train.recipes import OPTIMIZERS, RECIPES, Recipe, recipe
+from ocsfast.train.report.records import EpochRow
+from ocsfast.train.report.table import comparison_table, progress_line
 
 # What continuous integration runs: every part of the demo, in seconds.
 QUICK_EPOCHS, QUICK_SUBSET, QUICK_BATCH = 14, 256, 64

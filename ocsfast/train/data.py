@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ocsfast.errors import ConfigError
+from ocsfast.core.errors import ConfigError
 from ocsfast.train.optional import require
 
 CACHE_LIMIT = 2 << 30  # bytes of pixels; an image folder that needs more is streamed from disk

@@ -18,9 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ocsfast
-from ocsfast.errors import CheckpointError, ConfigError
-from ocsfast.report.figures import save_filters, save_norms, save_stability
-from ocsfast.report.records import EpochRow, RunResult
+from ocsfast.core.errors import CheckpointError, ConfigError
 from ocsfast.train.data import Data
 from ocsfast.train.loop import (
     Run,
@@ -34,6 +32,8 @@ from ocsfast.train.loop import (
 )
 from ocsfast.train.models import build_model
 from ocsfast.train.recipes import Recipe
+from ocsfast.train.report.figures import save_filters, save_norms, save_stability
+from ocsfast.train.report.records import EpochRow, RunResult
 
 
 @dataclass(frozen=True)

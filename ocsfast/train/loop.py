@@ -14,11 +14,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import ocsfast
 from ocsfast import Config, Pruner, StepReport
-from ocsfast.errors import StateError
-from ocsfast.macs import count_macs
-from ocsfast.report.records import Cut, EpochRow, FamilyWidth, NormSnapshot, RunResult
+from ocsfast.core.errors import StateError
+from ocsfast.grouping.macs import count_macs
 from ocsfast.train.data import Data, Source, iterations
 from ocsfast.train.recipes import Recipe, make_optimizer, make_scheduler
+from ocsfast.train.report.records import Cut, EpochRow, FamilyWidth, NormSnapshot, RunResult
 
 Training = Generator[EpochRow, None, RunResult]  # yields a row an epoch, returns the result
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from ocsfast.errors import ConfigError
+from ocsfast.core.errors import ConfigError
 from ocsfast.train.optional import require
 from ocsfast.train.vit import VisionTransformer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from ocsfast.errors import ConfigError
+from ocsfast.core.errors import ConfigError
 
 
 def require(module: str, purpose: str) -> ModuleType:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ocsfast.errors import ConfigError
+from ocsfast.core.errors import ConfigError
 from ocsfast.train.models import TRANSFORMERS
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ocsfast.errors import ConfigError
+from ocsfast.core.errors import ConfigError
 
 
 class Attention(nn.Module):

@@ -1,0 +1,1 @@
+"""What a user calls: `step`, `attach`, `inspect`, `save`, `load`, and the pruner behind them."""

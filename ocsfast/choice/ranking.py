@@ -1,0 +1,107 @@
+"""How scores of unlike groups compare, and which families keep equal numbers of groups."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ocsfast.core.errors import ConfigError
+from ocsfast.core.families import Families
+
+NORMALIZE = ("none", "kind", "isomorphic")
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """What happens to scores before the partition, and to its mask behind it.
+
+    normalize: "none" ranks all groups by their score. "kind" divides by the mean score of all groups of
+        the same kind (head, neuron, ...), whose raw norms are not alike. "isomorphic" ranks groups only
+        among families of equal structure, the same layers of repeated blocks, so that each such set
+        loses the same share.
+    """
+
+    normalize: str
+    classes: Tensor  # [groups] int64: groups whose scores compare
+    tied: tuple[Tensor, ...]  # each [families, groups of one]: group numbers; one kept count for all
+    _placed: dict[torch.device, tuple[Tensor, tuple[Tensor, ...]]] = field(
+        default_factory=dict, init=False
+    )
+
+    def ranked(self, scores: Tensor) -> Tensor:
+        """The scores that the partition compares: [groups]."""
+        if self.normalize != "none" and scores.numel():
+            scores = self._normalized(scores)
+        for groups in self._on(scores.device)[1]:
+            # Equal sorted scores make equal counts fall below any threshold.
+            ordered, order = scores[groups].sort(dim=1, stable=True)
+            mean = ordered.mean(0).expand_as(ordered)
+            scores = scores.index_put((groups.gather(1, order),), mean)
+        return scores
+
+    def _on(self, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Classes and ties on a device, where they stay: a copy would wait."""
+        if device not in self._placed:
+            tied = tuple(groups.to(device) for groups in self.tied)
+            self._placed[device] = self.classes.to(device), tied
+        return self._placed[device]
+
+    def _normalized(self, scores: Tensor) -> Tensor:
+        classes = self._on(scores.device)[0]
+        members = torch.zeros(int(self.classes.max()) + 1, dtype=scores.dtype, device=scores.device)
+        counts = members.index_add(0, classes, torch.ones_like(scores))
+        if self.normalize == "kind":
+            mean = members.index_add(0, classes, scores) / counts
+            return scores / torch.where(mean > 0, mean, torch.ones_like(mean))[classes]
+        by_score = scores.argsort(stable=True)
+        order = by_score[classes[by_score].argsort(stable=True)]  # class by class, ascending
+        place = torch.empty_like(order).index_copy_(
+            0, order, torch.arange(len(order), device=order.device)
+        )
+        first = counts.cumsum(0) - counts
+        share = (place - first[classes] + 1) / counts[classes]
+        return torch.where(scores.isnan(), scores, share.to(scores.dtype))
+
+    def evened(self, mask: Tensor, scores: Tensor) -> Tensor:
+        """The mask with tied families losing equally many: a threshold may fall between equal scores."""
+        for groups in self._on(mask.device)[1]:
+            order = groups.gather(1, scores[groups].argsort(dim=1, stable=True))
+            mask = mask.index_put((order,), mask[order].any(0).expand(order.shape))
+        return mask
+
+
+def make_ranking(families: Families, normalize: str, uniform: bool) -> Ranking:
+    """Compare by kind or structure; where `uniform`, tie families of one kind and size.
+
+    Raises:
+        ConfigError: an unknown `normalize`.
+    """
+    if normalize not in NORMALIZE:
+        raise ConfigError(f"normalize={normalize!r} is not known: use one of {', '.join(NORMALIZE)}")
+    if normalize == "isomorphic":
+        names = structures(families)
+    else:
+        names = [family.kind for family in families.families]
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    classes = torch.tensor([numbers[name] for name in names], dtype=torch.int64)
+    alike: dict[tuple[str, int], list[Tensor]] = {}
+    for family in families.families if uniform else ():
+        groups = torch.arange(family.first, family.first + family.size)
+        alike.setdefault((family.kind, family.size), []).append(groups)
+    tied = tuple(torch.stack(groups) for groups in alike.values() if len(groups) > 1)
+    return Ranking(normalize, classes[families.family_of_groups()], tied)
+
+
+def structures(families: Families) -> list[str]:
+    """What each family consists of, but for the numbers in its layers' names."""
+    member = families.family_of_groups()
+    holds: list[set[str]] = [set() for _ in families.families]
+    for axis in families.axes:
+        place = f"{re.sub(r'[0-9]+', '*', axis.tensor)}[{axis.axis}]"
+        for f in torch.unique(member[axis.groups[axis.groups >= 0]]).tolist():
+            holds[f].add(place)
+    kinds = (family.kind for family in families.families)
+    return [f"{kind} {' '.join(sorted(held))}" for kind, held in zip(kinds, holds, strict=True)]

@@ -1,0 +1,1 @@
+"""What every other room speaks in: options, errors, and the families that grouping finds."""

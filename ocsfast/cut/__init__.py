@@ -1,0 +1,1 @@
+"""Removing groups: from parameters, buffers, attributes, optimizer state, averages and shards."""

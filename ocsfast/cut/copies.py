@@ -1,0 +1,126 @@
+"""Everything besides the model that the cut has to follow: averages of it, further optimizers."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ocsfast.core.errors import StateError
+from ocsfast.cut.layout import unsliceable
+from ocsfast.cut.removal import Copy
+
+Also = Any  # an optimizer, or whatever `_copies_in` finds a copy of the model in
+
+
+class Copies:
+    """The entries of `also=`; held weakly, but for those that Python cannot, as lists."""
+
+    def __init__(self, model: nn.Module, also: Iterable[Also]) -> None:
+        """See that each entry holds a copy that can be cut.
+
+        Raises:
+            StateError: an entry holds no copy of the model, or its state cannot be cut.
+        """
+        self.optimizers: list[Optimizer] = []
+        self._entries: list[Callable[[], Any]] = []
+        single = isinstance(also, (nn.Module, Optimizer)) or not isinstance(also, Iterable)
+        entries: Iterable[Any] = () if also is None else [also] if single else also
+        for entry in entries:
+            if isinstance(entry, Optimizer):
+                what = unsliceable(entry)
+                if what is not None:
+                    raise StateError(
+                        f"also=: the {type(entry).__name__} optimizer cannot be cut: {what}. Say how "
+                        "with ocsfast.register_slicer"
+                    )
+                self.optimizers.append(entry)
+            else:
+                _copies_in(entry, model)
+                self._entries.append(_held(entry))
+
+    def of(self, model: nn.Module) -> list[Copy]:
+        """The copies in the entries that are still alive, as they are now: `.to()` makes other tensors.
+
+        Raises:
+            StateError: an entry holds no copy any longer.
+        """
+        alive = (entry for entry in (hold() for hold in self._entries) if entry is not None)
+        return [copy for entry in alive for copy in _copies_in(entry, model)]
+
+    def modules(self, model: nn.Module) -> list[nn.Module]:
+        """Those of them that are modules, which load weights of their own."""
+        return [copy for copy in self.of(model) if isinstance(copy, nn.Module)]
+
+
+def _held(entry: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(entry)
+    except TypeError:  # a list, a dict, an object with slots
+        return lambda: entry
+
+
+def _copies_in(entry: Any, model: nn.Module) -> list[Copy]:
+    """The modules among what an entry holds that are built like the model, and its lists of tensors.
+
+    The model itself and its own parameters, which an average may hold as well, are no copies.
+    """
+    wanted, near = _shapes(model), ""
+    parts = [entry, *_attributes(entry).values()]
+    inside = (m for part in parts if isinstance(part, nn.Module) for m in part.modules())
+    modules = [m for m in dict.fromkeys(inside) if m is not model and _shapes(m) == wanted]
+    copies: list[Copy] = [*modules]
+    names = [name for name, _ in model.named_parameters()]
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    known = {id(t) for m in (model, *modules) for t in (*m.parameters(), *m.buffers())}
+    for where, given in _lists_in(entry):
+        if isinstance(given, Mapping):
+            named, tensors = list(given), list(given.values())
+        else:
+            named, tensors = names if len(given) == len(names) else trained, list(given)
+        ids = set(map(id, tensors))
+        if len(named) != len(tensors) or not wanted.keys() >= set(named) or not ids or ids & known:
+            continue
+        known |= ids
+        pairs = zip(named, (tuple(t.shape) for t in tensors), strict=True)
+        wrong = [(name, shape) for name, shape in pairs if shape != wanted[name]]
+        if not wrong:
+            copies.append(dict(zip(named, tensors, strict=True)))
+        elif not near:
+            near = f" {where} has {wrong[0][1]} where {wrong[0][0]} is {wanted[wrong[0][0]]}."
+    if not copies:
+        raise StateError(
+            f"also= holds a {type(entry).__name__} in which nothing is a copy of the model.{near} "
+            "Accepted are, as the entry, an attribute of it, or what its parameters() gives: a module "
+            "with the model's parameters and buffers, names and shapes; or tensors with the shapes of "
+            f"its {len(names)} parameters in order, or of the {len(trained)} that train. Make it from "
+            "this model, before the cut; in a resumed run load the model's weights first"
+        )
+    return copies
+
+
+def _lists_in(entry: Any) -> Iterator[tuple[str, list[Tensor] | Mapping[str, Tensor]]]:
+    """Every list of tensors, or dict of them by name, in an entry, and what it is called there."""
+    for name, value in {"it": entry, **_attributes(entry)}.items():
+        inside = value.values() if isinstance(value, Mapping) else value
+        if isinstance(value, (list, tuple, Mapping)) and all(isinstance(t, Tensor) for t in inside):
+            yield f"its {name}" if name != "it" else name, value  # type: ignore[misc]
+    if callable(getattr(entry, "parameters", None)):
+        try:
+            given = list(entry.parameters())
+        except Exception:  # a method of another meaning
+            return
+        if all(isinstance(t, Tensor) for t in given):
+            yield "what its parameters() gives", given
+
+
+def _attributes(entry: Any) -> dict[str, Any]:
+    return dict(getattr(entry, "__dict__", {}))
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return {name: tuple(tensor.shape) for name, tensor in tensors}

@@ -1,0 +1,1 @@
+"""The processes that train a model together: DistributedDataParallel and FSDP2."""

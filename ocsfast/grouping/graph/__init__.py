@@ -1,0 +1,1 @@
+"""A model run from its own traced graph."""

@@ -1,0 +1,101 @@
+"""Rules of operators over whole dimensions: sums, averages, extremes, pooling, padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ocsfast.grouping.propagate import Node, Value, Walk, freeze, operator_name, rule, shape
+from ocsfast.grouping.rules.pointwise import pointwise
+
+
+def reduced_dims(args: dict[str, Any], ndim: int) -> list[int]:
+    """The dimensions that an operator's `dim` argument names; all of them where it names none."""
+    given = args.get("dim")
+    if given is None or given == []:
+        return list(range(ndim))
+    return sorted({d % ndim for d in ([given] if isinstance(given, int) else given)})
+
+
+def _reduced(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """What is left of the labels when the reduced dimensions are gone."""
+    dims = walk.dims(node.args[0])
+    reduced = reduced_dims(args, len(dims))
+    if args.get("keepdim"):
+        out = tuple(None if d in reduced else v for d, v in enumerate(dims))
+    else:
+        out = tuple(v for d, v in enumerate(dims) if d not in reduced)
+    value = node.meta["val"]
+    return [out] * len(value) if isinstance(value, (list, tuple)) else out
+
+
+@rule("sum", "nansum", "linalg_vector_norm", "norm", "linalg_norm", "count_nonzero")
+def contract(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """Zeros add nothing: a reduced dimension may lose indices."""
+    return _reduced(walk, node, args)
+
+
+@rule("mean", "var", "std", "var_mean", "std_mean")
+def average(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """A reduced dimension may lose indices, and the average is then over those that are left."""
+    dims = walk.dims(node.args[0])
+    for d in reduced_dims(args, len(dims)):
+        walk.statistic(node, d, dims[d])
+        walk.kind("width", dims[d])
+    return _reduced(walk, node, args)
+
+
+ORDERING = ("topk", "sort", "argsort", "kthvalue", "cummax", "cummin", "median", "mode")
+
+
+@rule(
+    *("amax", "amin", "max", "min", "logsumexp", "argmax", "argmin", "any", "all", "prod", "aminmax"),
+    *ORDERING,
+)
+def reduce(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """A reduced dimension keeps all its indices; the others pass."""
+    if "other" in args:  # max(a, b)
+        return pointwise(walk, node, args)
+    dims = walk.dims(node.args[0])
+    reduced = reduced_dims(args, len(dims))
+    freeze(walk, tuple(dims[d] for d in reduced), walk.reason(node))
+    if "dim" in args and operator_name(node.target) not in ORDERING:
+        return _reduced(walk, node, args)
+    out = tuple(None if d in reduced else v for d, v in enumerate(dims))
+    value = node.meta["val"]
+    if isinstance(value, (list, tuple)):
+        return [out] * len(value)
+    return out if len(shape(node)) == len(out) else None
+
+
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp")
+def along(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    dims = walk.dims(node.args[0])
+    walk.labels.freeze(dims[args["dim"]], walk.reason(node))
+    return dims
+
+
+@rule(
+    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d"),
+    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
+    *("upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"),
+)
+def spatial(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """Batch and channels pass, spatial dimensions keep all their indices."""
+    dims = walk.dims(node.args[0])
+    freeze(walk, dims[2:], walk.reason(node))
+    out = (*dims[:2], *[None] * (len(dims) - 2))
+    value = node.meta["val"]
+    return [out] * len(value) if isinstance(value, (list, tuple)) else out
+
+
+@rule("pad", "constant_pad_nd")
+def pad(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """Amounts come in pairs from the last dimension backwards; a padded dimension is frozen."""
+    dims = list(walk.dims(node.args[0]))
+    amounts = args["pad"]
+    for k in range(len(amounts) // 2):
+        if amounts[2 * k] or amounts[2 * k + 1]:
+            walk.labels.freeze(dims[-1 - k], walk.reason(node))
+            dims[-1 - k] = None
+    return tuple(dims)

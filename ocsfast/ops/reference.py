@@ -1,0 +1,229 @@
+"""Plain-torch twins of `ocsfast.ops`: the same signatures and meaning, without the extension.
+
+Written to be read: tests and benchmarks hold the kernels against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ocsfast.ops.cost import CostModel
+from ocsfast.ops.functions import Bound, Penalty
+from ocsfast.ops.plan import Plan
+from ocsfast.ops.tables import group_scores, lasso_slopes, matrices, slice_sums
+
+# What a criterion takes from each element w, x being the one in its place of another tensor.
+_ELEMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l2": lambda w, x: w.square(),
+    "l2_squared": lambda w, x: w.square(),
+    "l1": lambda w, x: w.abs(),
+    "linf": lambda w, x: w.abs(),
+    "taylor": lambda w, x: w * x,
+    "taylor_state": lambda w, x: w * x,
+    "obd": lambda w, x: (w * x).square(),
+    "obd_state": lambda w, x: w.square() * x,
+}
+
+
+def group_saliency(
+    bound: Bound, criterion: str = "l2", others: Sequence[Tensor | None] = ()
+) -> tuple[Tensor, Tensor]:
+    """Eq. 2 and other criteria; see `ocsfast.ops.group_saliency`."""
+    wide = any(weight.dtype == torch.float64 for weight in bound.weights)
+    dtype = torch.float64 if wide else torch.float32
+    elements = []
+    for weight, other in zip(bound.weights, others or bound.weights, strict=True):
+        w = weight.detach().to(dtype)
+        x = torch.zeros_like(w) if other is None else other.detach().to(dtype)
+        elements.append(_ELEMENTS[criterion](w, x) if other is not None else x)
+    sums = slice_sums(bound.plan, elements, dtype, "amax" if criterion == "linf" else "sum")
+    return group_scores(bound.plan, sums, criterion), sums
+
+
+def partition(
+    plan: Plan,
+    cost_model: CostModel,
+    scores: Tensor,
+    limits: Tensor,
+    budget: Tensor,
+    round_to: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Try every threshold in ascending order; see `ocsfast.ops.partition`. Quadratic."""
+    sizes = plan.table("family_start").diff().tolist()
+    family = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).tolist()
+    none = torch.zeros(len(family), dtype=torch.bool)
+
+    def result(mask: Tensor, cost: int, status: int) -> tuple[Tensor, Tensor, Tensor]:
+        device = scores.device
+        return (
+            mask.to(device),
+            torch.tensor(cost, device=device),
+            torch.tensor(status, dtype=torch.int32, device=device),
+        )
+
+    if bool(scores.isnan().any()):
+        return result(none, cost_model(sizes), 2)
+    values = scores.tolist()
+    order = sorted(range(len(values)), key=lambda g: (values[g], g))
+    for threshold in range(len(order) + 1):
+        mask, kept = none.clone(), []
+        for f, size in enumerate(sizes):
+            below = [g for g in order[:threshold] if family[g] == f]
+            gone = min(len(below), max(0, int(limits[f])))
+            while gone > 0 and (size - gone) % round_to != 0:
+                gone -= 1
+            mask[below[:gone]] = True
+            kept.append(size - gone)
+        if cost_model(kept) <= int(budget):
+            return result(mask, cost_model(kept), 0)
+    return result(mask, cost_model(kept), 1)
+
+
+def shrink_(bound: Bound, mask: Tensor, factor: Tensor) -> None:
+    """Eq. 9; see `ocsfast.ops.shrink_`."""
+    plan = bound.plan
+    with torch.no_grad():
+        for weight, rows, cols in matrices(plan, bound.weights):
+            dtype = _accumulator(weight.dtype)
+            once = factor.to(dtype)
+            factors = torch.stack([torch.ones_like(once), once, once * once])
+            times = torch.zeros((), dtype=torch.int64, device=weight.device)
+            for labels, axis in ((rows, 0), (cols, 1)):
+                if labels is not None:
+                    times = times + _along(_pruned(plan, labels, mask).long(), weight, axis)
+            weight.copy_((weight.to(dtype) * factors[times]).to(weight.dtype))
+
+
+def lasso_grad_(bound: Bound, grads: Sequence[Tensor | None], mask: Tensor, strength: Tensor) -> None:
+    """Eq. 8; see `ocsfast.ops.lasso_grad_`."""
+    plan, weights = bound.plan, bound.weights
+    with torch.no_grad():
+        squares = slice_sums(plan, [w.double().square() for w in weights], torch.float64)
+        slopes = lasso_slopes(plan, squares, mask, strength)
+        for grad, (weight, rows, cols) in zip(grads, matrices(plan, weights), strict=True):
+            if grad is None:
+                continue
+            dtype = _accumulator(weight.dtype)
+            total = torch.zeros((), dtype=dtype, device=weight.device)
+            for labels, axis in ((rows, 0), (cols, 1)):
+                if labels is not None:
+                    total = total + _along(slopes[labels].to(dtype), weight, axis)
+            before = grad.to(dtype).reshape(weight.shape)
+            after = torch.where(total != 0, before + weight.to(dtype) * total, before)
+            grad.copy_(after.reshape(grad.shape))
+
+
+def sgd_step_(
+    bound: Bound,
+    grads: Sequence[Tensor | None],
+    momenta: Sequence[Tensor | None],
+    lr: Tensor,
+    *,
+    first: Sequence[int] = (),
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    penalty: Penalty | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """SGD with Eq. 8 before and Eq. 9 after it; see `ocsfast.ops.sgd_step_`."""
+    with torch.no_grad():
+        if found_inf is not None and bool(found_inf):
+            return
+        used = [None if grad is None else (-grad if maximize else grad.clone()) for grad in grads]
+        if grad_scale is not None:
+            used = [None if grad is None else grad / grad_scale for grad in used]
+        if penalty is not None:
+            lasso_grad_(bound, used, penalty.mask, penalty.strength)
+        for t, (weight, grad, buffer) in enumerate(zip(bound.weights, used, momenta, strict=True)):
+            if grad is None:
+                continue
+            grad = grad.add(weight, alpha=weight_decay)
+            if buffer is not None:
+                if t in first:
+                    buffer.copy_(grad)
+                else:
+                    buffer.mul_(momentum).add_(grad, alpha=1 - dampening)
+                grad = grad.add(buffer, alpha=momentum) if nesterov else buffer
+            weight.sub_((lr.to(grad) if grad.dtype == torch.float64 else lr.float()) * grad)
+        if penalty is not None:
+            shrink_(bound, penalty.mask, penalty.factor)
+
+
+def adamw_step_(
+    bound: Bound,
+    grads: Sequence[Tensor | None],
+    exp_avgs: Sequence[Tensor | None],
+    exp_avg_sqs: Sequence[Tensor | None],
+    steps: Sequence[Tensor | None],
+    lr: Tensor,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    maximize: bool = False,
+    penalty: Penalty | None = None,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """AdamW with Eq. 8 before and Eq. 9 after it; see `ocsfast.ops.adamw_step_`."""
+    with torch.no_grad():
+        if found_inf is not None and bool(found_inf):
+            return
+        used = [None if g is None else g.to(_accumulator(g.dtype), copy=True) for g in grads]
+        if grad_scale is not None:
+            used = [None if g is None else g / grad_scale for g in used]
+        if maximize:
+            used = [None if g is None else -g for g in used]
+        if penalty is not None:
+            lasso_grad_(bound, used, penalty.mask, penalty.strength)
+        for weight, grad, exp_avg, exp_avg_sq, step in zip(
+            bound.weights, used, exp_avgs, exp_avg_sqs, steps, strict=True
+        ):
+            if grad is None or exp_avg is None or exp_avg_sq is None or step is None:
+                continue
+            step += 1
+            count = float(step)
+            average = exp_avg.to(grad.dtype).lerp(grad, 1 - betas[0])
+            square = exp_avg_sq.to(grad.dtype) * betas[1] + (1 - betas[1]) * grad.square()
+            corrected = square.sqrt() / (1 - betas[1] ** count) ** 0.5
+            change = float(lr) / (1 - betas[0] ** count) * average / (corrected + eps)
+            weight.copy_(weight.to(grad.dtype) * (1 - float(lr) * weight_decay) - change)
+            exp_avg.copy_(average)
+            exp_avg_sq.copy_(square)
+        if penalty is not None:
+            shrink_(bound, penalty.mask, penalty.factor)
+
+
+def jaccard(plan: Plan, mask_a: Tensor, mask_b: Tensor) -> Tensor:
+    """Eq. 3; see `ocsfast.ops.jaccard`."""
+    sizes = plan.table("family_start").diff().tolist()
+    layers = plan.table("family_layers").double()
+    alike = []
+    for a, b in zip(torch.split(mask_a, sizes), torch.split(mask_b, sizes), strict=True):
+        both, either = (~a & ~b).sum().double(), (~a | ~b).sum().double()
+        alike.append(both / either if either > 0 else torch.ones_like(both))
+    if not bool(layers.sum() > 0):
+        return torch.ones((), dtype=torch.float64, device=mask_a.device)
+    return (torch.stack(alike) * layers).sum() / layers.sum()
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _pruned(plan: Plan, labels: Tensor, mask: Tensor) -> Tensor:
+    """Whether each index along an axis lies in a slice of a pruned group: bool."""
+    of_slice = torch.cat([mask[plan.table("slice_group").long()], mask.new_zeros(1)])
+    return of_slice[labels]
+
+
+def _along(values: Tensor, weight: Tensor, axis: int) -> Tensor:
+    """One value an index of `axis`, shaped to broadcast over the weight."""
+    return values.view([-1 if d == axis else 1 for d in range(weight.dim())])

@@ -1,0 +1,201 @@
+"""How an optimizer takes its parameters through one pass of a kernel, whatever its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ocsfast.core.families import Families
+from ocsfast.ops import functions as ops
+from ocsfast.ops.capture import is_capturing
+from ocsfast.ops.plan import build_plan, is_dense
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+Group = dict[str, Any]
+Gradients = list[Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """What `torch.amp.GradScaler` tells an optimizer that unscales by itself; None where it does not."""
+
+    grad_scale: Tensor | None = None  # what gradients are divided by
+    found_inf: Tensor | None = None  # not 0: the step is to be skipped
+
+    def on(self, device: torch.device) -> Scaling:
+        """As the kernels take it: 0-dim float32 on their device."""
+        scalars = (self.grad_scale, self.found_inf)
+        return Scaling(
+            *(None if s is None else s.to(device, torch.float32).reshape(()) for s in scalars)
+        )
+
+
+# Steps bound weights by their gradients, at a learning rate, 0-dim float64, with or without a penalty.
+ByKernel = Callable[[ops.Bound, Gradients, Tensor, Group, ops.Penalty | None, Scaling], None]
+# Steps parameters as torch does, one by one.
+ByTorch = Callable[[Sequence[Tensor], Group], None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Walk:
+    """Some parameters of a group as they lie in memory now: those a kernel steps, and the rest."""
+
+    parameters: tuple[nn.Parameter, ...]
+    pointers: tuple[int, ...]
+    bound: ops.Bound
+    rest: tuple[nn.Parameter, ...]  # for torch's own path
+
+    def is_current(self, parameters: Sequence[nn.Parameter]) -> bool:
+        return (
+            len(parameters) == len(self.parameters)
+            and all(a is b for a, b in zip(parameters, self.parameters, strict=True))
+            and self.pointers == _pointers(parameters)
+        )
+
+
+class Passes:
+    """An optimizer's parameters as a kernel walks them, and what a pruner wants of the next step."""
+
+    def __init__(self) -> None:
+        self._walks: dict[int, _Walk] = {}
+        self.penalties: Mapping[int, tuple[ops.Bound, ops.Penalty]] = {}
+
+    def step(
+        self,
+        groups: Sequence[Group],
+        by_kernel: ByKernel,
+        by_torch: ByTorch,
+        scaling: Scaling,
+    ) -> None:
+        """Step each parameter once: with the penalty of its group, if there is one."""
+
+        def one_by_one(parameters: Sequence[Tensor], group: Group) -> None:
+            if parameters and not unscale(parameters, scaling):
+                by_torch(parameters, group)
+
+        penalties, self.penalties = self.penalties, {}
+        for number, group in enumerate(groups):
+            rest = group["params"]
+            if number in penalties:
+                bound, penalty = penalties[number]
+                _step_bound(bound, group, penalty, by_kernel, one_by_one, scaling)
+                if len(bound.weights) == len(rest):  # as a rule it is bound to the whole group
+                    continue
+                done = {id(w) for w in bound.weights}
+                rest = [p for p in rest if id(p) not in done]
+            if rest:
+                walk = self._walk(number, rest)
+                _step_bound(walk.bound, group, None, by_kernel, one_by_one, scaling)
+                one_by_one(walk.rest, group)
+
+    def _walk(self, number: int, parameters: Sequence[nn.Parameter]) -> _Walk:
+        walk = self._walks.get(number)
+        if walk is None or not walk.is_current(parameters):
+            require_begun(parameters[0].device)
+            walked = [p for p in parameters if walkable(p, parameters[0])]
+            done = {id(p) for p in walked}
+            named = {str(k): p for k, p in enumerate(walked)}
+            plan = build_plan(Families((), (), (), (), ()), named, others=named)
+            walk = self._walks[number] = _Walk(
+                tuple(parameters),
+                _pointers(parameters),
+                ops.Bound(plan, walked),
+                tuple(p for p in parameters if id(p) not in done),
+            )
+        return walk
+
+
+def _step_bound(
+    bound: ops.Bound,
+    group: Group,
+    penalty: ops.Penalty | None,
+    by_kernel: ByKernel,
+    by_torch: ByTorch,
+    scaling: Scaling,
+) -> None:
+    device = bound.plan.tables.device
+    if isinstance(group["lr"], Tensor) and group["lr"].device != device and is_capturing(device):
+        raise RuntimeError(
+            f"lr is a tensor on {group['lr'].device}, and a CUDA graph would keep its value of now: "
+            f"put it on {device} before the capture"
+        )
+    lr = torch.empty((), dtype=torch.float64, device=device)
+    fill(lr, group["lr"])
+    grads: Gradients = [w.grad for w in bound.weights]
+    if any(is_sparse(g) for g in grads):
+        by_torch([w for w, g in zip(bound.weights, grads, strict=True) if is_sparse(g)], group)
+        grads = [None if is_sparse(g) else g for g in grads]
+    by_kernel(bound, grads, lr, group, penalty, scaling.on(device))
+
+
+def beside(weight: Tensor, stride: tuple[int, ...], state: dict[str, Tensor], key: str) -> Tensor | None:
+    """A weight's state, if it has any, with the weight's strides: a loaded one may have others."""
+    value = state.get(key)
+    if value is None or value.stride() == stride or value.shape != weight.shape:
+        return value
+    require_begun(weight.device)
+    state[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+    return state[key]
+
+
+def walkable(parameter: Tensor, beside: Tensor) -> bool:
+    """Whether the kernel can step it together with another one."""
+    device = parameter.device
+    known = device.type == "cpu" or (device.type == "cuda" and bool(ops.build_info()["cuda"]))
+    return (
+        known
+        and device == beside.device
+        and parameter.dtype in _DTYPES
+        and parameter.layout is torch.strided
+        and is_dense(parameter)
+    )
+
+
+def _pointers(parameters: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(p.data_ptr() if p.layout is torch.strided else 0 for p in parameters)
+
+
+def is_sparse(grad: Tensor | None) -> bool:
+    """Whether there is a gradient that names the rows it touches: no kernel walks it."""
+    return grad is not None and grad.layout is not torch.strided
+
+
+def unscale(parameters: Sequence[Tensor], scaling: Scaling) -> bool:
+    """Divide gradients by the loss's scale, in place; or say that their step is to be skipped.
+
+    For what no kernel steps: this reads the device.
+    """
+    if scaling.found_inf is not None and bool(scaling.found_inf):
+        return True
+    for p in parameters if scaling.grad_scale is not None else ():
+        if p.grad is not None and scaling.grad_scale is not None:
+            p.grad.div_(scaling.grad_scale.to(p.grad.device))
+    return False
+
+
+def require_begun(device: torch.device) -> None:
+    """Refuse to begin what an optimizer keeps in a CUDA graph, whose every replay would begin it anew.
+
+    Raises:
+        RuntimeError: a graph is being captured.
+    """
+    if is_capturing(device):
+        raise RuntimeError(
+            "the optimizer's state begins in a CUDA graph that is being captured, and would begin anew "
+            "at every replay: take a step before the capture, with the same gradients present"
+        )
+
+
+def fill(scratch: Tensor, value: float | Tensor) -> None:
+    """Set a 0-dim tensor to a number, or to another one's value without waiting for a device."""
+    if isinstance(value, Tensor) and (value.device.type != "cpu" or scratch.device.type == "cpu"):
+        scratch.copy_(value)
+    elif isinstance(value, Tensor):  # a copy from the CPU's memory would wait
+        scratch.fill_(float(value))
+    else:
+        scratch.fill_(value)

@@ -1,0 +1,102 @@
+"""When things happen and how strong the penalty is: the planned stage, Eq. 7, the automatic ramp."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ocsfast.core.config import Config
+
+
+def paper_lambda(config: Config, elapsed: int) -> float:
+    """Eq. 7: lambda `elapsed` = t - t_sl checks after sparsity learning began.
+
+    growth="recursive": lambda_t = lambda_{t-1} + delta * floor((t - t_sl) / delta_every), as written.
+    growth="linear": lambda_0 + delta * floor((t - t_sl) / delta_every), the paper's prose and code.
+    """
+    intervals, rest = divmod(max(0, elapsed), config.delta_every)
+    if config.growth == "linear":
+        return config.lambda0 + config.delta * intervals
+    # sum of floor(k / d) for k = 1 .. elapsed: each value below `intervals` occurs d times
+    total = config.delta_every * intervals * (intervals - 1) // 2 + intervals * (rest + 1)
+    return config.lambda0 + config.delta * total
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """The automatic strength: lambda * lr, the relative shrinkage of one step, grows over `steps` steps.
+
+    Its running sum is nats * p**2 ("linear") or nats * p**4 ("cubic") at the share p of the stage, so
+    it is `nats` at the end whatever the learning rate does meanwhile. A stage that lasts longer than
+    planned goes on at the last rate.
+    """
+
+    nats: float
+    steps: float | Tensor
+    shape: str
+
+    def total(self, step: float | Tensor) -> float | Tensor:
+        """Sum of lambda * lr over the first `step` steps; a tensor where one of these numbers is."""
+        power = 2 if self.shape == "linear" else 4
+        p = step / self.steps
+        if isinstance(p, Tensor):
+            return self.nats * torch.where(p <= 1, p**power, 1 + power * (p - 1))
+        return self.nats * (p**power if p <= 1 else 1 + power * (p - 1))
+
+    def at(self, step: float | Tensor) -> float | Tensor:
+        """lambda * lr of step number `step`, 0-based."""
+        return self.total(step + 1) - self.total(step)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The planned sparsity-learning stage, in optimizer steps since attach."""
+
+    latest_start: int
+    steps: int
+    deadline: int | None
+
+
+def plan_stage(
+    config: Config, total: int | None, start: int | None, checks: int, steps: int, begun: int = 0
+) -> Stage:
+    """Plan the stage from what is known now.
+
+    Args:
+        total: optimizer steps of the whole run, or None if nothing tells.
+        start: step at which the stage began, or None before that.
+        checks, steps: how many of each have been seen.
+        begun: step from which on there could be checks.
+
+    With `total`: the stage takes `span` of it, less where the deadline is nearer, and begins at the
+    latest `span` before the deadline, so that groups are never cut at full size because Eq. 5 took its
+    time. Where checks begin too late for that, a deadline that is a share of the run waits for half of
+    the stage, or of what is left of the run. Without `total`: the stage begins at the latest after four
+    times the checks that Eq. 5 needs, takes as many steps as were observed before it, and the deadline
+    follows after the same again.
+    """
+    interval = max(1, (steps - begun) // max(1, checks))
+    needed = config.window + config.lag + 1
+    length = round(config.span * total) if total is not None else (start or steps)
+    length = max(length, interval)
+    if isinstance(config.deadline, int):
+        deadline: int | None = config.deadline * interval
+    elif config.deadline is None or total is None:
+        deadline = None
+    else:
+        deadline = round(config.deadline * total)
+        if config.strength == "auto":
+            begin = steps if start is None else start
+            least = min(max(interval, length // 2), (total - begin) // 2)
+            deadline = max(deadline, begin + least)
+    if deadline is not None:
+        latest = deadline - length
+        if start is not None:
+            length = max(interval, min(length, deadline - start))
+    else:
+        latest = 4 * needed * interval if total is None else total - length
+        if start is not None and total is None and config.deadline is not None:
+            deadline = start + 2 * length
+    return Stage(latest_start=max(latest, interval), steps=length, deadline=deadline)

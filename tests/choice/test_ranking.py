@@ -1,0 +1,82 @@
+"""Scores of unlike groups, and families that keep equal numbers."""
+
+import pytest
+import torch
+from helpers.builders import families
+from torch import nn
+
+from ocsfast.choice.ranking import make_ranking
+from ocsfast.choice.selection import choose, make_aim
+from ocsfast.core.config import Config
+from ocsfast.core.errors import ConfigError
+from ocsfast.core.families import Family, Product
+from ocsfast.ops import functions as ops
+from ocsfast.ops.plan import build_plan
+
+
+def two_blocks(sizes=(6, 6, 4), kinds=("neuron", "neuron", "head")):
+    """Two layers of neurons in repeated blocks, and one of heads."""
+    names = ("blocks.0.up", "blocks.1.up", "blocks.0.query")
+    first, labels = 0, {}
+    for name, size in zip(names, sizes, strict=True):
+        labels[f"{name}.weight"] = {0: torch.arange(first, first + size)}
+        first += size
+    products = [Product(10, torch.as_tensor(along[0]), None, name) for name, along in labels.items()]
+    found = families(sizes, labels, macs=products)
+    named = zip(names, found.families, kinds, strict=True)
+    return type(found)(
+        tuple(Family(name, f.first, f.size, (name,), kind) for name, f, kind in named),
+        *(found.axes, found.attributes, found.macs, found.frozen),
+    )
+
+
+def test_by_kind_each_kind_has_mean_one():
+    ranking = make_ranking(two_blocks(), "kind", False)
+    scores = torch.cat([torch.rand(12) * 100, torch.rand(4)])
+    ranked = ranking.ranked(scores)
+    torch.testing.assert_close(ranked[:12].mean(), torch.tensor(1.0))
+    torch.testing.assert_close(ranked[12:].mean(), torch.tensor(1.0))
+    assert torch.equal(ranked[:12].argsort(), scores[:12].argsort())
+
+
+def test_isomorphic_ranks_among_like_structures_only():
+    ranking = make_ranking(two_blocks(), "isomorphic", False)
+    scores = torch.cat([100 + torch.rand(12), torch.rand(4)])
+    ranked = ranking.ranked(scores)
+    assert sorted(ranked[:12].tolist()) == pytest.approx([k / 12 for k in range(1, 13)])
+    assert sorted(ranked[12:].tolist()) == pytest.approx([k / 4 for k in range(1, 5)])
+    assert torch.equal(ranked[:12].argsort(), scores[:12].argsort())
+
+
+@pytest.mark.parametrize("normalize", ["none", "kind", "isomorphic"])
+def test_nan_is_seen_through(normalize):
+    ranking = make_ranking(two_blocks(), normalize, True)
+    scores = torch.rand(16)
+    scores[3] = float("nan")
+    assert bool(ranking.ranked(scores).isnan().any())
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_tied_families_lose_equally_many_and_the_lowest(equal):
+    found = two_blocks()
+    parameters = {axis.tensor: nn.Parameter(torch.randn(len(axis.groups), 3)) for axis in found.axes}
+    if equal:  # one score everywhere: any threshold falls between equal scores
+        for weight in parameters.values():
+            weight.data.fill_(1.0)
+    for ratio in (0.1, 0.2, 0.3, 0.45, 0.6):
+        config = Config(uniform=True)
+        aim = make_aim(found, parameters, config, ratio)
+        plan = build_plan(found, parameters)
+        bound = ops.Bound(plan, [parameters[name] for name in plan.names])
+        choice = choose(aim, bound, "l2", config, torch.optim.SGD(parameters.values(), lr=0.1))
+        assert choice.kept[0] == choice.kept[1]
+        assert choice.cost == aim.cost_model(choice.kept) <= aim.budget
+        norms = parameters["blocks.0.up.weight"].detach().norm(dim=1)
+        gone = choice.mask[:6]
+        if gone.any() and not equal:
+            assert norms[gone].max() < norms[~gone].min()
+
+
+def test_unknown_normalize():
+    with pytest.raises(ConfigError, match="normalize='mean' is not known"):
+        Config(normalize="mean")

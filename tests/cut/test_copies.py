@@ -1,0 +1,431 @@
+"""What follows the cut besides the model: averages of it, and optimizers of every kind."""
+
+import copy
+
+import pytest
+import torch
+from helpers.networks import Net, batch, net, sgd, train
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import ocsfast
+from ocsfast import StateError
+from ocsfast.grouping import engines
+
+
+def attach(model, optimizer, **options):
+    return ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], **options)
+
+
+def ema_of(model):
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+
+
+@pytest.mark.parametrize("make", [ema_of, AveragedModel, copy.deepcopy], ids=["ema", "swa", "copy"])
+def test_an_average_is_cut_with_the_model(make):
+    model = net()
+    optimizer = sgd(model)
+    average = make(model)
+    train(model, optimizer, 3)
+    if isinstance(average, AveragedModel):
+        average.update_parameters(model)
+    pruner = attach(model, optimizer, also=[average])
+    inside = getattr(average, "module", average)
+    dense = copy.deepcopy(inside)
+    pruner.cut()
+    assert inside.conv2.weight.shape == model.conv2.weight.shape
+    # The same groups: cutting the copy by itself gives the same function.
+    ocsfast.cut_model(dense, pruner.families, pruner.mask)
+    x = batch(1)[0]
+    assert torch.equal(inside.eval()(x), dense.eval()(x))
+    train(model, optimizer, 2, first=3)
+    if isinstance(average, AveragedModel):
+        average.update_parameters(model)
+
+
+def test_the_average_of_cut_models_is_the_cut_average():
+    """Averaging and cutting commute: weights of the average, cut, are averages of cut weights."""
+    torch.manual_seed(0)
+    models = [net(seed) for seed in range(3)]
+    average = AveragedModel(models[0])
+    for model in models:
+        average.update_parameters(model)
+    families = engines.group(models[0], (batch(0)[0],))
+    pruned = torch.rand(families.num_groups) < 0.4
+    ocsfast.cut_model(average.module, families, pruned)
+    cut_first = None
+    for model in models:
+        ocsfast.cut_model(model, families, pruned)
+        cut_first = AveragedModel(model) if cut_first is None else cut_first
+        cut_first.update_parameters(model)
+    x = batch(1)[0]
+    torch.testing.assert_close(average.eval()(x), cut_first.eval()(x))
+
+
+def test_timm_ema():
+    timm = pytest.importorskip("timm.utils")
+    model = net()
+    optimizer = sgd(model)
+    average = timm.ModelEmaV3(model, decay=0.9)
+    pruner = attach(model, optimizer, also=[average])
+    train(model, optimizer, 3)
+    average.update(model)
+    pruner.cut()
+    train(model, optimizer, 3)
+    average.update(model)
+    assert average.module.fc1.weight.shape == model.fc1.weight.shape
+    average(batch(0)[0])
+
+
+def test_copies_resume_too():
+    model = net()
+    optimizer = sgd(model)
+    average = ema_of(model)
+    pruner = attach(model, optimizer, also=[average])
+    train(model, optimizer, 3)
+    average.update_parameters(model)
+    pruner.cut()
+    other = net(seed=3)
+    other_optimizer = sgd(other)
+    other_average = ema_of(other)
+    resumed = attach(other, other_optimizer, also=[other_average])
+    other_average.load_state_dict(average.state_dict())  # the copy first: the model follows
+    assert other.conv1.out_channels == model.conv1.out_channels
+    other.load_state_dict(model.state_dict())
+    other_optimizer.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(pruner.state_dict())
+    x = batch(1)[0]
+    assert torch.equal(other_average(x), average(x))
+
+
+class ListAverage:
+    """As diffusers' EMAModel and torch_ema: the averages in a list, other weights stored meanwhile."""
+
+    def __init__(self, parameters, decay=0.9, trained_only=False):
+        self.decay, self.trained_only = decay, trained_only
+        self.shadow_params = [p.clone().detach() for p in self.followed(parameters)]
+        self.temp_stored_params = None
+
+    def followed(self, parameters):
+        return [p for p in parameters if p.requires_grad or not self.trained_only]
+
+    @torch.no_grad()
+    def step(self, parameters):
+        for average, p in zip(self.shadow_params, self.followed(parameters), strict=True):
+            if p.requires_grad:
+                average.sub_((1 - self.decay) * (average - p))
+            else:
+                average.copy_(p)
+
+    def to(self, dtype):
+        self.shadow_params = [p.to(dtype=dtype) for p in self.shadow_params]
+
+    def store(self, parameters):
+        self.temp_stored_params = [p.detach().cpu().clone() for p in parameters]
+
+    def copy_to(self, parameters):
+        for average, p in zip(self.shadow_params, self.followed(parameters), strict=True):
+            p.data.copy_(average.data)
+
+
+class HoldsAnother:
+    """As ultralytics' ModelEMA: no module, but the average is one among its attributes."""
+
+    def __init__(self, model):
+        self.ema = copy.deepcopy(model).eval()
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model):
+        self.updates += 1
+        state = model.state_dict()
+        for name, value in self.ema.state_dict().items():
+            if value.dtype.is_floating_point:
+                value.mul_(0.9).add_(state[name], alpha=0.1)
+
+
+@pytest.mark.parametrize("trained_only", [False, True])
+def test_averages_in_a_list(trained_only):
+    model = net()
+    model.fc2.bias.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    ema = ListAverage(model.parameters(), trained_only=trained_only)
+    pruner = attach(model, optimizer, also=[ema])
+    train(model, optimizer, 3)
+    ema.step(model.parameters())
+    ema.store(model.parameters())
+    ema.to(torch.float64)  # makes other tensors: they are looked for when the cut comes
+    held = [id(p) for p in ema.shadow_params]
+    whole = copy.deepcopy(model)
+    ema.copy_to(whole.parameters())
+    pruner.cut()
+    ocsfast.cut_model(whole, pruner.families, pruner.mask)
+    assert [id(p) for p in ema.shadow_params] == held
+    followed = ema.followed(whole.parameters())
+    for average, p in zip(ema.shadow_params, followed, strict=True):
+        assert average.dtype == torch.float64
+        assert torch.equal(average.float(), p)
+    for stored, p in zip(ema.temp_stored_params, model.parameters(), strict=True):
+        assert torch.equal(stored, p)
+    train(model, optimizer, 2, first=3)
+    ema.step(model.parameters())
+    ema.copy_to(model.parameters())
+    model(batch(0)[0])
+
+
+def test_a_list_resumes_after_the_model():
+    model, other = net(), net(seed=3)
+    emas = [ListAverage(m.parameters()) for m in (model, other)]
+    pruners = [attach(m, sgd(m), also=[e]) for m, e in zip((model, other), emas, strict=True)]
+    pruners[0].cut()
+    other.load_state_dict(model.state_dict())
+    shapes = [[p.shape for p in ema.shadow_params] for ema in emas]
+    assert shapes[0] == shapes[1]
+    early = net(seed=4)
+    ema = ListAverage(early.parameters())
+    held = attach(early, sgd(early), also=[ema])
+    ema.shadow_params = [p.clone() for p in emas[0].shadow_params]
+    with pytest.raises(StateError, match=r"its shadow_params has .* load the model's weights first"):
+        early.load_state_dict(model.state_dict())
+    assert held.stage == "observe"
+
+
+def test_a_copy_among_an_objects_attributes():
+    model = net()
+    optimizer = sgd(model)
+    ema = HoldsAnother(model)
+    ema.model = model  # which is cut as it is, once
+    pruner = attach(model, optimizer, also=[ema])
+    train(model, optimizer, 2)
+    ema.update(model)
+    dense = copy.deepcopy(ema.ema)
+    pruner.cut()
+    ocsfast.cut_model(dense, pruner.families, pruner.mask)
+    x = batch(1)[0]
+    assert torch.equal(ema.ema(x), dense(x))
+    train(model, optimizer, 2, first=2)
+    ema.update(model)
+
+
+class Gives:
+    """Only a method gives the averages."""
+
+    def __init__(self, model):
+        self._inside = (tuple(p.detach().clone() for p in model.parameters()),)
+        self.own = list(model.parameters())
+
+    def parameters(self):
+        return iter(self._inside[0])
+
+
+FORMS = {
+    "a list": lambda model: [p.detach().clone() for p in model.parameters()],
+    "a tuple": lambda model: tuple(p.detach().clone() for p in model.parameters()),
+    "a dict": lambda model: {n: p.detach().clone() for n, p in model.named_parameters()},
+    "a state dict": lambda model: {n: t.clone() for n, t in model.state_dict().items()},
+    "parameters()": Gives,
+    "a ParameterList": lambda model: nn.ParameterList(p.detach().clone() for p in model.parameters()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tensors_themselves(form):
+    model = net()
+    optimizer = sgd(model)
+    average = FORMS[form](model)
+    if isinstance(average, dict):
+        tensors, names = list(average.values()), list(average)
+    else:
+        tensors = list(average.parameters() if hasattr(average, "parameters") else average)
+        names = [name for name, _ in model.named_parameters()]
+    attach(model, optimizer, also=[average]).cut()
+    for tensor, name in zip(tensors, names, strict=True):
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_a_list_is_as_it_was_where_the_cut_fails(monkeypatch):
+    model = net()
+    optimizer = sgd(model)
+    ema = ListAverage(model.parameters())
+    pruner = attach(model, optimizer, also=[ema])
+    before = [p.clone() for p in ema.shadow_params]
+    with monkeypatch.context() as patch:
+        patch.setattr(pruner._processes, "rebuild", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pruner.cut()
+    assert all(torch.equal(a, b) for a, b in zip(ema.shadow_params, before, strict=True))
+    ema.shadow_params[2] = torch.zeros(3)
+    with pytest.raises(StateError, match=r"its shadow_params has \(3,\) where bn1\.weight is \(8,\)"):
+        pruner.cut()
+    assert model.conv1.weight.shape == (8, 3, 3, 3)
+
+
+def test_what_holds_no_copy_is_refused():
+    model = net()
+    optimizer = sgd(model)
+    frozen = net()
+    frozen.fc2.bias.requires_grad_(False)
+    own = Gives(model)
+    own._inside = (tuple(model.parameters()),)
+    for bad, said in (
+        (AveragedModel(Net((8, 12, 11))), "AveragedModel in which nothing"),
+        (nn.Linear(2, 2), "Linear in which nothing"),
+        ("ema", "also= holds a str"),
+        ([], "also= holds a list"),
+        (ListAverage(Net((8, 12, 11)).parameters()), r"its shadow_params has \(11, 48\) where fc1"),
+        (ListAverage(frozen.parameters(), trained_only=True), "of its 11 parameters in order"),
+        (own, "also= holds a Gives"),
+    ):
+        with pytest.raises(StateError, match=said):
+            attach(model, optimizer, also=[bad])
+    attach(model, optimizer)  # nothing was left behind
+
+
+# Optimizers whose state has shapes of its own.
+
+
+class Lion(torch.optim.Optimizer):
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                average = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                p.add_((0.9 * average + 0.1 * p.grad).sign(), alpha=-group["lr"])
+                average.lerp_(p.grad, 0.01)
+
+
+class Shampoo(torch.optim.Optimizer):
+    """One preconditioner a dimension: a list of square matrices."""
+
+    def __init__(self, params, lr=1e-2):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["step"] = 0
+                    state["preconditioners"] = [torch.eye(n) for n in p.shape]
+                state["step"] += 1
+                grad = p.grad
+                for axis, matrix in enumerate(state["preconditioners"]):
+                    rows = p.grad.movedim(axis, 0).reshape(p.shape[axis], -1)
+                    matrix += rows @ rows.T
+                    values, vectors = torch.linalg.eigh(matrix)
+                    root = vectors * values.clamp(min=1e-6) ** (-0.5 / p.dim()) @ vectors.T
+                    grad = torch.tensordot(root, grad, ([1], [axis])).movedim(0, axis)
+                p.sub_(grad, alpha=group["lr"])
+
+
+def square(key, value, shape, kept):
+    """A preconditioner of axis k has that axis's size twice."""
+    stays = kept.get(int(key.removeprefix("preconditioners[").removesuffix("]")))
+    return value if stays is None else value[stays][:, stays]
+
+
+class SAM(torch.optim.Optimizer):
+    """Sharpness-aware minimization around another optimizer, with state of its own."""
+
+    def __init__(self, params, base, rho=0.05):
+        self.base = base(params)
+        super().__init__(self.base.param_groups, {"rho": rho})
+        self.param_groups = self.base.param_groups
+
+    @torch.no_grad()
+    def step(self, closure):
+        with torch.enable_grad():
+            closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["old"] = p.clone()
+                p.add_(p.grad, alpha=0.05 / float(p.grad.norm() + 1e-12))
+        with torch.enable_grad():
+            closure()
+        for p, state in self.state.items():
+            p.copy_(state["old"])
+        self.base.step()
+
+
+def hugging_face_adafactor(model):
+    transformers = pytest.importorskip("transformers.optimization")
+    if not hasattr(transformers, "Adafactor"):
+        pytest.skip("this transformers has no Adafactor")
+    return transformers.Adafactor(
+        model.parameters(), lr=1e-3, relative_step=False, scale_parameter=False
+    )
+
+
+def timm_optimizer(name):
+    def make(model):
+        optim = pytest.importorskip("timm.optim")
+        return optim.create_optimizer_v2(model, opt=name, lr=1e-3)
+
+    return make
+
+
+MAKERS = {
+    "Adafactor": lambda model: torch.optim.Adafactor(model.parameters()),
+    "transformers Adafactor": hugging_face_adafactor,
+    "Lion": lambda model: Lion(model.parameters()),
+    **{f"timm {n}": timm_optimizer(n) for n in ("lion", "lars", "muon", "adafactor", "lamb", "adopt")},
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_optimizers_go_on_after_the_cut(name):
+    model = net()
+    optimizer = MAKERS[name](model)
+    train(model, optimizer, 2)
+    pruner = attach(model, optimizer)
+    pruner.cut()
+    shapes = {
+        key: tuple(value.shape)
+        for key, value in optimizer.state[model.conv2.weight].items()
+        if isinstance(value, torch.Tensor) and value.numel() > 1
+    }
+    train(model, optimizer, 3, first=2)
+    after = optimizer.state[model.conv2.weight]
+    assert {key: tuple(after[key].shape) for key in shapes} == shapes
+    fresh = MAKERS[name](small := copy.deepcopy(model))
+    train(small, fresh, 1)  # what it makes by itself for the small model has the same shapes
+    made = fresh.state[small.conv2.weight]
+    assert {key: tuple(made[key].shape) for key in shapes} == shapes
+
+
+def test_a_registered_slicer():
+    model = net()
+    optimizer = Shampoo(model.parameters())
+    train(model, optimizer, 2)
+    with pytest.raises(StateError, match="Shampoo cannot be cut: its state 'preconditioners'"):
+        attach(model, optimizer)
+    ocsfast.register_slicer(Shampoo, square)
+    pruner = attach(model, optimizer)
+    whole = optimizer.state[model.fc2.weight]["preconditioners"][1].clone()
+    pruner.cut()
+    fc1 = next(f for f in pruner.families.families if f.name == "fc1")
+    stays = ~pruner.mask[fc1.first : fc1.first + fc1.size]
+    assert torch.equal(optimizer.state[model.fc2.weight]["preconditioners"][1], whole[stays][:, stays])
+    train(model, optimizer, 2, first=2)
+
+
+def test_a_wrapper_around_an_optimizer():
+    model = net()
+    optimizer = SAM(list(model.parameters()), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))
+    x, y = batch(0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    pruner = attach(model, optimizer.base, also=[optimizer])
+    pruner.cut()
+    assert optimizer.state[model.conv2.weight]["old"].shape == model.conv2.weight.shape
+    optimizer.step(closure)

@@ -1,0 +1,187 @@
+"""The partition against trying every threshold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.builders import families
+from helpers.tolerance import assert_same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ocsfast.core.families import Product
+from ocsfast.ops import functions as ops
+from ocsfast.ops import reference
+from ocsfast.ops.cost import CostModel, build_cost_model
+from ocsfast.ops.plan import Plan, build_plan
+
+
+def chain(sizes: list[int], device: str = "cpu") -> tuple[Plan, CostModel]:
+    """Layers one behind the other: each family is the columns of one and the rows of the next."""
+    first, groups = 0, []
+    for size in sizes:
+        groups.append(torch.arange(first, first + size))
+        first += size
+    products = [
+        Product(9 + k, rows, cols, f"layer{k}")
+        for k, (cols, rows) in enumerate(zip([None, *groups], [*groups, None], strict=True))
+    ]
+    labels = {f"w{k}": {0: rows} for k, rows in enumerate(groups)}
+    found = families(sizes, labels, macs=products)
+    parameters = {f"w{k}": torch.zeros(len(rows), device=device) for k, rows in enumerate(groups)}
+    return build_plan(found, parameters), build_cost_model(found, found.macs, "MACs").to(
+        torch.device(device)
+    )
+
+
+def run(
+    sizes: list[int],
+    scores: Tensor,
+    budget: float,
+    limits: list[int] | None = None,
+    round_to: int = 1,
+) -> tuple[list[bool], int, int]:
+    """Our answer, once it is the reference's too; budget: the share of the dense cost."""
+    plan, cost = chain(sizes, str(scores.device.type))
+    highest = torch.tensor(int(budget * cost(sizes)), device=scores.device)
+    most = torch.tensor(sizes if limits is None else limits, device=scores.device)
+    ours = ops.partition(plan, cost, scores, most, highest, round_to)
+    expected = reference.partition(plan, cost, scores, most, highest, round_to)
+    for a, b in zip(ours, expected, strict=True):
+        assert a.dtype == b.dtype
+        assert a.tolist() == b.tolist()
+    mask, reached, status = ours
+    return mask.tolist(), int(reached), int(status)
+
+
+# Few distinct values, so that ties are many; both zeros, both infinities.
+values = st.sampled_from([-1.5, -0.0, 0.0, 0.25, 0.5, 1.0, 1e-40, 3e38, float("inf"), float("-inf")])
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_against_every_threshold(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    scores = torch.tensor(
+        data.draw(st.lists(values, min_size=sum(sizes), max_size=sum(sizes))), dtype=torch.float64
+    ).to(dtype)
+    limits = [data.draw(st.integers(-1, size + 1)) for size in sizes]
+    run(sizes, scores, data.draw(st.floats(0, 1)), limits, data.draw(st.integers(1, 5)))
+
+
+def test_the_smallest_pruning_that_reaches_the_budget(device: str) -> None:
+    gen = torch.Generator().manual_seed(0)
+    scores = torch.rand(60, generator=gen).to(device)
+    mask, reached, status = run([10, 20, 30], scores, 0.5)
+    plan, cost = chain([10, 20, 30])
+    budget = int(0.5 * cost([10, 20, 30]))
+    assert status == 0
+    assert reached <= budget
+    highest = max((g for g in range(60) if mask[g]), key=lambda g: float(scores[g]))
+    mask[highest] = False
+    kept = [int((~torch.tensor(part)).sum()) for part in (mask[:10], mask[10:30], mask[30:])]
+    assert cost(kept) > budget  # one group fewer would not do
+    assert plan.count("groups") == 60
+
+
+def test_ties_go_by_index(device: str) -> None:
+    mask, _, _ = run([6], torch.tensor([0.0, -0.0, 0.0, -0.0, 1.0, 0.0], device=device), 0.5)
+    assert mask == [True, True, True, False, False, False]
+
+
+def test_nothing_goes_where_the_budget_is_generous(device: str) -> None:
+    mask, reached, status = run([4, 4], torch.arange(8.0, device=device), 1.0)
+    assert (any(mask), status) == (False, 0)
+    assert reached == chain([4, 4])[1]([4, 4])
+
+
+def test_unreachable_takes_all_that_the_limits_allow(device: str) -> None:
+    mask, _, status = run([4, 4], torch.arange(8.0, device=device), 0.01, [2, 3])
+    assert status == 1
+    assert mask == [True, True, False, False, True, True, True, False]
+
+
+def test_nan_prunes_nothing(device: str) -> None:
+    mask, reached, status = run([4], torch.tensor([0.0, float("nan"), 1.0, 2.0], device=device), 0.5)
+    assert (any(mask), status) == (False, 2)
+    assert reached == chain([4])[1]([4])
+
+
+@pytest.mark.parametrize(("round_to", "kept"), [(1, 6), (2, 6), (4, 8), (8, 8), (16, 10)])
+def test_kept_counts_are_multiples(device: str, round_to: int, kept: int) -> None:
+    mask, _, _ = run([10], torch.arange(10.0, device=device), 0.0, [4], round_to)
+    assert mask.count(False) == kept
+
+
+def test_many_groups_at_once(device: str) -> None:
+    """Too many for the quadratic reference; every threshold's cost is at hand for one family."""
+    gen = torch.Generator().manual_seed(1)
+    scores = torch.randn(50_000, generator=gen).to(device)
+    plan, cost = chain([50_000], device)
+    budget = torch.tensor(cost([20_000]), device=device)
+    mask, reached, status = ops.partition(
+        plan, cost, scores, torch.tensor([50_000], device=device), budget
+    )
+    lowest = torch.sort(scores.cpu(), stable=True).indices[:30_000]
+    assert torch.equal(torch.nonzero(mask.cpu()).flatten(), lowest.sort().values)
+    assert (int(reached), int(status)) == (cost([20_000]), 0)
+
+
+def test_same_bits(device: str) -> None:
+    plan, cost = chain([30, 50], device)
+    scores = torch.rand(80, device=device)
+    limits, budget = (
+        torch.tensor([20, 30], device=device),
+        torch.tensor(cost([30, 50]) // 2, device=device),
+    )
+    assert_same_bits(lambda: list(ops.partition(plan, cost, scores, limits, budget, 4)))
+
+
+def test_opcheck(device: str) -> None:
+    plan, cost = chain([5, 6], device)
+    arguments = (
+        torch.rand(11, device=device),
+        plan.tables,
+        plan.layout,
+        cost.tables,
+        cost.layout,
+        torch.tensor([3, 3], device=device),
+        1,
+        torch.tensor(100, device=device),
+    )
+    torch.library.opcheck(torch.ops.ocsfast.partition.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": torch.zeros(3)}, r"scores has shape \(3\), expected \(8,\)"),
+        ({"scores": torch.zeros(8, dtype=torch.float16)}, "scores is Half, expected Float"),
+        ({"limits": torch.zeros(3, dtype=torch.int64)}, r"limits has shape \(3\), expected \(2,\)"),
+        ({"limits": torch.zeros(2)}, "limits is Float, expected Long"),
+        ({"budget": torch.tensor(1.0)}, "budget is Float, expected Long"),
+        ({"budget": torch.tensor([1])}, "budget has shape .*, expected a 0-dim tensor"),
+        ({"round_to": 0}, "round_to is 0, expected 1 or more"),
+    ],
+)
+def test_wrong_arguments_are_refused(changes: dict[str, object], message: str) -> None:
+    plan, cost = chain([4, 4])
+    arguments: dict[str, object] = {
+        "scores": torch.zeros(8),
+        "limits": torch.tensor([3, 3]),
+        "budget": torch.tensor(1),
+        **changes,
+    }
+    with pytest.raises(RuntimeError, match=r"ocsfast\.partition: " + message):
+        ops.partition(plan, cost, **arguments)  # type: ignore[arg-type]
+
+
+def test_cost_tables_that_point_outside_are_refused() -> None:
+    plan, cost = chain([4, 4])
+    for table in ("entry_family", "term_rows", "term_cols"):
+        spoilt = CostModel(cost.tables.clone(), cost.layout, cost.unit)
+        spoilt.table(table)[0] = 99
+        with pytest.raises(RuntimeError, match=f"tables: {table}"):
+            ops.partition(plan, spoilt, torch.zeros(8), torch.tensor([3, 3]), torch.tensor(1))

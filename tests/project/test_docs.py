@@ -1,0 +1,102 @@
+"""The scripts of docs/training, as they stand there, and resumed from the checkpoints they write."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.ranks import ABORTED
+from safetensors.torch import load_file
+
+DOCS = Path(__file__).parents[2] / "docs" / "training"
+PRUNED = re.compile(r"pruned: ([\d,]+) of ([\d,]+) MACs")
+
+
+def run(folder, name, *words):
+    """Run the first Python block of a page in a folder; what it printed."""
+    block = re.search(r"```python\n(.*?)```", (DOCS / f"{name}.md").read_text(), re.DOTALL)
+    (folder / "script.py").write_text(block[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "script.py", *words],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if ABORTED not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def reached(printed):
+    """Every script says what it came to: the ratio, met."""
+    found = PRUNED.search(printed)
+    assert found, printed
+    cost, dense = (int(number.replace(",", "")) for number in found.groups())
+    assert 2 * cost <= dense
+    return cost
+
+
+def same(a, b):
+    one, other = load_file(a), load_file(b)
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", sorted(page.stem for page in DOCS.glob("*.md")))
+def test_every_page_runs(name, tmp_path):
+    if name in RESUMED:
+        pytest.skip("it runs in the tests of resuming")
+    if name == "cuda-graphs" and not torch.cuda.is_available():
+        pytest.skip("it needs a GPU; without one it runs in the tests of the clock")
+    reached(run(tmp_path, name))
+
+
+def transformers(folder, epoch):
+    for checkpoint in folder.glob("runs/bert/checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) > epoch * 16:  # steps an epoch
+            shutil.rmtree(checkpoint)
+    return ["--resume"], "runs/bert/pruned.safetensors"
+
+
+def lightning(folder, epoch):
+    return [f"runs/digits/epoch={epoch - 1}.ckpt"], "runs/digits/pruned.safetensors"
+
+
+def accelerate(folder, epoch):
+    for checkpoint in folder.glob("runs/accelerate/checkpoints/checkpoint_*"):
+        if int(checkpoint.name.split("_")[1]) >= epoch:
+            shutil.rmtree(checkpoint)
+    return ["--resume", str(epoch - 1)], "runs/accelerate/pruned.safetensors"
+
+
+def timm(folder, epoch):
+    return ["--resume", str(epoch)], "runs/timm/pruned.safetensors"
+
+
+RESUMED = {f.__name__: f for f in (transformers, lightning, accelerate, timm)}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_run_ends_with_the_same_bits(name, tmp_path):
+    pytest.importorskip(name)
+    cost = reached(run(tmp_path, name))
+    for late in (7, 3):  # after the cut, before it; the later checkpoints go
+        words, result = RESUMED[name](tmp_path, late)
+        whole = shutil.copy(tmp_path / result, tmp_path / "whole")
+        assert reached(run(tmp_path, name, *words)) == cost
+        assert same(tmp_path / result, whole), f"resumed after epoch {late}"
+
+
+def test_lightning_on_two_processes(tmp_path):
+    pytest.importorskip("lightning")
+    printed = run(tmp_path, "lightning", "--ddp")
+    assert len(set(PRUNED.findall(printed))) == 1  # both say the same
+    reached(printed)
