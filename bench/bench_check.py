@@ -25,11 +25,10 @@ def bench_check(by: str, name: str, device: str, measure: Any) -> None:
     made = case(name, device)
     if by == "ocsfast":
         aim, config = aim_of(made), Config()
-        optimizer = torch.optim.SGD(made.bound.weights, lr=1e-3)
         before = [made.half] * config.lag
 
         def check() -> None:
-            choose(aim, made.bound, "l2", config, optimizer, before)
+            choose(aim, made.bound, before=before, lag=config.lag)
 
         moved = made.size * made.flat.numel()
         measure("check", by, check, moved=moved, roof=lambda: torch.sum(made.flat), waits=True)

@@ -14,8 +14,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from ocsfast.choice.budget import Aim
 from ocsfast.choice.ranking import make_ranking
-from ocsfast.choice.selection import Aim
 from ocsfast.core.families import Axis, Families, Family
 from ocsfast.grouping.engines import group
 from ocsfast.ops import functions as ops

@@ -81,7 +81,7 @@ def ops_of(made: Case) -> dict[str, Callable[[], object]]:
     lr, one, tiny = (torch.tensor(v, device=device) for v in (1e-9, 1 - 1e-7, 1e-12))
     lr, config, aim = lr.double(), Config(), aim_of(made)
     steps = [torch.full((), 999.0, device=device) for _ in made.grads]
-    penalty, optimizer = ops.Penalty(made.half, tiny, one), torch.optim.SGD(made.bound.weights, lr=1e-3)
+    penalty = ops.Penalty(made.half, tiny, one)
     scores, _ = ops.group_saliency(made.bound)
     bound, grads, momenta, squares = made.bound, made.grads, made.momenta, made.squares
 
@@ -101,7 +101,7 @@ def ops_of(made: Case) -> dict[str, Callable[[], object]]:
         "adamw_step_": adamw,
         "partition": lambda: ops.partition(made.plan, made.cost_model, scores, made.limits, made.budget),
         "jaccard": lambda: ops.jaccard(made.plan, made.half, made.every),
-        "choose": lambda: choose(aim, bound, "l2", config, optimizer, [made.half] * config.lag),
+        "choose": lambda: choose(aim, bound, before=[made.half] * config.lag, lag=config.lag),
     }
 
 

@@ -9,7 +9,7 @@ import records
 import torch
 from timing import in_turn
 
-from ocsfast.ops import functions as ops
+from ocsfast.ops import extension
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
         "torch": torch.__version__,
         "cores": os.cpu_count(),
         "device": records.device_name(args.device),
-        "build": ops.build_info(),
+        "build": extension.build_info(),
     }
     if args.device == "cuda":
         card = torch.cuda.get_device_properties()

@@ -14,7 +14,7 @@ from ocsfast.cut.layout import register_slicer
 from ocsfast.cut.removal import cut_model
 from ocsfast.grouping.propagate import register_rule
 from ocsfast.integrations import detection
-from ocsfast.run.history import StepReport
+from ocsfast.run.report import StepReport
 
 __version__ = "0.1.0"
 

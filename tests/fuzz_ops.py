@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 import ocsfast
-from ocsfast.choice import saliency as criteria
+from ocsfast.core.criteria import CRITERIA
 from ocsfast.core.families import Axis, Families, Family, Product
+from ocsfast.ops import extension, reference
 from ocsfast.ops import functions as ops
-from ocsfast.ops import reference
 from ocsfast.ops.cost import build_cost_model
 from ocsfast.ops.plan import Plan, build_plan
 
@@ -134,8 +134,8 @@ def right_arguments(pick: random.Random) -> None:
         return [None if pick.random() < 0.2 else torch.randn_like(w) for w in weights]
 
     ours, theirs = pair()
-    criterion = pick.choice(criteria.NAMES)
-    extra = () if criterion in criteria.OF_WEIGHTS else beside()
+    criterion = pick.choice([*CRITERIA])
+    extra = () if not CRITERIA[criterion].x else beside()
     for a, b in zip(
         ops.group_saliency(ours, criterion, extra),
         reference.group_saliency(theirs, criterion, extra),
@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--right", action="store_true", help="no spoilt arguments")
     args = parser.parse_args()
-    print(ocsfast.__file__, ops.build_info()["cuda_version"], flush=True)
+    print(ocsfast.__file__, extension.build_info()["cuda_version"], flush=True)
     # Memory that is yet to be written holds NaN: an op that reads it is found.
     torch.use_deterministic_algorithms(True)
     end, seed, refused, spoilt = time.monotonic() + args.seconds, args.seed, 0, 0

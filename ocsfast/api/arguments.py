@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from ocsfast.core.config import LENGTHS, Config, make_config
+from ocsfast.core.config import Config
 from ocsfast.core.errors import ConfigError, StateError
 from ocsfast.core.families import Families
 from ocsfast.cut.layout import is_sharded
@@ -119,15 +118,6 @@ def unpacked(inputs: Inputs) -> Unpacked:
     if isinstance(inputs, (tuple, list)):
         return tuple(inputs), {}
     return (inputs,), {}
-
-
-def options_of(config: Config | None, config_fields: dict[str, Any]) -> Config:
-    """The options of a call; a length in keywords takes the place of whichever one `config` holds."""
-    options = make_config(config_fields)
-    if config is None:
-        return options
-    said = any(config_fields.get(name) is not None for name in LENGTHS)
-    return replace(config, **{**(dict.fromkeys(LENGTHS) if said else {}), **config_fields})
 
 
 def families_of(model: nn.Module, inputs: Unpacked, config: Config) -> Families:

@@ -283,7 +283,7 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def _class_of(model: nn.Module) -> str:
-    """The name that a file knows a model's class by; a graph's does not depend on where its code lies."""
+    """The name that a file knows a model's class by; a graph's is independent of its module."""
     if isinstance(model, GraphModel):
         return "ocsfast.as_graph.GraphModel"
     return f"{type(model).__module__}.{type(model).__qualname__}"

@@ -6,18 +6,19 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from ocsfast.api.arguments import Inputs, families_of, options_of, plain, require_whole, unpacked
-from ocsfast.choice.selection import Aim, Choice, choose, group_shares, make_aim, overshoot, quantity
-from ocsfast.core.config import Config, checked_ratio
+from ocsfast.api.arguments import Inputs, families_of, plain, require_whole, unpacked
+from ocsfast.api.calls import checked_ratio, options_of
+from ocsfast.choice.budget import group_shares, make_aim, overshoot, quantity
+from ocsfast.choice.selection import choose
+from ocsfast.core.config import Config
 from ocsfast.core.families import Frozen
 from ocsfast.cut.record import record_of
 from ocsfast.grouping.graph.literals import Sizes
 from ocsfast.grouping.proof.trials import CUT_FAILS
+from ocsfast.ops.bound import Bound
 from ocsfast.ops.cost import CostModel, build_cost_model, parameter_products
-from ocsfast.ops.functions import Bound
 from ocsfast.ops.plan import build_plan
 
 
@@ -97,10 +98,11 @@ def inspect(
     if families.families:
         plan = build_plan(families, parameters, include_bias=options.include_bias)
         bound = Bound(plan, [parameters[name] for name in plan.names])
-        most = _choice(replace(aim, budget=0), bound, options, model)
+        # By the weights' norms: another criterion may need a training run.
+        most = choose(replace(aim, budget=0), bound)
         largest = 1 - most.cost / max(1, aim.dense)
         begun = time.perf_counter()
-        choice = _choice(aim, bound, options, model)
+        choice = choose(aim, bound)
         check_seconds = time.perf_counter() - begun
         kept = choice.kept if ratio is not None and choice.cost <= aim.budget else None
 
@@ -141,11 +143,6 @@ def inspect(
         graph_may=any(frozen.reason.startswith(CUT_FAILS) for frozen in families.frozen)
         and not any(isinstance(module, Sizes) for module in model.modules()),
     )
-
-
-def _choice(aim: Aim, bound: Bound, config: Config, model: nn.Module) -> Choice:
-    """What a check would choose by the weights' norms; another criterion may need a training run."""
-    return choose(aim, bound, "l2", config, torch.optim.SGD(model.parameters(), lr=0.0))
 
 
 def _table(found: Inspection) -> str:

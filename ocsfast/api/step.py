@@ -2,94 +2,36 @@
 
 from __future__ import annotations
 
-import logging
-import weakref
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from ocsfast.api.arguments import (
     Inputs,
-    Unpacked,
     families_of,
-    options_of,
     plain,
     require_described,
     require_no_choice,
     require_whole,
     unpacked,
 )
+from ocsfast.api.calls import Call, options_of
 from ocsfast.api.pruner import Pruner
-from ocsfast.core.config import PLAN, Config, checked_ratio
-from ocsfast.core.errors import ConfigError, GroupingError, StateError
+from ocsfast.api.runs import Run, resting, runs, stepped_owner, trainable_owner
+from ocsfast.core.config import Config
+from ocsfast.core.errors import StateError
 from ocsfast.core.families import Families
 from ocsfast.cut.copies import Also
-from ocsfast.cut.record import UNITS, Record, record_of, target_in
+from ocsfast.cut.record import record_of
 from ocsfast.distributed.processes import processes_of
-from ocsfast.grouping.reasons import one_of, why_dense
-from ocsfast.optim.owners import counter as _counter
-from ocsfast.optim.owners import find_optimizer, require_optimizer
-from ocsfast.run.history import StepReport, told, unattached
+from ocsfast.optim.owners import counter, require_optimizer
+from ocsfast.run.report import StepReport, told, unattached
 from ocsfast.run.timetable import require_apart
-from ocsfast.run.uncut import Listener, warn_at_end
 
-logger = logging.getLogger("ocsfast")
-
-
-class _Recorder:
-    """A forward pre-hook that keeps the first training batch's arguments, and then does nothing."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps  # of the optimizer at the first call of `ocsfast.step`
-        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._training = False
-
-    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._training and (self.inputs is None or model.training):
-            self._training = model.training
-            self.inputs = torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Recorder:
-        return _Recorder(self.steps)
-
-    def __reduce__(self) -> tuple[type[_Forgotten], tuple[()]]:
-        return _Forgotten, ()
-
-
-class _Forgotten:
-    """What a recorder becomes in a pickled model: a hook that does nothing."""
-
-    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        return None
-
-
-_Call = tuple[float, Config | None, dict[str, Any]]
-
-# Weak; and the pruner is not an attribute of its model, so that copies and pickles of the model are just
-# models.
-_runs: weakref.WeakKeyDictionary[nn.Module, _Run] = weakref.WeakKeyDictionary()
-
-
-class _Run:
-    """What `step` knows of a model: its pruner, or the recorder that waits for an input."""
-
-    def __init__(self, call: _Call) -> None:
-        self.call = call
-        self.pruner: Pruner | None = None
-        self.recorder: _Recorder | None = None
-        self.listener: Listener | None = None
-        self.farewell: weakref.finalize[..., Any] | None = None  # of a run that ends as it listens
-        self.handles: list[torch.utils.hooks.RemovableHandle] = []
-
-    def is_finished(self) -> bool:
-        return self.pruner is not None and self.pruner.stage == "pruned"
-
-
-# Called in the mode that a validation loop left on, what they make could not be trained.
+# A validation loop may leave inference mode on; tensors made in it cannot be trained, so these leave it.
 _out_of_inference_mode = torch.inference_mode(False)
 
 
@@ -107,7 +49,7 @@ def step(
 ) -> StepReport:
     """Prune `model` as it trains: call this once an epoch, or after every optimizer step.
 
-    The first call finds the optimizer by its steps and starts to listen for the model's input; the
+    The first call finds the optimizer by its steps and starts to listen for the model's input. The
     second call, after the next training steps, attaches (with `example_inputs=` the first one does) and
     makes the first check. From then on it does what `Pruner.step` says, and after the cut nothing.
 
@@ -133,60 +75,76 @@ def step(
         GroupingError: the model's structure cannot be found, or nothing in it can be pruned.
         StateError: no training step was seen, no or several optimizers own the parameters, the
             optimizer's state cannot be cut, the model is wrapped, or a weight is NaN or infinite.
+
+    Example:
+        >>> import ocsfast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> for epoch in range(10):
+        ...     for _ in range(8):
+        ...         optimizer.zero_grad()
+        ...         model(torch.randn(4, 8)).square().mean().backward()
+        ...         optimizer.step()
+        ...     report = ocsfast.step(model, 0.5, epochs=10)
+        >>> report.stage, model[0].out_features
+        ('pruned', 8)
     """
     given, model = model, plain(model)
-    accuracy = told(accuracy)
-    call: _Call = (ratio, config, config_fields)
-    run = _runs.get(model)
-    if run is not None and run.is_finished() and _asks_anew(run.call, call):
-        del _runs[model]
+    accuracy, call = told(accuracy), Call(ratio, config, config_fields)
+    run = runs.get(model)
+    if run is not None and run.is_finished() and call.asks_anew(run.call):
+        del runs[model]
         run = None
-    if run is None:
-        checked_ratio(ratio)
-        options = options_of(config, config_fields)
-        record = None if options.again else record_of(model)
-        if record is not None:
-            return _resting(model, record, options, accuracy)
-        require_whole(model)
-        owner = _stepped(model, optimizer)
-        taken = _counter.steps(owner)
-        require_apart(options, taken)
-        run = _Run(call)
-        if example_inputs is None:
-            run.recorder = _Recorder(taken)
-            run.listener = Listener(taken, processes_of(model).is_first)
-            run.farewell = warn_at_end(run, run.listener)
-            # A compiled module runs past later hooks of the one inside, a plain call past its own.
-            run.handles = [
-                module.register_forward_pre_hook(run.recorder, with_kwargs=True)
-                for module in dict.fromkeys((given, model))
-            ]
-            _runs[model] = run
-            return unattached(model, accuracy)
+    if run is not None:
+        call.require_same(run.call, finished=run.is_finished())
     else:
-        _require_unchanged(run.call, call, finished=run.is_finished())
+        record = None if call.options.again else record_of(model)
+        if record is not None:
+            return resting(model, record, call.options.target, accuracy)
+        run = _begun(model, given, call, optimizer, listens=example_inputs is None)
+        if example_inputs is None:
+            runs[model] = run
+            return unattached(model, accuracy)
     if run.pruner is None:
-        if run.listener is not None:
-            run.listener.failed = True  # until it has not: an error says more than the end of the run
-        owner = _stepped(model, optimizer)
-        inputs = _inputs(example_inputs, run.recorder)
-        options = options_of(config, config_fields)
-        if run.recorder is not None:
-            require_apart(options, _counter.steps(owner) - run.recorder.steps)
-        families = families_of(model, inputs, options)
-        run.pruner = _attach(model, ratio, owner, families, options, also)
-        if run.recorder is not None:
-            run.pruner.begin_at(run.recorder.steps, calls=1)
-        run.pruner.announce()
-        _forget_inputs(run)
-        _runs[model] = run
-    pruner = run.pruner
-    if not pruner.attached:
-        raise StateError(
-            "the pruner of this model was detached: call ocsfast.detach(model) to start anew"
-        )
-    _require_driven(pruner)
-    return pruner.step(accuracy)
+        _attach_to(model, run, optimizer, example_inputs, also)
+    run.require_driven()
+    assert run.pruner is not None  # attached by now
+    return run.pruner.step(accuracy)
+
+
+def _begun(
+    model: nn.Module, given: nn.Module, call: Call, optimizer: Optimizer | None, listens: bool
+) -> Run:
+    """The run of a first call, seen to be possible; it may have to listen for an input."""
+    require_whole(model)
+    taken = counter.steps(stepped_owner(model, optimizer))
+    require_apart(call.options, taken)
+    run = Run(call)
+    if listens:
+        run.listen(model, given, taken)
+    return run
+
+
+def _attach_to(
+    model: nn.Module,
+    run: Run,
+    optimizer: Optimizer | None,
+    example_inputs: Inputs | None,
+    also: Iterable[Also],
+) -> None:
+    """Attach in a training loop, with the input that was passed or recorded."""
+    if run.listener is not None:
+        run.listener.failed = True  # until it has not: an error says more than the end of the run
+    owner, call, recorder = stepped_owner(model, optimizer), run.call, run.recorder
+    inputs = run.inputs(example_inputs)
+    if recorder is not None:
+        require_apart(call.options, counter.steps(owner) - recorder.steps)
+    pruner = run.attach(model, call, owner, families_of(model, inputs, call.options), also)
+    if recorder is not None:
+        pruner.begin_at(recorder.steps, calls=1)
+    pruner.announce()
+    run.end_listening()
+    runs[model] = run
 
 
 @_out_of_inference_mode
@@ -201,47 +159,75 @@ def attach(
     config: Config | None = None,
     **config_fields: Any,
 ) -> Pruner:
-    """Attach ahead of the training loop; later calls of `step(model, ratio, ...)` use this pruner.
+    """Attach ahead of the training loop; later calls of `step(model, ratio)` use this pruner.
 
-    Args: as for `step`. Without `optimizer`, one must have stepped; `example_inputs` is required, or
-        families: what `group` found in this model before it was sharded; then options that say what may
-            go have been said there. On a sharded model every process has to call.
+    Needed to resume a run, before the model is sharded, and where the optimizer's first step is to
+    count.
+
+    Args:
+        model: a module, compiled or in DistributedDataParallel too. Of a sharded model every process has
+            to call.
+        ratio: the share of the target that is removed, between 0 and 1. optimizer: the one that owns the
+        model's parameters. Without it, one must have stepped. example_inputs: one batch: a tensor, a
+        tuple of arguments, or a dict of keyword arguments. Required,
+            but for `families`.
+        families: what `group` found in this model before it was sharded. Options that say what may go
+        have
+            been said there.
+        also: further optimizers and moving averages that the cut has to follow, as `step` describes
+        them. config: options as one object. **config_fields: fields of `Config`; they override `config`.
+
+    Returns:
+        The pruner.
 
     Raises:
-        As for `step`; StateError too if the model has a pruner already, or is not the one of `families`.
+        ConfigError: a bad option, or a ratio that cannot be reached.
+        GroupingError: the model's structure cannot be found, or nothing in it can be pruned.
+        StateError: the model has a pruner already, was cut already, is not the one of `families`, or is
+            wrapped; no optimizer owns its parameters, or its state cannot be cut.
+
+    Example:
+        >>> import ocsfast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=torch.randn(4, 8))
+        >>> pruner.stage
+        'observe'
     """
     model = plain(model)
-    run = _runs.get(model)
+    run = runs.get(model)
     if run is not None and run.pruner is not None and not run.is_finished():
         raise StateError("this model has a pruner already: call ocsfast.detach(model) first")
     with processes_of(model).together():
-        checked_ratio(ratio)
-        options = options_of(config, config_fields)
-        if record_of(model) is not None and not options.again:
-            raise StateError(
-                "the model was cut already: train it on as it is, or pass again=True to cut it further "
-                "(ratio= is then still of the dense model). To resume a run, attach to a dense instance"
-            )
-        if families is None:
+        call = Call(ratio, config, config_fields)
+        _require_dense(model, call.options)
+        if families is not None:
+            require_described(families, model)
+            require_no_choice(call.options)
+        else:
             require_whole(model)
             if example_inputs is None:
                 raise StateError("attach needs example_inputs= (one batch as the model takes it)")
-        else:
-            require_described(families, model)
-            require_no_choice(options)
-        owner = _trainable_owner(model) if optimizer is None else require_optimizer(optimizer)
+        owner = trainable_owner(model) if optimizer is None else require_optimizer(optimizer)
         if families is None:
             assert example_inputs is not None  # refused above
-            families = families_of(model, unpacked(example_inputs), options)
+            families = families_of(model, unpacked(example_inputs), call.options)
     if run is None:
-        run = _Run((ratio, config, config_fields))
-    run.pruner = _attach(model, ratio, owner, families, options, also)
-    run.call = (ratio, config, config_fields)
-    run.pruner.begin_at(run.pruner.steps, calls=int(run.recorder is not None))
-    run.pruner.announce()
-    _forget_inputs(run)
-    _runs[model] = run
-    return run.pruner
+        run = Run(call)
+    pruner = run.attach(model, call, owner, families, also)
+    pruner.begin_at(pruner.steps, calls=int(run.recorder is not None))
+    pruner.announce()
+    run.end_listening()
+    runs[model] = run
+    return pruner
+
+
+def _require_dense(model: nn.Module, options: Config) -> None:
+    if record_of(model) is not None and not options.again:
+        raise StateError(
+            "the model was cut already: train it on as it is, or pass again=True to cut it further "
+            "(ratio= is then still of the dense model). To resume a run, attach to a dense instance"
+        )
 
 
 @_out_of_inference_mode
@@ -250,11 +236,25 @@ def group(
 ) -> Families:
     """Find the families of a model now, for `attach(..., families=)` once it has been sharded.
 
-    Args: as for `step`; of the options, those count that say what may go.
+    Args:
+        model: a module, compiled or in DistributedDataParallel too; not sharded yet.
+        example_inputs: one batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        config, **config_fields: options. Those count that say what may go: `keep`, `only`, `kinds`,
+            `outputs`, `forward`, `uniform`, `grouping`, `verify`, `time_limit`.
+
+    Returns:
+        The structure that was found, and proved on a copy of the model.
 
     Raises:
-        ConfigError, GroupingError: as for `step`.
+        ConfigError: a bad option.
+        GroupingError: the model's structure cannot be found.
         StateError: the model is sharded already.
+
+    Example:
+        >>> import ocsfast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> [(f.name, f.kind, f.size) for f in ocsfast.group(model, torch.randn(4, 8)).families]
+        [('0', 'neuron', 16)]
     """
     model = plain(model)
     require_whole(model)
@@ -262,137 +262,17 @@ def group(
 
 
 def detach(model: nn.Module) -> None:
-    """Forget the model's pruner: its hooks go, the model stays as it is. Harmless if there is none."""
-    run = _runs.pop(plain(model), None)
-    if run is not None:
-        _forget_inputs(run)
-        if run.pruner is not None:
-            run.pruner.detach()
-
-
-_told: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # cut models whose rest was explained
-
-
-def _resting(model: nn.Module, record: Record, options: Config, accuracy: float | None) -> StepReport:
-    """What `step` answers for a model that came here cut: loaded from a file, say."""
-    name = target_in(record, options.target)
-    left, dense = int(record["left"][name]), int(record["dense"][name])
-    if model not in _told:
-        _told.add(model)
-        logger.warning(
-            "the model was cut already, %.3f of its dense %s is gone: ocsfast.step leaves it as it is. "
-            "again=True cuts it further, and ratio= is then still of the dense model",
-            1 - left / max(1, dense),
-            name,
-        )
-    kept = tuple((family, count, size) for family, count, size in record["kept"])
-    return StepReport(
-        "pruned",
-        cost=left,
-        cost_at_cut=left,
-        cost_dense=dense,
-        unit=UNITS[name],
-        kept=kept,
-        accuracy=accuracy,
-    )
-
-
-def _attach(
-    model: nn.Module,
-    ratio: float,
-    optimizer: Optimizer,
-    families: Families,
-    config: Config,
-    also: Iterable[Also],
-) -> Pruner:
-    if not families.families:
-        held, ways = why_dense(families)
-        examples = "; ".join(f"{f.where}: {f.reason}" for f in families.frozen[:3])
-        said = [f"nothing in this model can be pruned: {held}", *([examples] if examples else [])]
-        raise GroupingError(". ".join(said) + (f". To prune it, {one_of(ways)}" if ways else ""))
-    return Pruner(model, ratio, config, optimizer, families, steps=_counter.steps(optimizer), also=also)
-
-
-def _inputs(given: Inputs | None, recorder: _Recorder | None) -> Unpacked:
-    """The batch that was passed, or else the one that was recorded."""
-    if given is not None:
-        return unpacked(given)
-    if recorder is None or recorder.inputs is None:
-        raise StateError(
-            "no forward pass of this model has been seen since the first call of ocsfast.step: "
-            "pass example_inputs= (one batch as the model takes it)"
-        )
-    return recorder.inputs
-
-
-def _trainable_owner(model: nn.Module) -> Optimizer:
-    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if not trainable:
-        raise StateError(
-            "no parameter of the model trains (requires_grad=False): unfreeze them, or call "
-            "ocsfast.step only from the epoch in which they train"
-        )
-    return find_optimizer(_counter, trainable)
-
-
-def _stepped(model: nn.Module, optimizer: Optimizer | None) -> Optimizer:
-    """The optimizer of `step`, which must have taken a training step."""
-    if optimizer is None:
-        return _trainable_owner(model)
-    require_optimizer(optimizer)
-    if _counter.steps(optimizer) == 0:
-        raise StateError(
-            f"the {type(optimizer).__name__} optimizer given has taken no step yet: call ocsfast.step "
-            "after the training steps, or ocsfast.attach ahead of them"
-        )
-    return optimizer
-
-
-def _require_driven(pruner: Pruner) -> None:
-    """Notice an optimizer that took the place of the one whose steps the pruner waits for."""
-    last = _counter.last()
-    if pruner.idle and last is not None and last is not pruner.optimizer:
-        weights = {id(p) for p in pruner.optimizer.param_groups[0]["params"]}
-        if any(id(p) in weights for group in last.param_groups for p in group["params"]):
-            raise StateError(
-                f"the model is now driven by another optimizer ({type(last).__name__}) than the one "
-                "attached: call ocsfast.detach(model), then attach with the new one"
-            )
-
-
-def _asks_anew(first: _Call, now: _Call) -> bool:
-    """Whether a call asks for a further cut than that of the first one, by name."""
-    return now[0] != first[0] and options_of(*now[1:]).again
-
-
-def _require_unchanged(first: _Call, now: _Call, *, finished: bool) -> None:
-    """Refuse another ratio than the first call's, or other options; options need not be repeated.
+    """Forget the model's pruner: its hooks go, the model stays as it is. Harmless if there is none.
 
     Args:
-        finished: whether the cut is made, so that the run's length decides nothing any longer.
+        model: as for `step`, or one that never was.
+
+    Example:
+        >>> import ocsfast
+        >>> ocsfast.detach(torch.nn.Linear(2, 2))
     """
-    if now[0] != first[0]:
-        way = (
-            "The model is cut: again=True cuts it further"
-            if finished
-            else "It cannot change in mid-run: call ocsfast.detach(model) to start anew"
-        )
-        raise ConfigError(f"ratio={now[0]!r} differs from ratio={first[0]!r} of the first call. {way}")
-    if now[1:] in ((None, {}), first[1:]):
-        return
-    then, given = options_of(*first[1:]), options_of(*now[1:])
-    names = [f.name for f in fields(Config) if getattr(then, f.name) != getattr(given, f.name)]
-    changed = [name for name in names if not (finished and name in PLAN)]
-    if changed:
-        raise ConfigError(
-            f"{', '.join(changed)}: not as in the first call; options cannot change in mid-run. "
-            "Call ocsfast.detach(model) to start anew"
-        )
-
-
-def _forget_inputs(run: _Run) -> None:
-    if run.farewell is not None:
-        run.farewell.detach()
-    for handle in run.handles:
-        handle.remove()
-    run.handles, run.recorder = [], None
+    run = runs.pop(plain(model), None)
+    if run is not None:
+        run.end_listening()
+        if run.pruner is not None:
+            run.pruner.detach()

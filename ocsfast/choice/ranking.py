@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ocsfast.core.errors import ConfigError
 from ocsfast.core.families import Families
-
-NORMALIZE = ("none", "kind", "isomorphic")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +71,13 @@ class Ranking:
 
 
 def make_ranking(families: Families, normalize: str, uniform: bool) -> Ranking:
-    """Compare by kind or structure; where `uniform`, tie families of one kind and size.
+    """The ranking that two options ask for.
 
-    Raises:
-        ConfigError: an unknown `normalize`.
+    Args:
+        families: of the model.
+        normalize: `Config.normalize`.
+        uniform: `Config.uniform`: whether families of one kind and size are tied to one kept count.
     """
-    if normalize not in NORMALIZE:
-        raise ConfigError(f"normalize={normalize!r} is not known: use one of {', '.join(NORMALIZE)}")
     if normalize == "isomorphic":
         names = structures(families)
     else:

@@ -1,24 +1,23 @@
-"""The options: one frozen dataclass, checked when it is made."""
+"""The options: one frozen dataclass, checked when it is made, and here alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from fractions import Fraction
-from numbers import Real
 from typing import Any
 
 from torch import nn
 
-from ocsfast.choice import saliency as criteria
-from ocsfast.choice.ranking import NORMALIZE
-from ocsfast.choice.saliency import Criterion
+from ocsfast.core.criteria import CRITERIA, Criterion
 from ocsfast.core.errors import ConfigError
 from ocsfast.core.families import DEFAULT_KINDS, KINDS, Families, Product
-from ocsfast.cut.record import TARGETS
 
 Target = str | Mapping[str, float] | Callable[[Families], Sequence[Product]]
+
+# What a cost can be counted in, and the unit of each.
+UNITS = {"flops": "MACs", "params": "parameters", "bytes": "bytes"}
+TARGETS = tuple(UNITS)
 
 _CHOICES = {
     "strength": ("auto", "paper"),
@@ -26,72 +25,140 @@ _CHOICES = {
     "growth": ("linear", "recursive"),
     "penalty": ("both", "lasso", "shrink", "none"),
     "grouping": ("labels", "torch-pruning"),
-    "normalize": NORMALIZE,
+    "normalize": ("none", "kind", "isomorphic"),
     "uniform": (False, True),
 }
 
 
 LENGTHS = ("total_steps", "epochs")  # one of them says how long the run is
-PLAN = (*LENGTHS, "check_every")  # say when things happen, not what goes: a run may resume with others
+# These say when things happen, not what goes: a run may resume with other values.
+PLAN = (*LENGTHS, "check_every")
 
 
 @dataclass(frozen=True)
 class Config:
     """How to prune; every field has a default that needs no tuning.
 
-    A *check* is one evaluation of saliency, partition and stability: the paper's epoch. Shares are
-    of the run's optimizer steps, which come from `total_steps` or `epochs`, else from the learning-rate
-    scheduler; where nothing tells, the stages are planned by the number of checks seen (see
-    `schedule.py`).
+    A *check* is one evaluation of saliency, partition and stability: the paper's epoch. A *group* is
+    what goes as a whole: a channel, an attention head, a neuron. A *family* is all groups of the same
+    coupled layers. Shares are of the run's optimizer steps; how many these are comes from `total_steps`
+    or `epochs`, else from the learning-rate scheduler. If nothing tells, the stages are planned by the
+    checks seen so far.
+
+    Attributes:
+        target: What `ratio` is a share of: "flops" (multiply-accumulates of a forward pass), "params",
+            "bytes", weights for several of these as in {"flops": 2, "params": 1}, or a function from
+            `Families` to the summands of a cost, a sequence of `Product`.
+        max_family_ratio: The largest share of one family's groups that may go, in (0, 1]. One group
+        always
+            stays.
+        round_to: Each kept count is a multiple of this, if the family loses any group. keep: Modules, or
+        shell patterns of module or parameter names, that stay as they are. only: The same; if given, no
+        other layer may lose outputs. kinds: Which kinds of groups may go: of "head", "head_dim",
+        "width", "channel", "neuron". outputs: Shell patterns of the model's outputs that keep their
+        shape; None means all of them. forward: Traced instead of the model's own forward pass: a
+        function of the model and its inputs. normalize: Which scores compare. "none": all as they are.
+        "kind": each divided by the mean of its kind.
+            "isomorphic": only among families of equal structure, each such set losing the same share
+            (Isomorphic Pruning, arXiv 2407.04616).
+        uniform: Whether families of one kind and size keep equally many groups, as a model's config can
+        say. criterion: What scores a group: a name in `ocsfast.core.criteria.CRITERIA` ("l2" is Eq. 2),
+        or a
+            function (weight, gradient or None, optimizer state) -> a tensor of the weight's shape.
+        include_bias: Whether biases count in saliency and penalty. They are cut in any case. lag: i of
+        Eq. 3, in checks: a partition is compared with the one so many checks before. window: r of Eq. 4
+        and 5, in checks: the length of the moving average. tau: Eq. 5: sparsity learning begins once the
+        mean stability rises by no more than this. epsilon: Eq. 6: the cut comes once the mean stability
+        is at least 1 - epsilon. sparsify_from: The check at which sparsity learning begins; None leaves
+        it to Eq. 5. max_residual: The cut waits until the pruned groups' mean saliency is below this
+        share of the kept
+            ones'; None does not wait.
+        deadline: When the cut comes at the latest: a share of the run (float), a check (int), or None.
+        penalty: "both" (Eq. 8 and 9), "lasso" (Eq. 8), "shrink" (Eq. 9) or "none". strength: "auto":
+        lambda grows so that lambda * lr sums to `nats` over the planned stage. "paper":
+            Eq. 7 with `lambda0`, `delta`, `delta_every` and `growth`, whatever that sums to.
+        nats: "auto": the sum of lambda * lr; Eq. 9 alone shrinks a pruned weight by exp(-nats). span:
+        "auto": the planned stage's share of the run, in (0, 1). shape: "auto": "linear" or "cubic"
+        growth of lambda * lr over the stage. lambda0: lambda_0 of Eq. 7. delta: The increment of Eq. 7.
+        delta_every: Checks between two increments. growth: "linear": lambda_0 + delta * n. "recursive":
+        Eq. 7 as printed, which adds these up. total_steps: Optimizer steps of the whole run; None asks
+        the scheduler. epochs: Epochs of the whole run, counted from its first, if `ocsfast.step` is
+        called once in each. check_every: Optimizer steps between checks; "auto": see `Pruner.step`.
+        capturable: Whether optimizer steps are captured in a CUDA graph. again: Cut a model further that
+        was cut before; `ratio` is still of the dense model. grouping: "labels" (ours) or "torch-pruning"
+        (its DepGraph, for models that do not export). verify: Whether the groups are proved on a copy of
+        the model. time_limit: Seconds that finding and proving the groups may take.
+
+    Raises:
+        ConfigError: a value that is not allowed. The message names the field, the value and what is
+        allowed.
+
+    Example:
+        >>> Config(target="params", max_family_ratio=0.5).target
+        'params'
     """
 
     # What shrinks.
-    target: Target = "flops"  # "params", "bytes", shares of these, or families -> the cost's summands
-    max_family_ratio: float = 0.75  # most of one family that may go; one group always stays
-    round_to: int = 1  # kept counts are multiples of this
-    keep: tuple[str | nn.Module, ...] = ()  # modules, or name patterns, that stay dense
-    only: tuple[str | nn.Module, ...] = ()  # where given, no other layer loses outputs
-    kinds: tuple[str, ...] = DEFAULT_KINDS  # of "head", "head_dim", "width", "channel", "neuron"
-    outputs: tuple[str, ...] | None = None  # outputs that keep their shape; None: all
-    forward: Callable[..., Any] | None = None  # traced with the model instead of its own forward pass
-    normalize: str = "none"  # what ranks together: see `ranking.Ranking`
-    uniform: bool = False  # whether families of one kind and size keep equally many groups
-    criterion: Criterion = "l2"  # Eq. 2, another of `criteria.NAMES`, or a function
-    include_bias: bool = False  # whether biases count in saliency and penalty
+    target: Target = "flops"
+    max_family_ratio: float = 0.75
+    round_to: int = 1
+    keep: tuple[str | nn.Module, ...] = ()
+    only: tuple[str | nn.Module, ...] = ()
+    kinds: tuple[str, ...] = DEFAULT_KINDS
+    outputs: tuple[str, ...] | None = None
+    forward: Callable[..., Any] | None = None
+    normalize: str = "none"
+    uniform: bool = False
+    criterion: Criterion = "l2"
+    include_bias: bool = False
 
     # Stability, Eq. 3-6.
-    lag: int = 2  # i of Eq. 3, checks
-    window: int = 3  # r of Eq. 4 and 5, checks
-    tau: float = 1e-4  # Eq. 5
-    epsilon: float = 1e-3  # Eq. 6
-    sparsify_from: int | None = None  # check at which sparsity learning starts; None: Eq. 5
-    max_residual: float | None = 0.05  # cut once pruned / kept saliency is below; None: at once
-    deadline: float | int | None = 0.6  # cut here at the latest: a share (float) or a check (int)
+    lag: int = 2
+    window: int = 3
+    tau: float = 1e-4
+    epsilon: float = 1e-3
+    sparsify_from: int | None = None
+    max_residual: float | None = 0.05
+    deadline: float | int | None = 0.6
 
     # Penalty, Eq. 7-9.
-    penalty: str = "both"  # "lasso": Eq. 8 alone; "shrink": Eq. 9 alone
-    strength: str = "auto"  # "paper": lambda0, delta, delta_every, growth, whatever they add up to
-    nats: float = 3.0  # "auto": sum of lambda * lr over the planned stage
-    span: float = 0.2  # "auto": the planned stage's share of the run
-    shape: str = "linear"  # "auto": growth of lambda * lr over the stage
+    penalty: str = "both"
+    strength: str = "auto"
+    nats: float = 3.0
+    span: float = 0.2
+    shape: str = "linear"
     lambda0: float = 1e-4
     delta: float = 1e-4
-    delta_every: int = 1  # checks
-    growth: str = "linear"  # "recursive": Eq. 7 as printed
+    delta_every: int = 1
+    growth: str = "linear"
 
     # The run.
-    total_steps: int | None = None  # optimizer steps of the whole run; None: ask the scheduler
-    epochs: int | None = None  # of the whole run, from its first; `step` is called once in each
-    check_every: int | str = "auto"  # optimizer steps between checks; "auto": see `Pruner.step`
-    capturable: bool = False  # whether optimizer steps are captured in a CUDA graph
-    again: bool = False  # cut a model further that was cut before; the ratio is of the dense one
+    total_steps: int | None = None
+    epochs: int | None = None
+    check_every: int | str = "auto"
+    capturable: bool = False
+    again: bool = False
 
     # Grouping.
     grouping: str = "labels"
-    verify: bool = True  # prove the groups on a copy of the model
-    time_limit: float = 300.0  # seconds that finding and proving the groups may take
+    verify: bool = True
+    time_limit: float = 300.0
 
     def __post_init__(self) -> None:
+        """Check every field, and make sequences tuples."""
+        self._settle_names()
+        _check_choices(self)
+        _check_target(self.target)
+        _check_criterion(self.criterion)
+        _check_numbers(self)
+        if self.total_steps is not None and self.epochs is not None:
+            raise ConfigError(
+                f"total_steps={self.total_steps} and epochs={self.epochs} both say how long the run is: "
+                "give one of them"
+            )
+
+    def _settle_names(self) -> None:
+        """`keep`, `only`, `kinds` and `outputs` as tuples of what they may hold; and `forward`."""
         nothing = {"keep": (), "only": (), "kinds": DEFAULT_KINDS, "outputs": None}
         for name, empty in nothing.items():
             value = getattr(self, name)
@@ -111,44 +178,11 @@ class Config:
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(f"kinds= holds {kind!r}: choose from {', '.join(KINDS)}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                known = ", ".join(map(str, choices))
-                raise ConfigError(f"{name}={getattr(self, name)!r} is not known: use one of {known}")
-        _check_target(self.target)
-        if not callable(self.criterion) and self.criterion not in criteria.NAMES:
-            raise ConfigError(
-                f"criterion={self.criterion!r} is not known: use one of {', '.join(criteria.NAMES)}, or "
-                "a function of a weight, its gradient and its optimizer state"
-            )
-        for name in ("round_to", "lag", "window", "delta_every"):
-            _check_integer(name, getattr(self, name), 1)
-        for name in ("tau", "epsilon", "nats", "lambda0", "delta"):
-            _check_number(name, getattr(self, name), "at least 0", lambda x: x >= 0)
-        _check_number("max_family_ratio", self.max_family_ratio, "in (0, 1]", lambda x: 0 < x <= 1)
-        _check_number("time_limit", self.time_limit, "above 0", lambda x: x > 0)
-        _check_number("span", self.span, "in (0, 1)", lambda x: 0 < x < 1)
-        if self.max_residual is not None:
-            _check_number("max_residual", self.max_residual, "above 0, or None", lambda x: x > 0)
-        for name in ("sparsify_from", "total_steps", "epochs"):
-            if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), 1)
-        if self.total_steps is not None and self.epochs is not None:
-            raise ConfigError(
-                f"total_steps={self.total_steps} and epochs={self.epochs} both say how long the run is: "
-                "give one of them"
-            )
-        if isinstance(self.deadline, float):
-            _check_number(
-                "deadline",
-                self.deadline,
-                "a share in (0, 1] (a whole number is a check, e.g. 50)",
-                lambda x: 0 < x <= 1,
-            )
-        elif self.deadline is not None:
-            _check_integer("deadline", self.deadline, 1)
-        if self.check_every != "auto":
-            _check_integer("check_every", self.check_every, 1, "'auto' or an integer")
+
+    def length(self) -> str:
+        """The run's length as these options say it, as "epochs=90"; "" where they say nothing."""
+        values = ((name, getattr(self, name)) for name in LENGTHS)
+        return ", ".join(f"{name}={value}" for name, value in values if value is not None)
 
     def plain(self) -> dict[str, Any]:
         """The fields that numbers and words say, as such: what a saved run is compared by."""
@@ -208,36 +242,45 @@ def make_config(options: dict[str, Any]) -> Config:
     return Config(**options)
 
 
-def checked_ratio(ratio: float) -> float:
-    """`ratio` as a float strictly between 0 and 1: the share of the target that is removed.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if isinstance(ratio, bool) or not isinstance(ratio, Real):
-        raise ConfigError(f"ratio={ratio!r}: a number between 0 and 1 is expected")
-    if 0 < ratio < 1:
-        return float(ratio)
-    if math.isnan(ratio):
-        raise ConfigError("ratio is NaN: it is the share of the target to remove, between 0 and 1")
-    if 1 < ratio < 2:
-        hint = f" (did you mean {float(Fraction(str(ratio)) - 1):g}?)"
-    elif 2 <= ratio < 100:
-        hint = f" (did you mean {ratio / 100:g}?)"
-    else:
-        hint = ""
-    raise ConfigError(
-        f"ratio={ratio:g} must lie between 0 and 1, both excluded: "
-        f"it is the share of the target that is removed{hint}"
-    )
+def _check_choices(config: Config) -> None:
+    for name, choices in _CHOICES.items():
+        if getattr(config, name) not in choices:
+            known = ", ".join(map(str, choices))
+            raise ConfigError(f"{name}={getattr(config, name)!r} is not known: use one of {known}")
 
 
-def budget_of(dense_cost: int, ratio: float) -> int:
-    """Largest cost that still removes `ratio`: floor((1 - ratio) * dense_cost), ratio taken as written.
+def _check_criterion(criterion: object) -> None:
+    if not callable(criterion) and criterion not in CRITERIA:
+        raise ConfigError(
+            f"criterion={criterion!r} is not known: use one of {', '.join(CRITERIA)}, or "
+            "a function of a weight, its gradient and its optimizer state"
+        )
 
-    A binary 0.7 is a little less than 7/10; the decimal that the user wrote is what counts (Eq. 1).
-    """
-    return math.floor((1 - Fraction(repr(ratio))) * dense_cost)
+
+def _check_numbers(config: Config) -> None:
+    for name in ("round_to", "lag", "window", "delta_every"):
+        _check_integer(name, getattr(config, name), 1)
+    for name in ("tau", "epsilon", "nats", "lambda0", "delta"):
+        _check_number(name, getattr(config, name), "at least 0", lambda x: x >= 0)
+    _check_number("max_family_ratio", config.max_family_ratio, "in (0, 1]", lambda x: 0 < x <= 1)
+    _check_number("time_limit", config.time_limit, "above 0", lambda x: x > 0)
+    _check_number("span", config.span, "in (0, 1)", lambda x: 0 < x < 1)
+    if config.max_residual is not None:
+        _check_number("max_residual", config.max_residual, "above 0, or None", lambda x: x > 0)
+    for name in ("sparsify_from", "total_steps", "epochs"):
+        if getattr(config, name) is not None:
+            _check_integer(name, getattr(config, name), 1)
+    if isinstance(config.deadline, float):
+        _check_number(
+            "deadline",
+            config.deadline,
+            "a share in (0, 1] (a whole number is a check, e.g. 50)",
+            lambda x: 0 < x <= 1,
+        )
+    elif config.deadline is not None:
+        _check_integer("deadline", config.deadline, 1)
+    if config.check_every != "auto":
+        _check_integer("check_every", config.check_every, 1, "'auto' or an integer")
 
 
 def _check_target(target: object) -> None:

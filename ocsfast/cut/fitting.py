@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ocsfast.api.arguments import Inputs, families_of, options_of, unpacked
+from ocsfast.api.arguments import Inputs, families_of, unpacked
+from ocsfast.api.calls import options_of
 from ocsfast.core.config import Config
 from ocsfast.core.errors import StateError
 from ocsfast.core.families import Axis, Families

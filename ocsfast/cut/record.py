@@ -11,10 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from ocsfast.core.config import TARGETS
 from ocsfast.cut.model_config import describes_itself
-
-UNITS = {"flops": "MACs", "params": "parameters", "bytes": "bytes"}  # of what a cost may be of
-TARGETS = tuple(UNITS)
 
 ATTRIBUTE = "_ocsfast_cut"
 IN_CONFIG = "ocsfast_cut"

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from ocsfast.core.criteria import CRITERIA
 from ocsfast.core.errors import StateError
 from ocsfast.core.families import Families
 from ocsfast.cut.agreement import raised_together
@@ -27,13 +28,15 @@ from ocsfast.cut.removal import Copy
 from ocsfast.cut.shards import lies_by_rows, local_of, part_of, records_of, require_known, settle
 from ocsfast.distributed.processes import Processes
 from ocsfast.ops import functions as ops
+from ocsfast.ops.bound import Bound
 from ocsfast.ops.plan import Plan, shard_plan
 from ocsfast.ops.tables import group_scores, lasso_slopes, matrices, slice_sums
-from ocsfast.optim import OnePass, penalty
+from ocsfast.optim import coupled
+from ocsfast.optim.coupled import steps_in_one_pass
 
 
 class ShardedWeights:
-    """`ops.Weights` of sharded parameters: kernels walk the local rows, their sums are all-reduced.
+    """Weights whose rows several processes hold: kernels walk the local ones, sums are all-reduced.
 
     Args:
         plan: of the whole weights.
@@ -47,7 +50,7 @@ class ShardedWeights:
         rank, ranks = dist.get_rank(self._group), dist.get_world_size(self._group)
         sizes = [weight.shape for weight in weights]
         parts = [part_of(size[0], rank, ranks) for size in sizes]
-        self._rows = ops.Bound(shard_plan(plan, sizes, parts), [local_of(w) for w in weights])
+        self.rows = Bound(shard_plan(plan, sizes, parts), [local_of(w) for w in weights])
         wide = any(weight.dtype == torch.float64 for weight in weights)
         self._dtype = torch.float64 if wide else torch.float32
 
@@ -64,44 +67,53 @@ class ShardedWeights:
         flags = zip(self.plan.names, finite.tolist(), strict=True)
         return next((name for name, flag in flags if not flag), None)
 
-    def saliency(
-        self, criterion: str = "l2", others: Sequence[Tensor | None] = ()
-    ) -> tuple[Tensor, Tensor]:
-        self._rows.forget()  # what changes a DTensor does not raise the version of its rows
-        beside = [None if other is None else local_of(other) for other in others]
-        _, sums = ops.group_saliency(self._rows, criterion, beside)
-        sums = self._joined(sums, dist.ReduceOp.MAX if criterion == "linf" else dist.ReduceOp.SUM)
-        return group_scores(self.plan, sums, criterion), sums
-
-    def slice_sums(self, elements: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        return self._joined(slice_sums(self._rows.plan, [local_of(e) for e in elements], dtype))
-
-    def add_lasso(self, grads: Sequence[Tensor | None], mask: Tensor, strength: Tensor) -> None:
-        """Eq. 8 on the local rows; one all-reduce, for the norms as they are now.
-
-        `ops.lasso_grad_` would divide by the norm of what lies here.
-        """
-        with torch.no_grad():
-            _, squares = self.saliency()
-            slopes = lasso_slopes(self.plan, squares, mask, strength)
-            walk = matrices(self._rows.plan, self._rows.weights)
-            for grad, (weight, rows, cols) in zip(grads, walk, strict=True):
-                if grad is None or not weight.numel():
-                    continue
-                of_rows = 0.0 if rows is None else slopes[rows].view(-1, 1, 1)
-                of_cols = 0.0 if cols is None else slopes[cols].view(1, -1, 1)
-                local = local_of(grad)
-                added = weight * (of_rows + of_cols)
-                local.add_(added.view(local.shape).to(local.dtype))
-
-    def shrink(self, mask: Tensor, factor: Tensor) -> None:
-        ops.shrink_(self._rows, mask, factor)
-
-    def _joined(self, sums: Tensor, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    def joined(self, sums: Tensor, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
         """[slices] over all ranks' rows."""
         sums = sums.to(self._dtype)
         dist.all_reduce(sums, how, group=self._group)
         return sums
+
+
+@ops.group_saliency.register
+def _(
+    bound: ShardedWeights, criterion: str = "l2", others: Sequence[Tensor | None] = ()
+) -> tuple[Tensor, Tensor]:
+    bound.rows.forget()  # what changes a DTensor does not raise the version of its rows
+    local = [None if other is None else local_of(other) for other in others]
+    _, sums = ops.group_saliency(bound.rows, criterion, local)
+    maximum = CRITERIA[criterion].maximum
+    sums = bound.joined(sums, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM)
+    return group_scores(bound.plan, sums, criterion), sums
+
+
+@ops.slice_sums.register
+def _(bound: ShardedWeights, elements: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return bound.joined(slice_sums(bound.rows.plan, [local_of(e) for e in elements], dtype))
+
+
+@ops.lasso_grad_.register
+def _(bound: ShardedWeights, grads: Sequence[Tensor | None], mask: Tensor, lam: Tensor) -> None:
+    """Eq. 8 on the local rows; one all-reduce, for the norms as they are now.
+
+    The kernel would divide by the norm of the rows that lie here.
+    """
+    with torch.no_grad():
+        _, squares = ops.group_saliency(bound)
+        slopes = lasso_slopes(bound.plan, squares, mask, lam)
+        walk = matrices(bound.rows.plan, bound.rows.weights)
+        for grad, (weight, rows, cols) in zip(grads, walk, strict=True):
+            if grad is None or not weight.numel():
+                continue
+            of_rows = 0.0 if rows is None else slopes[rows].view(-1, 1, 1)
+            of_cols = 0.0 if cols is None else slopes[cols].view(1, -1, 1)
+            local = local_of(grad)
+            added = weight * (of_rows + of_cols)
+            local.add_(added.view(local.shape).to(local.dtype))
+
+
+@ops.shrink_.register
+def _(bound: ShardedWeights, mask: Tensor, factor: Tensor) -> None:
+    ops.shrink_(bound.rows, mask, factor)
 
 
 class Shards(Processes):
@@ -147,8 +159,8 @@ class Shards(Processes):
         parameters: Mapping[str, nn.Parameter],
         optimizer: Optimizer,
         include_bias: bool,
-    ) -> penalty.Coupled:
-        if isinstance(optimizer, OnePass):
+    ) -> coupled.Coupled:
+        if steps_in_one_pass(optimizer):
             name = type(optimizer).__name__
             raise StateError(
                 f"ocsfast.optim.{name} steps whole weights: with fully_shard use torch.optim.{name}, "
@@ -161,7 +173,7 @@ class Shards(Processes):
                     f"{axis.tensor} is to be pruned and not sharded, while others are: call fully_shard "
                     "on the whole model, without ignored_params=, or name its layer in keep="
                 )
-        return penalty.bind(families, parameters, optimizer, include_bias, ShardedWeights)
+        return coupled.bind(families, parameters, optimizer, include_bias, ShardedWeights)
 
     def require_cuttable(self) -> None:
         """Refuse, before a check, what the cut could not carry on.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -19,7 +20,9 @@ from ocsfast.core.errors import StateError
 from ocsfast.core.families import Families
 from ocsfast.cut.layout import is_sharded
 from ocsfast.cut.removal import Copy
-from ocsfast.optim import penalty
+from ocsfast.optim import coupled
+
+logger = logging.getLogger("ocsfast")
 
 INSTEAD = (
     "Give ocsfast.step the module inside, and wrap it anew after the cut:\n"
@@ -53,6 +56,16 @@ class Processes(ABC):
         # A model may yet be wrapped: then the default group's ranks are the best guess.
         return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
+    def log(self, text: str, level: int = logging.INFO) -> None:
+        """Log on one process of all, as a run has one log to read."""
+        if self.is_first:
+            logger.log(level, "%s", text)
+
+    def log_lines(self, lines: Iterable[tuple[int, str]]) -> None:
+        """The same with several: levels and texts."""
+        for level, text in lines:
+            self.log(text, level)
+
     def together(self) -> AbstractContextManager[None]:
         """Around what must fail on every rank if it does on one; nothing where they need not meet."""
         return nullcontext()
@@ -74,9 +87,9 @@ class Processes(ABC):
         parameters: Mapping[str, nn.Parameter],
         optimizer: Optimizer,
         include_bias: bool,
-    ) -> penalty.Coupled:
-        """As `penalty.bind`, for the weights as they lie in the processes. Must not communicate."""
-        return penalty.bind(families, parameters, optimizer, include_bias)
+    ) -> coupled.Coupled:
+        """As `coupled.bind`, for the weights as they lie in the processes. Must not communicate."""
+        return coupled.bind(families, parameters, optimizer, include_bias)
 
     @abstractmethod
     def require_cuttable(self) -> None:

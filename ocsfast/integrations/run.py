@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import ocsfast
-from ocsfast.api.arguments import Inputs, options_of
+from ocsfast.api.arguments import Inputs
+from ocsfast.api.calls import options_of
 from ocsfast.api.pruner import Pruner
 from ocsfast.core.config import Config
 from ocsfast.cut.copies import Also
 from ocsfast.cut.record import record_of
 from ocsfast.optim.owners import tells_by_steps
-from ocsfast.run.history import StepReport, unattached
+from ocsfast.run.report import StepReport, unattached
 from ocsfast.run.timetable import INNER_LOOP_CHECKS
 
 

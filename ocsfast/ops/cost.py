@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ocsfast.core.config import TARGETS, UNITS
 from ocsfast.core.errors import GroupingError
 from ocsfast.core.families import Families, Product
-from ocsfast.cut.record import TARGETS, UNITS, Record, target_in
+from ocsfast.cut.record import Record, target_in
 
 # `CostModel.layout`: three counts, then the start of each table in `CostModel.tables`.
 COUNTS = ("axes", "entries", "terms")

@@ -1,45 +1,36 @@
-"""Plain-torch twins of `ocsfast.ops`: the same signatures and meaning, without the extension.
+"""Plain-torch twins of `ocsfast.ops.functions`: the same signatures and meaning, without the extension.
 
 Written to be read: tests and benchmarks hold the kernels against them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ocsfast.core.criteria import CRITERIA
+from ocsfast.ops.bound import Bound
 from ocsfast.ops.cost import CostModel
-from ocsfast.ops.functions import Bound, Penalty
+from ocsfast.ops.functions import Penalty
 from ocsfast.ops.plan import Plan
 from ocsfast.ops.tables import group_scores, lasso_slopes, matrices, slice_sums
-
-# What a criterion takes from each element w, x being the one in its place of another tensor.
-_ELEMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "l2": lambda w, x: w.square(),
-    "l2_squared": lambda w, x: w.square(),
-    "l1": lambda w, x: w.abs(),
-    "linf": lambda w, x: w.abs(),
-    "taylor": lambda w, x: w * x,
-    "taylor_state": lambda w, x: w * x,
-    "obd": lambda w, x: (w * x).square(),
-    "obd_state": lambda w, x: w.square() * x,
-}
 
 
 def group_saliency(
     bound: Bound, criterion: str = "l2", others: Sequence[Tensor | None] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 2 and other criteria; see `ocsfast.ops.group_saliency`."""
+    """Eq. 2 and other criteria; see `ocsfast.ops.functions.group_saliency`."""
+    formula = CRITERIA[criterion]
     wide = any(weight.dtype == torch.float64 for weight in bound.weights)
     dtype = torch.float64 if wide else torch.float32
     elements = []
     for weight, other in zip(bound.weights, others or bound.weights, strict=True):
         w = weight.detach().to(dtype)
         x = torch.zeros_like(w) if other is None else other.detach().to(dtype)
-        elements.append(_ELEMENTS[criterion](w, x) if other is not None else x)
-    sums = slice_sums(bound.plan, elements, dtype, "amax" if criterion == "linf" else "sum")
+        elements.append(formula.element(w, x) if other is not None else x)
+    sums = slice_sums(bound.plan, elements, dtype, formula.reduce)
     return group_scores(bound.plan, sums, criterion), sums
 
 
@@ -51,7 +42,7 @@ def partition(
     budget: Tensor,
     round_to: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Try every threshold in ascending order; see `ocsfast.ops.partition`. Quadratic."""
+    """Try every threshold in ascending order; see `ocsfast.ops.functions.partition`. Quadratic."""
     sizes = plan.table("family_start").diff().tolist()
     family = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).tolist()
     none = torch.zeros(len(family), dtype=torch.bool)
@@ -83,7 +74,7 @@ def partition(
 
 
 def shrink_(bound: Bound, mask: Tensor, factor: Tensor) -> None:
-    """Eq. 9; see `ocsfast.ops.shrink_`."""
+    """Eq. 9; see `ocsfast.ops.functions.shrink_`."""
     plan = bound.plan
     with torch.no_grad():
         for weight, rows, cols in matrices(plan, bound.weights):
@@ -97,12 +88,12 @@ def shrink_(bound: Bound, mask: Tensor, factor: Tensor) -> None:
             weight.copy_((weight.to(dtype) * factors[times]).to(weight.dtype))
 
 
-def lasso_grad_(bound: Bound, grads: Sequence[Tensor | None], mask: Tensor, strength: Tensor) -> None:
-    """Eq. 8; see `ocsfast.ops.lasso_grad_`."""
+def lasso_grad_(bound: Bound, grads: Sequence[Tensor | None], mask: Tensor, lam: Tensor) -> None:
+    """Eq. 8; see `ocsfast.ops.functions.lasso_grad_`."""
     plan, weights = bound.plan, bound.weights
     with torch.no_grad():
         squares = slice_sums(plan, [w.double().square() for w in weights], torch.float64)
-        slopes = lasso_slopes(plan, squares, mask, strength)
+        slopes = lasso_slopes(plan, squares, mask, lam)
         for grad, (weight, rows, cols) in zip(grads, matrices(plan, weights), strict=True):
             if grad is None:
                 continue
@@ -132,7 +123,7 @@ def sgd_step_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
-    """SGD with Eq. 8 before and Eq. 9 after it; see `ocsfast.ops.sgd_step_`."""
+    """SGD with Eq. 8 before and Eq. 9 after it; see `ocsfast.ops.functions.sgd_step_`."""
     with torch.no_grad():
         if found_inf is not None and bool(found_inf):
             return
@@ -140,7 +131,7 @@ def sgd_step_(
         if grad_scale is not None:
             used = [None if grad is None else grad / grad_scale for grad in used]
         if penalty is not None:
-            lasso_grad_(bound, used, penalty.mask, penalty.strength)
+            lasso_grad_(bound, used, penalty.mask, penalty.lam)
         for t, (weight, grad, buffer) in enumerate(zip(bound.weights, used, momenta, strict=True)):
             if grad is None:
                 continue
@@ -172,7 +163,7 @@ def adamw_step_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
-    """AdamW with Eq. 8 before and Eq. 9 after it; see `ocsfast.ops.adamw_step_`."""
+    """AdamW with Eq. 8 before and Eq. 9 after it; see `ocsfast.ops.functions.adamw_step_`."""
     with torch.no_grad():
         if found_inf is not None and bool(found_inf):
             return
@@ -182,7 +173,7 @@ def adamw_step_(
         if maximize:
             used = [None if g is None else -g for g in used]
         if penalty is not None:
-            lasso_grad_(bound, used, penalty.mask, penalty.strength)
+            lasso_grad_(bound, used, penalty.mask, penalty.lam)
         for weight, grad, exp_avg, exp_avg_sq, step in zip(
             bound.weights, used, exp_avgs, exp_avg_sqs, steps, strict=True
         ):
@@ -202,7 +193,7 @@ def adamw_step_(
 
 
 def jaccard(plan: Plan, mask_a: Tensor, mask_b: Tensor) -> Tensor:
-    """Eq. 3; see `ocsfast.ops.jaccard`."""
+    """Eq. 3; see `ocsfast.ops.functions.jaccard`."""
     sizes = plan.table("family_start").diff().tolist()
     layers = plan.table("family_layers").double()
     alike = []

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ocsfast.core.criteria import CRITERIA
 from ocsfast.ops.plan import Plan
 
 
@@ -29,7 +30,7 @@ def matrices(
 def slice_sums(
     plan: Plan, elements: Sequence[Tensor], dtype: torch.dtype, reduce: str = "sum"
 ) -> Tensor:
-    """Sum (or "amax") of a tensor of elements beside each weight, over each slice: [slices]."""
+    """Sum (or "amax") over each slice of a tensor of elements for each weight: [slices]."""
     total = torch.zeros(plan.count("slices") + 1, dtype=dtype, device=plan.tables.device)
     for element, rows, cols in matrices(plan, elements):
         for labels, axis in ((rows, 0), (cols, 1)):
@@ -40,14 +41,14 @@ def slice_sums(
     return total[:-1]
 
 
-def lasso_slopes(plan: Plan, squares: Tensor, mask: Tensor, strength: Tensor) -> Tensor:
-    """[slices + 1] for Eq. 8, from sums of squares: strength / |slice| where that is pruned and not 0.
+def lasso_slopes(plan: Plan, squares: Tensor, mask: Tensor, lam: Tensor) -> Tensor:
+    """[slices + 1] for Eq. 8, from sums of squares: lam / |slice| where that is pruned and not 0.
 
     Else 0, and so in the last entry, which label -1 reads.
     """
     norms = squares.sqrt()
     counts = mask[plan.table("slice_group").long()] & (norms != 0)
-    return torch.cat([torch.where(counts, strength / norms, 0.0), norms.new_zeros(1)])
+    return torch.cat([torch.where(counts, lam / norms, 0.0), norms.new_zeros(1)])
 
 
 def group_means(plan: Plan, values: Tensor) -> Tensor:
@@ -57,16 +58,6 @@ def group_means(plan: Plan, values: Tensor) -> Tensor:
 
 
 def group_scores(plan: Plan, sums: Tensor, criterion: str) -> Tensor:
-    """[groups] by a criterion of `ocsfast.ops.group_saliency`, from its sums over the slices."""
+    """[groups] by one of CRITERIA, from its sums over the slices: [slices]."""
     size = plan.table("slice_size").clamp(min=1).to(sums.dtype)
-    scores = {
-        "l2": lambda: (sums / size).sqrt(),
-        "l2_squared": lambda: sums / size.sqrt(),
-        "l1": lambda: sums / size,
-        "linf": lambda: sums,
-        "taylor": lambda: sums.abs(),
-        "taylor_state": lambda: sums.abs(),
-        "obd": lambda: sums / 2,
-        "obd_state": lambda: sums / 2,
-    }
-    return group_means(plan, scores[criterion]())
+    return group_means(plan, CRITERIA[criterion].slice(sums, size))

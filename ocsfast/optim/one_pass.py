@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ocsfast.core.families import Families
 from ocsfast.ops import functions as ops
+from ocsfast.ops.bound import Bound
 from ocsfast.ops.capture import is_capturing
+from ocsfast.ops.extension import MISSING, build_info
 from ocsfast.ops.plan import build_plan, is_dense
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-Group = dict[str, Any]
+ParamGroup = dict[str, Any]
 Gradients = list[Tensor | None]
 
 
@@ -35,19 +38,19 @@ class Scaling:
         )
 
 
-# Steps bound weights by their gradients, at a learning rate, 0-dim float64, with or without a penalty.
-ByKernel = Callable[[ops.Bound, Gradients, Tensor, Group, ops.Penalty | None, Scaling], None]
+# Steps bound weights: by their gradients, at a learning rate (0-dim float64), with a penalty or without.
+ByKernel = Callable[[Bound, Gradients, Tensor, ParamGroup, ops.Penalty | None, Scaling], None]
 # Steps parameters as torch does, one by one.
-ByTorch = Callable[[Sequence[Tensor], Group], None]
+ByTorch = Callable[[Sequence[Tensor], ParamGroup], None]
 
 
 @dataclass(frozen=True, eq=False)
 class _Walk:
-    """Some parameters of a group as they lie in memory now: those a kernel steps, and the rest."""
+    """Some parameters of a param group as they lie in memory now: those a kernel steps, and the rest."""
 
     parameters: tuple[nn.Parameter, ...]
     pointers: tuple[int, ...]
-    bound: ops.Bound
+    bound: Bound
     rest: tuple[nn.Parameter, ...]  # for torch's own path
 
     def is_current(self, parameters: Sequence[nn.Parameter]) -> bool:
@@ -63,35 +66,35 @@ class Passes:
 
     def __init__(self) -> None:
         self._walks: dict[int, _Walk] = {}
-        self.penalties: Mapping[int, tuple[ops.Bound, ops.Penalty]] = {}
+        self.penalties: Mapping[int, tuple[Bound, ops.Penalty]] = {}
 
     def step(
         self,
-        groups: Sequence[Group],
+        param_groups: Sequence[ParamGroup],
         by_kernel: ByKernel,
         by_torch: ByTorch,
         scaling: Scaling,
     ) -> None:
-        """Step each parameter once: with the penalty of its group, if there is one."""
+        """Step each parameter once: with the penalty of its param group, if there is one."""
 
-        def one_by_one(parameters: Sequence[Tensor], group: Group) -> None:
+        def one_by_one(parameters: Sequence[Tensor], param_group: ParamGroup) -> None:
             if parameters and not unscale(parameters, scaling):
-                by_torch(parameters, group)
+                by_torch(parameters, param_group)
 
         penalties, self.penalties = self.penalties, {}
-        for number, group in enumerate(groups):
-            rest = group["params"]
+        for number, param_group in enumerate(param_groups):
+            rest = param_group["params"]
             if number in penalties:
                 bound, penalty = penalties[number]
-                _step_bound(bound, group, penalty, by_kernel, one_by_one, scaling)
-                if len(bound.weights) == len(rest):  # as a rule it is bound to the whole group
+                _step_bound(bound, param_group, penalty, by_kernel, one_by_one, scaling)
+                if len(bound.weights) == len(rest):  # as a rule it is bound to the whole param group
                     continue
                 done = {id(w) for w in bound.weights}
                 rest = [p for p in rest if id(p) not in done]
             if rest:
                 walk = self._walk(number, rest)
-                _step_bound(walk.bound, group, None, by_kernel, one_by_one, scaling)
-                one_by_one(walk.rest, group)
+                _step_bound(walk.bound, param_group, None, by_kernel, one_by_one, scaling)
+                one_by_one(walk.rest, param_group)
 
     def _walk(self, number: int, parameters: Sequence[nn.Parameter]) -> _Walk:
         walk = self._walks.get(number)
@@ -104,36 +107,39 @@ class Passes:
             walk = self._walks[number] = _Walk(
                 tuple(parameters),
                 _pointers(parameters),
-                ops.Bound(plan, walked),
+                Bound(plan, walked),
                 tuple(p for p in parameters if id(p) not in done),
             )
         return walk
 
 
 def _step_bound(
-    bound: ops.Bound,
-    group: Group,
+    bound: Bound,
+    param_group: ParamGroup,
     penalty: ops.Penalty | None,
     by_kernel: ByKernel,
     by_torch: ByTorch,
     scaling: Scaling,
 ) -> None:
     device = bound.plan.tables.device
-    if isinstance(group["lr"], Tensor) and group["lr"].device != device and is_capturing(device):
+    lr = param_group["lr"]
+    if isinstance(lr, Tensor) and lr.device != device and is_capturing(device):
         raise RuntimeError(
-            f"lr is a tensor on {group['lr'].device}, and a CUDA graph would keep its value of now: "
+            f"lr is a tensor on {lr.device}, and a CUDA graph would keep its value of now: "
             f"put it on {device} before the capture"
         )
-    lr = torch.empty((), dtype=torch.float64, device=device)
-    fill(lr, group["lr"])
+    rate = torch.empty((), dtype=torch.float64, device=device)
+    fill(rate, lr)
     grads: Gradients = [w.grad for w in bound.weights]
     if any(is_sparse(g) for g in grads):
-        by_torch([w for w, g in zip(bound.weights, grads, strict=True) if is_sparse(g)], group)
+        by_torch([w for w, g in zip(bound.weights, grads, strict=True) if is_sparse(g)], param_group)
         grads = [None if is_sparse(g) else g for g in grads]
-    by_kernel(bound, grads, lr, group, penalty, scaling.on(device))
+    by_kernel(bound, grads, rate, param_group, penalty, scaling.on(device))
 
 
-def beside(weight: Tensor, stride: tuple[int, ...], state: dict[str, Tensor], key: str) -> Tensor | None:
+def matching_state(
+    weight: Tensor, stride: tuple[int, ...], state: dict[str, Tensor], key: str
+) -> Tensor | None:
     """A weight's state, if it has any, with the weight's strides: a loaded one may have others."""
     value = state.get(key)
     if value is None or value.stride() == stride or value.shape != weight.shape:
@@ -143,13 +149,15 @@ def beside(weight: Tensor, stride: tuple[int, ...], state: dict[str, Tensor], ke
     return state[key]
 
 
-def walkable(parameter: Tensor, beside: Tensor) -> bool:
-    """Whether the kernel can step it together with another one."""
+def walkable(parameter: Tensor, other: Tensor) -> bool:
+    """Whether a kernel can step a parameter in one call with another one."""
     device = parameter.device
-    known = device.type == "cpu" or (device.type == "cuda" and bool(ops.build_info()["cuda"]))
+    if MISSING is not None:
+        return False
+    known = device.type == "cpu" or (device.type == "cuda" and bool(build_info()["cuda"]))
     return (
         known
-        and device == beside.device
+        and device == other.device
         and parameter.dtype in _DTYPES
         and parameter.layout is torch.strided
         and is_dense(parameter)
@@ -199,3 +207,16 @@ def fill(scratch: Tensor, value: float | Tensor) -> None:
         scratch.fill_(float(value))
     else:
         scratch.fill_(value)
+
+
+def evaluate(closure: Callable[[], Any] | None) -> Any:
+    """The loss of a closure, which computes gradients."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def scaling_of(optimizer: Optimizer) -> Scaling:
+    """What a GradScaler has told an optimizer for this step."""
+    return Scaling(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))

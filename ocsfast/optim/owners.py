@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn, optim
+from torch import nn, optim
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ocsfast.core.errors import ConfigError, StateError
 from ocsfast.core.families import Families
 from ocsfast.cut.layout import unsliceable
-from ocsfast.optim import SGD, AdamW
+from ocsfast.optim.adamw import AdamW
+from ocsfast.optim.sgd import SGD
 
 # Their state can be cut, which is known before their first step.
 TORCHS = (
@@ -58,8 +59,8 @@ register_optimizer_step_post_hook(counter)
 
 
 def owned(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Every parameter in the optimizer's groups."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    """Every parameter in the optimizer's param groups."""
+    return [p for param_group in optimizer.param_groups for p in param_group["params"]]
 
 
 def find_optimizer(counter: StepCounter, trainable: Mapping[str, nn.Parameter]) -> Optimizer:
@@ -192,76 +193,3 @@ def check_supported(optimizer: Optimizer, stepped: bool) -> None:
             f"optimizer {name} cannot be cut: {what}. Use one of {known}, or say how with "
             "ocsfast.register_slicer"
         )
-
-
-Scalar = float | Tensor  # a Tensor lies on an accelerator: reading it would wait for the device
-
-
-def learning_rate(group: Mapping[str, Any]) -> Scalar:
-    """A parameter group's learning rate, as a float where that costs no synchronisation."""
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.device.type != "cpu":
-        return lr
-    return float(lr)
-
-
-def stands_still(optimizer: Optimizer) -> bool:
-    """Whether a step moves no weight, as every learning rate is 0.
-
-    torch.distributed.checkpoint takes such steps, to have the state that it saves or loads.
-    """
-    rates = (learning_rate(group) for group in optimizer.param_groups)
-    return all(not isinstance(rate, Tensor) and rate == 0 for rate in rates)
-
-
-def momentum_gain(group: Mapping[str, Any]) -> float:
-    """1 - momentum: a constant gradient moves a weight by lr / (this) a step in the long run.
-
-    Adam's moving average has no such gain.
-    """
-    momentum = group.get("momentum", 0.0)
-    dampening = group.get("dampening", 0.0)
-    if isinstance(momentum, Tensor) or isinstance(dampening, Tensor) or not 0 <= dampening < 1:
-        return 1.0
-    return (1.0 - float(momentum)) / (1.0 - float(dampening))
-
-
-def same_scalar(a: Scalar, b: Scalar) -> bool:
-    """Whether two learning rates are known to be equal without reading a device."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return a is b
-    return a == b
-
-
-def gradient_scale(optimizer: Optimizer) -> Tensor | None:
-    """The factor by which a fused optimizer will divide the gradients in this step, if any."""
-    scale = getattr(optimizer, "grad_scale", None)
-    return scale if isinstance(scale, Tensor) else None
-
-
-def overflowed(optimizer: Optimizer) -> Tensor | None:
-    """0-dim, not 0 if a fused optimizer will skip this step by itself; None if it cannot tell."""
-    found = getattr(optimizer, "found_inf", None)
-    return found if isinstance(found, Tensor) else None
-
-
-def weak_hook(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that does not keep the pruner alive: it goes when its model goes."""
-    reference = weakref.WeakMethod(method)
-
-    def hook(*args: Any) -> Any:
-        alive = reference()
-        return None if alive is None else alive(*args)
-
-    return hook
-
-
-def followed_by(closure: Callable[[], Any], more: Callable[[], None]) -> Callable[[], Any]:
-    """A closure that also adds the penalty to the gradients it leaves."""
-
-    def wrapped() -> Any:
-        loss = closure()
-        more()
-        return loss
-
-    return wrapped

@@ -1,4 +1,4 @@
-"""When things happen and how strong the penalty is: the planned stage, Eq. 7, the automatic ramp."""
+"""How strong the penalty is: Eq. 7 as the paper has it, and the automatic ramp."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ocsfast.core.config import Config
+from ocsfast.optim.param_groups import Scalar
 
 
 def paper_lambda(config: Config, elapsed: int) -> float:
@@ -50,53 +51,8 @@ class Ramp:
         return self.total(step + 1) - self.total(step)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """The planned sparsity-learning stage, in optimizer steps since attach."""
-
-    latest_start: int
-    steps: int
-    deadline: int | None
-
-
-def plan_stage(
-    config: Config, total: int | None, start: int | None, checks: int, steps: int, begun: int = 0
-) -> Stage:
-    """Plan the stage from what is known now.
-
-    Args:
-        total: optimizer steps of the whole run, or None if nothing tells.
-        start: step at which the stage began, or None before that.
-        checks, steps: how many of each have been seen.
-        begun: step from which on there could be checks.
-
-    With `total`: the stage takes `span` of it, less where the deadline is nearer, and begins at the
-    latest `span` before the deadline, so that groups are never cut at full size because Eq. 5 took its
-    time. Where checks begin too late for that, a deadline that is a share of the run waits for half of
-    the stage, or of what is left of the run. Without `total`: the stage begins at the latest after four
-    times the checks that Eq. 5 needs, takes as many steps as were observed before it, and the deadline
-    follows after the same again.
-    """
-    interval = max(1, (steps - begun) // max(1, checks))
-    needed = config.window + config.lag + 1
-    length = round(config.span * total) if total is not None else (start or steps)
-    length = max(length, interval)
-    if isinstance(config.deadline, int):
-        deadline: int | None = config.deadline * interval
-    elif config.deadline is None or total is None:
-        deadline = None
-    else:
-        deadline = round(config.deadline * total)
-        if config.strength == "auto":
-            begin = steps if start is None else start
-            least = min(max(interval, length // 2), (total - begin) // 2)
-            deadline = max(deadline, begin + least)
-    if deadline is not None:
-        latest = deadline - length
-        if start is not None:
-            length = max(interval, min(length, deadline - start))
-    else:
-        latest = 4 * needed * interval if total is None else total - length
-        if start is not None and total is None and config.deadline is not None:
-            deadline = start + 2 * length
-    return Stage(latest_start=max(latest, interval), steps=length, deadline=deadline)
+def lambda_for(rate: Scalar, shrinkage: Scalar) -> Scalar:
+    """The lambda with lambda * rate = shrinkage; 0 where the rate is 0."""
+    if isinstance(rate, Tensor):
+        return torch.where(rate > 0, shrinkage / rate, torch.zeros_like(rate))
+    return shrinkage / rate if rate > 0 else 0.0

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from ocsfast.core.config import Config
-from ocsfast.optim import penalty
-from ocsfast.optim import strength as schedule
-from ocsfast.optim.owners import Scalar
-from ocsfast.run.history import Progress
+from ocsfast.optim.param_groups import Scalar
+from ocsfast.optim.strength import Ramp, lambda_for, paper_lambda
+from ocsfast.run.state import Progress
 
 
 class Clock:
@@ -38,7 +37,7 @@ class Clock:
         """Take over what a check has decided; what was counted has to be settled before."""
         active = now.stage == "sparsify" and mask is not None and now.start is not None
         elapsed = now.steps - (now.start or 0) if active else 0
-        paper = schedule.paper_lambda(self._config, now.check - (now.t_sl or 0)) if active else 0.0
+        paper = paper_lambda(self._config, now.check - (now.t_sl or 0)) if active else 0.0
         scale = 1.0 if now.scale is None else now.scale
         values = [0.0, 0.0, elapsed, active, max(1, now.planned), scale, paper]
         self._numbers.copy_(torch.tensor(values, dtype=torch.float64))
@@ -61,8 +60,8 @@ class Clock:
             return 0.0
         if config.strength == "paper":
             return self._lam * self._active
-        ramp = schedule.Ramp(config.nats, self._planned, config.shape)
-        return penalty.lambda_for(rate, ramp.at(self._elapsed) * self._active)
+        ramp = Ramp(config.nats, self._planned, config.shape)
+        return lambda_for(rate, ramp.at(self._elapsed) * self._active)
 
     def count(self, lam: Scalar, rate: Scalar, skipped: Tensor | None) -> None:
         """A step at `lam` has been taken, unless `skipped` (0-dim) is not 0."""

@@ -7,17 +7,49 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from ocsfast.choice.selection import Aim, quantity
+from torch import Tensor
+
+from ocsfast.choice.budget import Aim, coarsest, overshoot, quantity
 from ocsfast.core.config import Config
-from ocsfast.core.families import Families, Frozen
-from ocsfast.optim import strength as schedule
-from ocsfast.run.history import Progress, StepReport
+from ocsfast.core.families import NOT_USED, Families, Frozen
+from ocsfast.cut.removal import followed_sizes
+from ocsfast.run.report import StepReport
+from ocsfast.run.stage import Stage
+from ocsfast.run.state import Progress
 
 WAY_OUT = (
     "Pass epochs= (step is called once in each) or total_steps= (optimizer steps of the whole run) to "
     "plan the cut"
 )
 _REASONS, _NAMES = 5, 10  # that a line holds
+
+
+MUCH = 0.02  # of the dense cost: a cut that takes so much more than asked for is worth a warning
+
+Line = tuple[int, str]  # a level of `logging`, and a text
+
+
+def at_attach(families: Families, aim: Aim, least: int, ratio: float, plan: str) -> list[Line]:
+    """What may go, what stays and why, and when things are to happen.
+
+    Args:
+        least: the lowest cost that the limits allow.
+        plan: when what is to come, a sentence.
+    """
+    lines = [(logging.INFO, attached(families, aim, least, ratio, plan))]
+    if families.frozen:
+        lines.append((logging.INFO, stays_dense(families.frozen)))
+    lines += [(logging.WARNING, note) for note in families.notes]
+    lines += [(logging.DEBUG, f"{f.where} stays dense: {f.reason}") for f in families.frozen]
+    unused = [frozen.where for frozen in families.frozen if frozen.reason == NOT_USED]
+    if unused:
+        text = (
+            f"{len(unused)} parameters were not used by the example inputs "
+            f"({', '.join(unused[:3])} ...) and stay dense: inputs that do use them may find their "
+            "neighbours cut. Pass example_inputs= that use all"
+        )
+        lines.append((logging.WARNING, text))
+    return lines
 
 
 def attached(families: Families, aim: Aim, most: int, ratio: float, plan: str) -> str:
@@ -33,7 +65,7 @@ def attached(families: Families, aim: Aim, most: int, ratio: float, plan: str) -
     )
 
 
-def planned(config: Config, stage: schedule.Stage, each: float, unit: str, total: int) -> str:
+def planned(config: Config, stage: Stage, each: float, unit: str, total: int) -> str:
     """The stages of a run of known length.
 
     Args:
@@ -99,6 +131,30 @@ def deadline_came(check: int, residual: float, most: float | None) -> tuple[int,
     )
 
 
+def at_cut(
+    report: StepReport, ratio: float, aim: Aim, families: Families, mask: Tensor, captured: bool
+) -> list[Line]:
+    """What has gone, and what a user has to know of it.
+
+    Args:
+        mask: [groups] bool, the groups that went.
+        captured: whether optimizer steps were captured in a CUDA graph.
+    """
+    lines = [(logging.INFO, cut_made(report, ratio))]
+    more = overshoot(aim, report.cost_at_cut)
+    if more > MUCH:
+        lines.append((logging.WARNING, too_much(more, coarsest(aim, families))))
+    if report.stale:
+        lines.append((logging.INFO, stale(report.stale)))
+    names = followed_sizes(families, mask)
+    if names:
+        lines.append((logging.INFO, followed(names)))
+    if captured:
+        text = "the CUDA graphs captured so far train the model of before the cut: capture again"
+        lines.append((logging.WARNING, text))
+    return lines
+
+
 def cut_made(report: StepReport, ratio: float) -> str:
     gone = 1 - report.cost / max(1, report.cost_dense)
     accuracy = "" if report.accuracy is None else f"; the accuracy told last is {report.accuracy:g}"
@@ -129,7 +185,7 @@ def followed(names: Sequence[str]) -> str:
     )
 
 
-def why_uncut(config: Config, stage: schedule.Stage, held: Sequence[Frozen]) -> str:
+def why_uncut(config: Config, stage: Stage, held: Sequence[Frozen]) -> str:
     """Why a run that ended now would not have been cut.
 
     Args:

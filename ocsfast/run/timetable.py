@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from ocsfast.choice import stability
 from ocsfast.core.config import Config
 from ocsfast.core.errors import ConfigError, StateError
-from ocsfast.optim import strength as schedule
 from ocsfast.run import messages, schedulers
-from ocsfast.run.history import Progress
+from ocsfast.run.stage import Stage, plan_stage
+from ocsfast.run.state import Progress
 
 # check_every="auto", called after every optimizer step: so many checks in a run, and never more steps
 # between two of them than this.
@@ -21,7 +21,15 @@ INNER_LOOP_CHECKS, INNER_LOOP_STEPS = 50, 500
 
 
 class Timetable:
-    """Of one optimizer's run; how far that is comes with each question."""
+    """Says when a run's checks, sparsity learning and deadline fall.
+
+    Pass the run's `Progress` with each question. Questions change nothing in it; `note` and
+    `note_position` write into it what later estimates of the run's length go by.
+
+    Args:
+        config: of the run.
+        optimizer: whose learning-rate scheduler may tell how long the run is.
+    """
 
     def __init__(self, config: Config, optimizer: Optimizer) -> None:
         self.config = config
@@ -76,12 +84,28 @@ class Timetable:
             return since_call > 1 or since_check >= self._inner_loop_steps(now)
         return since_check >= int(self.config.check_every)
 
-    def plan(self, now: Progress) -> schedule.Stage:
+    def note(self, now: Progress) -> None:
+        """Where calls come after every optimizer step, write down how many steps there are to a check.
+
+        Estimates of a run's length move; a check that moved with them might never come.
+        """
+        inner = self.config.check_every == "auto" and now.steps - now.at_call <= 1
+        if inner and now.every == 0:
+            self.note_position(now)
+            if self.total_steps(now) is not None:
+                now.every = self._inner_loop_steps(now)
+
+    def note_position(self, now: Progress) -> None:
+        """Write down where optimizer and scheduler stood when both were first seen."""
+        if self.config.total_steps is None and self.config.epochs is None and now.position is None:
+            now.position = self._position(now)
+
+    def plan(self, now: Progress) -> Stage:
         """The sparsity-learning stage, from what is known now."""
         total = self.total_steps(now)
-        return schedule.plan_stage(self.config, total, now.start, now.check, now.steps, now.begun)
+        return plan_stage(self.config, total, now.start, now.check, now.steps, now.begun)
 
-    def should_start(self, now: Progress, stage: schedule.Stage) -> bool:
+    def should_start(self, now: Progress, stage: Stage) -> bool:
         """Eq. 5, or what stands for it."""
         if self.config.sparsify_from is not None:
             return now.check >= self.config.sparsify_from
@@ -89,7 +113,7 @@ class Timetable:
             return True
         return self.config.strength == "auto" and now.steps >= stage.latest_start
 
-    def is_late(self, now: Progress, stage: schedule.Stage) -> bool:
+    def is_late(self, now: Progress, stage: Stage) -> bool:
         """Whether the deadline is over."""
         if isinstance(self.config.deadline, int):
             return now.check >= self.config.deadline
@@ -97,12 +121,12 @@ class Timetable:
 
     def _inner_loop_steps(self, now: Progress) -> int:
         """Optimizer steps between two checks where `step` is called after each of them."""
-        if now.every == 0:  # kept until the next check: estimates of a run's length move
-            total = self.total_steps(now)
-            if total is None:
-                return INNER_LOOP_STEPS
-            now.every = min(INNER_LOOP_STEPS, max(1, total // INNER_LOOP_CHECKS))
-        return now.every
+        if now.every:
+            return now.every
+        total = self.total_steps(now)
+        if total is None:
+            return INNER_LOOP_STEPS
+        return min(INNER_LOOP_STEPS, max(1, total // INNER_LOOP_CHECKS))
 
     def total_steps(self, now: Progress) -> int | None:
         """Optimizer steps of the whole run, or None if nothing tells."""
@@ -123,9 +147,16 @@ class Timetable:
         if length is None:
             return None
         here = (now.steps, schedulers.scheduler_position(scheduler))
-        if now.position is None:
-            now.position = here
-        return schedulers.run_length(length, now.position, here)
+        return schedulers.run_length(length, now.position or here, here)
+
+    def _position(self, now: Progress) -> tuple[int, int] | None:
+        """Optimizer and scheduler steps now, if a scheduler of known length is there."""
+        scheduler = self._find_scheduler(now)
+        if scheduler is None or schedulers.is_timms(scheduler):
+            return None
+        if schedulers.scheduler_length(scheduler) is None:
+            return None
+        return now.steps, schedulers.scheduler_position(scheduler)
 
     def source(self) -> str:
         """The class of the scheduler that tells the length, or will once it has moved; else ""."""
@@ -145,7 +176,7 @@ class Timetable:
             if now.steps:
                 return "The stages are planned once an epoch has been seen"
             fine = 1000  # as many steps as make rounding small
-            stage = schedule.plan_stage(config, fine * config.epochs, None, 0, 0)
+            stage = plan_stage(config, fine * config.epochs, None, 0, 0)
             return messages.planned(config, stage, fine, "epoch", config.epochs)
         if config.total_steps is not None:
             return messages.planned(config, self.plan(now), 1, "optimizer step", config.total_steps)
@@ -160,7 +191,7 @@ class Timetable:
             else ("Nothing tells yet how long the run is")
         )
 
-    def lacks_length(self, now: Progress, stage: schedule.Stage) -> bool:
+    def lacks_length(self, now: Progress, stage: Stage) -> bool:
         """Whether this is the check to say that nothing tells the length: the first one.
 
         A scheduler that has not moved by then tells at the next check, if it ever does.
@@ -172,21 +203,19 @@ class Timetable:
     def latest_checks(self, now: Progress) -> tuple[int, int] | None:
         """The checks at which groups begin to shrink and the cut comes, at the latest.
 
-        For a run of unknown length, as `schedule.plan_stage` plans it, with checks as far apart as they
+        For a run of unknown length, as `plan_stage` plans it, with checks as far apart as they
         have been. None where the stage begins by Eq. 5 alone.
         """
         every = max(1, (now.steps - now.begun) // max(1, now.check))
         if self.config.sparsify_from is not None:
             first = max(now.check, self.config.sparsify_from)
         elif self.config.strength == "auto":
-            latest = schedule.plan_stage(
-                self.config, None, None, now.check, now.steps, now.begun
-            ).latest_start
+            latest = plan_stage(self.config, None, None, now.check, now.steps, now.begun).latest_start
             first = max(now.check, math.ceil((latest - now.begun) / every))
         else:
             return None
         start = now.begun + first * every
-        deadline = schedule.plan_stage(self.config, None, start, first, start, now.begun).deadline
+        deadline = plan_stage(self.config, None, start, first, start, now.begun).deadline
         assert deadline is not None  # asked for only where there is one
         return first, math.ceil((deadline - now.begun) / every)
 

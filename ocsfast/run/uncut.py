@@ -10,8 +10,8 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
-from ocsfast.run.history import Progress
 from ocsfast.run.messages import WAY_OUT
+from ocsfast.run.state import Progress
 
 logger = logging.getLogger("ocsfast")
 
@@ -21,16 +21,21 @@ class Watch:
     """What is left to tell of a pruner that is gone; holds nothing that would keep it alive."""
 
     progress: Progress
+    told: str = ""  # the run's length as the options say it, as "epochs=90"
     since: int = 0  # optimizer steps when it began to watch
     speaks: bool = True  # on one process of those that train together
     why: str = ""  # it is uncut, by the last check
-    told: str = ""  # of the run's length by options, as "epochs=90"
     failed: int = -1  # optimizer steps when the last call raised, which says more than this would
     process: int = field(default_factory=os.getpid)  # a fork of it has nothing to say
 
     def warn(self) -> None:
         now = self.progress
-        silent = not self.speaks or self.process != os.getpid() or self.failed == now.steps
+        silent = (
+            now.stage == "pruned"
+            or not self.speaks
+            or self.process != os.getpid()
+            or self.failed == now.steps
+        )
         if silent or now.steps <= self.since:
             return
         if now.check:

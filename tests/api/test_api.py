@@ -412,6 +412,6 @@ def test_an_operator_without_a_rule_stays_dense_and_is_named_in_the_report():
     assert report.stage == "pruned"
     assert (model.first.out_features, model.second.in_features) == (16, 16)
     assert model.second.out_features == model.head.in_features < 16
-    reasons = {frozen.where: frozen.reason for frozen in report.dense}
+    reasons = {frozen.where: frozen.reason for frozen in report.frozen}
     assert "no rule for aten.renorm" in reasons["first"]
     assert reasons["head"] == "model output"

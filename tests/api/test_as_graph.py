@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 import ocsfast
 from ocsfast.api.as_graph import graph_of
 from ocsfast.core.errors import CheckpointError, ConfigError, GroupingError
+from ocsfast.core.families import Families
 from ocsfast.cut.removal import cut_model, size_attributes
-from ocsfast.grouping.engines import Choice, Families, group
+from ocsfast.grouping.engines import Choice, group
 from ocsfast.grouping.macs import count_macs
 from ocsfast.grouping.propagate import RULES
 

@@ -51,7 +51,7 @@ def test_a_layer_that_is_frozen_keeps_its_shape_and_its_bits(make, capturable):
         assert torch.equal(before, now)
     assert model.conv2.weight.shape[0] == 24  # fc1 reads its channels
     assert model.conv1.weight.shape[0] < 16
-    assert {f.where for f in report.dense if f.reason == "requires_grad=False"} == {"conv2", "fc1"}
+    assert {f.where for f in report.frozen if f.reason == "requires_grad=False"} == {"conv2", "fc1"}
     model(x).sum().backward()
     optimizer.step()
 

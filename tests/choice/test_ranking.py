@@ -5,8 +5,9 @@ import torch
 from helpers.builders import families
 from torch import nn
 
+from ocsfast.choice.budget import make_aim
 from ocsfast.choice.ranking import make_ranking
-from ocsfast.choice.selection import choose, make_aim
+from ocsfast.choice.selection import choose
 from ocsfast.core.config import Config
 from ocsfast.core.errors import ConfigError
 from ocsfast.core.families import Family, Product
@@ -68,7 +69,7 @@ def test_tied_families_lose_equally_many_and_the_lowest(equal):
         aim = make_aim(found, parameters, config, ratio)
         plan = build_plan(found, parameters)
         bound = ops.Bound(plan, [parameters[name] for name in plan.names])
-        choice = choose(aim, bound, "l2", config, torch.optim.SGD(parameters.values(), lr=0.1))
+        choice = choose(aim, bound)
         assert choice.kept[0] == choice.kept[1]
         assert choice.cost == aim.cost_model(choice.kept) <= aim.budget
         norms = parameters["blocks.0.up.weight"].detach().norm(dim=1)

@@ -4,7 +4,9 @@ import pytest
 from torch import nn
 
 from ocsfast import Config, ConfigError
-from ocsfast.core.config import budget_of, checked_ratio, make_config
+from ocsfast.api.calls import checked_ratio
+from ocsfast.choice.budget import budget_of
+from ocsfast.core.config import make_config
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def test_the_length_of_a_run_is_still_known_after_a_check_that_failed(monkeypatc
                     with pytest.raises(PlantedError):
                         pruner.cut()
             pruner.step()
-        plans.append((pruner._progress.position, pruner._timetable.plan(pruner._progress)))
+        plans.append((pruner._state.progress.position, pruner._timetable.plan(pruner._state.progress)))
     assert plans[0] == plans[1]
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ocsfast.core.families import Axis, Families, Family, Product
 from ocsfast.ops import functions as ops
-from ocsfast.ops.functions import Bound, Penalty
+from ocsfast.ops.bound import Bound
+from ocsfast.ops.functions import Penalty
 from ocsfast.ops.plan import Plan, build_plan
 
 

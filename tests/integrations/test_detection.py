@@ -24,8 +24,9 @@ from torchvision.models.detection.ssd import SSD
 
 import ocsfast
 from ocsfast.core.errors import OcsfastError
+from ocsfast.core.families import Families
 from ocsfast.cut.removal import cut_model
-from ocsfast.grouping.engines import Choice, Families, group
+from ocsfast.grouping.engines import Choice, group
 from ocsfast.grouping.macs import count_macs
 from ocsfast.grouping.proof.trials import randomize
 from ocsfast.ops.cost import build_cost_model

@@ -249,9 +249,9 @@ def test_a_penalized_step_waits_for_nothing() -> None:
 
 
 def test_a_choice_waits_once() -> None:
-    *_, optimizer, pruner = trained()
-    assert pruner._coupled is not None
-    choose_now = partial(choose, pruner._aim, pruner._coupled.bound, "l2", pruner.config, optimizer)
+    *_, pruner = trained()
+    assert pruner._hooks.coupled is not None
+    choose_now = partial(choose, pruner._parts.aim, pruner._hooks.coupled.bound)
     before = [choose_now().mask for _ in range(pruner.config.lag)]
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:

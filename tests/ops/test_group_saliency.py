@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ocsfast.ops import functions as ops
 from ocsfast.ops import reference
-from ocsfast.ops.functions import Bound
+from ocsfast.ops.bound import Bound
 from ocsfast.ops.plan import TABLES
 
 

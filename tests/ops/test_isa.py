@@ -13,7 +13,7 @@ PROGRAM = """
 import hashlib
 import torch
 from helpers.builders import draw_mask, mixed_case
-from ocsfast.choice import saliency as criteria
+from ocsfast.core.criteria import CRITERIA
 from ocsfast.ops import functions as ops
 
 digest = hashlib.sha256()
@@ -29,8 +29,8 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             for _ in range(2)
         )
         results = []
-        for criterion in criteria.NAMES:
-            others = () if criterion in criteria.OF_WEIGHTS else grads
+        for criterion in CRITERIA:
+            others = () if not CRITERIA[criterion].x else grads
             results += ops.group_saliency(bound, criterion, others)
         ops.shrink_(bound, mask, one)
         ops.lasso_grad_(bound, grads, mask, one)

@@ -125,7 +125,7 @@ def test_what_shrink_leaves_is_what_the_next_lasso_needs(device: str) -> None:
         assert not one.knows()
         assert not one.knows(penalty.mask.clone())
         grads = draw(made, 1)
-        ops.lasso_grad_(one, grads, penalty.mask, penalty.strength)
+        ops.lasso_grad_(one, grads, penalty.mask, penalty.lam)
         results.append(grads)
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

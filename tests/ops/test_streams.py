@@ -10,11 +10,12 @@ import pytest
 import torch
 from helpers.builders import draw_mask, mixed_case, scalar
 
-from ocsfast.ops import _C
+from ocsfast.ops import _C, extension
 from ocsfast.ops import functions as ops
 
 pytestmark = pytest.mark.skipif(
-    ops.build_info()["cuda_version"] != "emulated", reason="needs the emulated build: make emulated"
+    extension.build_info()["cuda_version"] != "emulated",
+    reason="needs the emulated build: make emulated",
 )
 
 

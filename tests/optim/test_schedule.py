@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ocsfast import Config
-from ocsfast.optim.strength import Ramp, paper_lambda, plan_stage
+from ocsfast.optim.strength import Ramp, paper_lambda
+from ocsfast.run.stage import plan_stage
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
@@ -58,6 +59,6 @@ def test_stage_with_an_unknown_length():
 
 
 def test_tensor_learning_rates_are_read_without_a_device():
-    from ocsfast.optim.owners import learning_rate
+    from ocsfast.optim.param_groups import learning_rate
 
     assert learning_rate({"lr": torch.tensor(0.25)}) == 0.25

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import ocsfast
-from ocsfast.ops import functions as ops
+from ocsfast.ops import extension
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_build_info() -> None:
-    info = ops.build_info()
+    info = extension.build_info()
     assert set(info) == {"version", "cuda", "cuda_version", "cuda_archs", "compiler", "torch_target"}
     assert info["torch_target"] == "2.10"
     assert bool(info["cuda_version"]) == bool(info["cuda_archs"]) == info["cuda"]
@@ -28,11 +28,11 @@ def test_build_info() -> None:
 
 def test_every_op_has_a_kernel_wherever_it_was_built() -> None:
     code = (
-        "import torch\nfrom ocsfast.ops import functions as ops\n"
+        "import torch\nfrom ocsfast.ops import extension\n"
         "for op in ('group_saliency', 'partition', 'shrink_', 'lasso_grad_', 'jaccard'):\n"
         "    has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
         "    assert has('ocsfast::' + op, 'CPU')\n"
-        "    assert has('ocsfast::' + op, 'CUDA') == ops.build_info()['cuda']\n"
+        "    assert has('ocsfast::' + op, 'CUDA') == extension.build_info()['cuda']\n"
     )
     done = python(code)
     assert done.returncode == 0, done.stderr

@@ -18,9 +18,10 @@ from torch.optim import Optimizer
 
 import ocsfast
 from ocsfast.core.config import Config
+from ocsfast.ops.functions import group_saliency
 from ocsfast.optim import strength as schedule
 from ocsfast.run.clock import Clock
-from ocsfast.run.history import Progress
+from ocsfast.run.state import Progress
 
 Make = Callable[[nn.Module], Optimizer]
 OPTIMIZERS: dict[str, Make] = {
@@ -81,7 +82,7 @@ def test_a_captured_run_is_the_run(
         train(model, optimizer, 2)
         runs.append((model, optimizer, pruner))
     (eager, one, first), (made, two, second) = runs
-    second._now()
+    second._hooks.settle()
     step = Captured(made, two, monkeypatch)
     second._tell_clock()  # a capture runs nothing: what recording it has counted is forgotten
     stages = []
@@ -161,13 +162,13 @@ def test_what_replays_change_is_not_taken_as_known(monkeypatch: pytest.MonkeyPat
         model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], total_steps=60, capturable=True
     )
     train(model, optimizer, 2)
-    assert pruner._coupled is not None
-    bound = pruner._coupled.bound
+    assert pruner._hooks.coupled is not None
+    bound = pruner._hooks.coupled.bound
     assert bound.knows()
     with capturing(monkeypatch):
         assert not bound.knows()
         optimizer.step()
-    bound.saliency()
+    group_saliency(bound)
     assert not bound.knows()
 
 

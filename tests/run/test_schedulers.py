@@ -9,7 +9,6 @@ from helpers.networks import EPOCH, net, sgd, train
 from torch.optim import lr_scheduler as sched
 
 from ocsfast import Config
-from ocsfast.run.history import Progress
 from ocsfast.run.schedulers import (
     _lambda_length,
     find_scheduler,
@@ -18,6 +17,7 @@ from ocsfast.run.schedulers import (
     scheduler_position,
     timm_length,
 )
+from ocsfast.run.state import Progress
 from ocsfast.run.timetable import Timetable
 
 

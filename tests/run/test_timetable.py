@@ -8,8 +8,8 @@ from torch import nn
 
 import ocsfast
 from ocsfast import Config, ConfigError, StateError
-from ocsfast.api.arguments import options_of
-from ocsfast.run.history import Progress
+from ocsfast.api.calls import options_of
+from ocsfast.run.state import Progress
 from ocsfast.run.timetable import Timetable
 
 
@@ -285,7 +285,8 @@ def test_a_callback_is_told_epochs():
 
 def test_processes_have_to_agree_on_the_plan():
     facts = [
-        run(total_steps=None, **plan)[2]._facts() for plan in ({}, {"epochs": 20}, {"check_every": 9})
+        run(total_steps=None, **plan)[2]._parts.facts()
+        for plan in ({}, {"epochs": 20}, {"check_every": 9})
     ]
     assert facts[0] not in facts[1:]
     assert facts[1]["config"]["epochs"] == 20

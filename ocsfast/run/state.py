@@ -1,85 +1,28 @@
-"""Where a run stands: one frozen report a check, and the numbers that a resumed run needs."""
+"""What a run has come to, and what has to be saved of it to go on."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ocsfast.core.config import PLAN
-from ocsfast.core.errors import ConfigError, StateError
+from ocsfast.core.errors import StateError
 from ocsfast.core.families import Families, Frozen
-from ocsfast.optim.owners import Scalar
+from ocsfast.optim.param_groups import Scalar
+from ocsfast.run.report import STAGES, StepReport
 
 STATE_VERSION = 3
-STAGES = ("observe", "sparsify", "pruned")
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One check, or where things stand if this call made none.
-
-    Costs are exact integers in `unit`. Until the pruner is attached nothing tells what goes: `check` is
-    0, and the three costs are the model's number of parameters.
-    """
-
-    stage: str  # "observe", "sparsify" or "pruned", after this call
-    check: int = 0  # number of this check, 1-based
-    stability: float | None = None  # Eq. 3; None before check lag + 1
-    mean_stability: float | None = None  # Eq. 4
-    lam: float = 0.0  # lambda in force from here on, for the mean learning rate
-    nats: float = 0.0  # sum of lambda * lr so far: pruned weights shrank by exp(-nats) from Eq. 9 alone
-    residual: float | None = None  # mean saliency of the pruned groups / of the kept ones
-    changed: int = 0  # groups that changed sides since the last check
-    cost: int = 0  # of the model as it is
-    cost_at_cut: int = 0  # of the model with the present choice cut out
-    cost_dense: int = 0  # of the model at attach
-    unit: str = "MACs"  # of these: "MACs" of a sample's forward pass, "parameters", "bytes", ...
-    cut: bool = False  # whether the cut happened in this call
-    forced: bool = False  # cut by the deadline or by `Pruner.cut()`, not because it was stable
-    seconds: float = 0.0  # this check's wall-clock time
-    accuracy: float | None = None  # the last that `step` was told, in whatever unit
-    kept: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)  # family, kept, of how many
-    dense: tuple[Frozen, ...] = field(default=(), repr=False)  # what is never pruned, and why
-    # At the cut: attributes that may still say a width of before it, as "layers.2.c = 64".
-    stale: tuple[str, ...] = ()
-
-    def kept_share(self) -> dict[str, float]:
-        """The share of groups that stay, 0 to 1, by family (named after its first layer)."""
-        return {name: kept / size for name, kept, size in self.kept}
-
-
-def unattached(model: nn.Module, accuracy: float | None = None) -> StepReport:
-    """The report of a call that only listens."""
-    cost = sum(parameter.numel() for parameter in model.parameters())
-    return StepReport(
-        "observe",
-        cost=cost,
-        cost_at_cut=cost,
-        cost_dense=cost,
-        unit="parameters",
-        accuracy=accuracy,
-    )
-
-
-def told(accuracy: Any) -> float | None:
-    """What a caller says of the model's accuracy, as a plain number.
-
-    Raises:
-        ConfigError: it is no number.
-    """
-    try:
-        return None if accuracy is None else float(accuracy)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"accuracy={accuracy!r}: a number is expected") from error
 
 
 @dataclass
 class Progress:
-    """The numbers a pruner changes as the run goes on."""
+    """The numbers that a pruner changes as the run goes on."""
 
     stage: str = "observe"
     check: int = 0  # checks made
@@ -105,35 +48,49 @@ class Progress:
         return self.calls + (self.steps > self.at_call)
 
 
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """A pruner's state, read and checked."""
+@dataclass(eq=False)
+class RunState:
+    """A run's numbers and choices: what a check changes, and a resumed run begins with."""
 
     progress: Progress
-    masks: list[Tensor]  # the last partitions, oldest first, [groups] bool each
-    mask: Tensor | None
-    scores: Tensor | None
-    replanned: bool  # the options that say when things happen are others now
+    masks: deque[Tensor]  # the last choices, the oldest first, `lag` at most; [groups] bool each
+    mask: Tensor | None = None  # the last check's choice, without what has been frozen since
+    scores: Tensor | None = None  # and its scores, [groups]
+    # What a call without a check returns.
+    report: StepReport = field(default_factory=partial(StepReport, "observe"))
+
+    def copied(self) -> RunState:
+        """Another one, so that what a check changes here can be taken back."""
+        now = self.progress
+        before = replace(now, indices=[*now.indices], history=[*now.history])
+        return RunState(before, self.masks.copy(), self.mask, self.scores, self.report)
+
+    def become(self, other: RunState) -> None:
+        """Take over what another one holds; who holds this one, or its progress, sees it."""
+        vars(self.progress).update(vars(other.progress))
+        self.masks, self.mask, self.scores = other.masks, other.mask, other.scores
+        self.report = other.report
+
+    def to(self, device: torch.device) -> None:
+        """Move the masks to where the weights are."""
+        self.masks = deque((mask.to(device) for mask in self.masks), maxlen=self.masks.maxlen)
+        self.mask = None if self.mask is None else self.mask.to(device)
 
 
-def pack(
-    progress: Progress,
-    facts: Mapping[str, Any],
-    masks: list[Tensor],
-    mask: Tensor | None,
-    scores: Tensor | None,
-) -> dict[str, Any]:
-    """A pruner's state as CPU tensors, plain numbers, strings, lists and dicts.
+def pack(state: RunState, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's state as CPU tensors, plain numbers, strings, lists and dicts.
 
     Args:
+        state: of the run.
         facts: what has to be equal where the state is loaded, by name: plain values.
     """
+    progress, mask, scores = state.progress, state.mask, state.scores
     numbers = {f.name: getattr(progress, f.name) for f in fields(Progress)}
     reports = [asdict(report) for report in progress.history]
     for report in reports:
         report["kept"] = [list(entry) for entry in report["kept"]]
         report["stale"] = list(report["stale"])
-        del report["dense"]  # `unpack` has it from the families
+        del report["frozen"]  # `unpack` has it from the families
     return {
         "version": STATE_VERSION,
         "facts": dict(facts),
@@ -144,16 +101,24 @@ def pack(
             "indices": list(progress.indices),
             "history": reports,
         },
-        "masks": [m.cpu() for m in masks],
+        "masks": [m.cpu() for m in state.masks],
         "mask": None if mask is None else mask.cpu(),
         "scores": None if scores is None else scores.cpu(),
     }
 
 
 def unpack(
-    state: Mapping[str, Any], facts: Mapping[str, Any], families: Families, device: torch.device
-) -> Loaded:
+    state: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    families: Families,
+    device: torch.device,
+    lag: int,
+    report: StepReport,
+) -> RunState:
     """The inverse of `pack`, for the same facts.
+
+    Args:
+        report: of a run that has made no check yet.
 
     Raises:
         StateError: it is not what `pack` returns, or of another run.
@@ -174,13 +139,18 @@ def unpack(
             raise StateError("the state's masks and scores do not fit the model's groups")
     if any(m.dtype != torch.bool for m in (*masks, mask) if m is not None):
         raise StateError("the state's masks are not boolean")
-    return Loaded(
+    return RunState(
         progress,
-        [m.to(device) for m in masks],
+        deque((m.to(device) for m in masks), maxlen=lag),
         None if mask is None else mask.to(device),
         None if scores is None else scores.to(device),
-        any(state["facts"]["config"].get(name) != facts["config"].get(name) for name in PLAN),
+        replace(progress.history[-1], cut=False, seconds=0.0) if progress.history else report,
     )
+
+
+def replanned(state: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Whether a packed state is of a run with another length, or other checks, than now."""
+    return any(state["facts"]["config"].get(name) != facts["config"].get(name) for name in PLAN)
 
 
 def _require_same(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -207,7 +177,7 @@ def _require_same(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         )
 
 
-def _progress(state: Mapping[str, Any], dense: tuple[Frozen, ...]) -> Progress:
+def _progress(state: Mapping[str, Any], frozen: tuple[Frozen, ...]) -> Progress:
     try:
         if set(state) != {f.name for f in fields(Progress)} or state["stage"] not in STAGES:
             raise ValueError(f"fields {sorted(state)}, stage {state.get('stage')!r}")
@@ -221,7 +191,7 @@ def _progress(state: Mapping[str, Any], dense: tuple[Frozen, ...]) -> Progress:
                 **{
                     **report,
                     "kept": tuple((str(f), k, n) for f, k, n in report["kept"]),
-                    "dense": dense,
+                    "frozen": frozen,
                     "stale": tuple(report.get("stale", ())),
                 }
             )

@@ -1,0 +1,156 @@
+"""The budget: what a ratio of a model's cost means, and whether it can be reached (Eq. 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from ocsfast.choice.ranking import Ranking, make_ranking
+from ocsfast.core.config import Config
+from ocsfast.core.errors import ConfigError
+from ocsfast.core.families import Families
+from ocsfast.cut.record import Record
+from ocsfast.grouping.reasons import one_of, why_dense
+from ocsfast.ops.cost import CostModel, build_cost_model, dense_cost, target_products
+
+
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """A ratio of a model's cost, in integers."""
+
+    cost_model: CostModel
+    dense: int  # what the ratio is of: the model as it was before any cut
+    now: int  # what the model costs as it is: less than that, where it was cut before
+    budget: int  # the highest cost that still removes the ratio
+    limits: tuple[int, ...]  # most groups each family may lose
+    round_to: int  # of which kept counts are multiples
+    ranking: Ranking
+    _placed: dict[torch.device, tuple[CostModel, Tensor, Tensor]] = field(
+        default_factory=dict, init=False
+    )
+
+    def on(self, device: torch.device) -> tuple[CostModel, Tensor, Tensor]:
+        """Cost model, limits [families] and budget on a device, where they stay: a copy would wait."""
+        if device not in self._placed:
+            self._placed[device] = (
+                self.cost_model.to(device),
+                torch.tensor(self.limits, dtype=torch.int64, device=device),
+                torch.tensor(self.budget, dtype=torch.int64, device=device),
+            )
+        return self._placed[device]
+
+    def without(self, families: Container[int]) -> Aim:
+        """The same, but nothing of these families may go."""
+        limits = tuple(0 if f in families else limit for f, limit in enumerate(self.limits))
+        return replace(self, limits=limits)
+
+
+def make_aim(
+    families: Families,
+    parameters: Mapping[str, nn.Parameter],
+    config: Config,
+    ratio: float,
+    record: Record | None = None,
+) -> Aim:
+    """The cost model of `config.target`, and what `ratio` of it means (Eq. 1).
+
+    Args:
+        record: of the cut that the model has behind it: then the ratio is of what it cost before.
+    """
+    if callable(config.target):
+        products, unit = tuple(config.target(families)), "cost units"
+    else:
+        products, unit = target_products(config.target, families, parameters)
+    model = build_cost_model(families, products, unit)
+    now = model([family.size for family in families.families])
+    dense = dense_cost(record, config.target, now)
+    limits = tuple(
+        min(int(config.max_family_ratio * family.size), max(0, family.size - 1))
+        for family in families.families
+    )
+    ranking = make_ranking(families, config.normalize, config.uniform)
+    round_to = math.lcm(config.round_to, families.multiple)
+    return Aim(model, dense, now, budget_of(dense, ratio), limits, round_to, ranking)
+
+
+def budget_of(dense_cost: int, ratio: float) -> int:
+    """Largest cost that still removes `ratio`: floor((1 - ratio) * dense_cost), ratio taken as written.
+
+    A binary 0.7 is a little less than 7/10; the decimal that the user wrote is what counts (Eq. 1).
+    """
+    return math.floor((1 - Fraction(repr(ratio))) * dense_cost)
+
+
+def require_reachable(aim: Aim, cost: int, families: Families, config: Config, ratio: float) -> None:
+    """Refuse a ratio that the limits do not allow, naming the largest that they do.
+
+    Args:
+        cost: of the partition for this aim: where the budget cannot be reached, of all that may go.
+
+    Raises:
+        ConfigError: that cost is above the budget, or the model is below it already.
+    """
+    if aim.now <= aim.budget:
+        gone = 1 - aim.now / max(1, aim.dense)
+        raise ConfigError(
+            f"ratio={ratio:g} is reached already: the model was cut before and {gone:.3f} of what it "
+            "cost dense is gone. A ratio is of the dense model: a larger one is needed to cut further"
+        )
+    if cost <= aim.budget:
+        return
+    most = 1000 * (aim.dense - cost) // max(1, aim.dense) / 1000
+    rounding = f", round_to={aim.round_to}" if aim.round_to > 1 else ""
+    held, ways = why_dense(families)
+    one_each = aim.cost_model([1] * len(families.families))
+    raised = ["raise max_family_ratio"] if config.max_family_ratio < 1 and one_each <= aim.budget else []
+    raise ConfigError(
+        f"ratio={ratio:g} cannot be reached: with max_family_ratio={config.max_family_ratio:g}"
+        f"{rounding} at most {most:g} of {quantity(aim.dense)}{aim.cost_model.unit} can go, as {held}. "
+        + one_of(["Lower the ratio", *raised, *ways])
+    )
+
+
+def group_shares(aim: Aim, families: Families) -> list[float]:
+    """What share of the dense cost goes with one group of each family: how fine one can cut."""
+    sizes = [family.size for family in families.families]
+    one_less = ([size - (k == f) for k, size in enumerate(sizes)] for f in range(len(sizes)))
+    return [(aim.dense - aim.cost_model(left)) / max(1, aim.dense) for left in one_less]
+
+
+def overshoot(aim: Aim, cost: int) -> float:
+    """By what share of the dense cost a choice lies below the budget."""
+    return max(0, aim.budget - cost) / max(1, aim.dense)
+
+
+def coarsest(aim: Aim, families: Families) -> str:
+    """The family whose groups cost most, and how to have finer ones."""
+    share, family = max(
+        zip(group_shares(aim, families), families.families, strict=True), key=lambda pair: pair[0]
+    )
+    count, ways = len(family.layers), []
+    if count > 1:
+        ways.append("ocsfast.as_graph(model, x)")  # which frees what the model's code ties
+    if count > 1 and family.kind == "head":
+        ways.append("a head count of its own in each layer")
+    if aim.ranking.tied:
+        ways.append("uniform=False")
+    if aim.round_to > 1:
+        ways.append("a smaller round_to")
+    return (
+        f"one group of {family.name} (a {family.kind} in {count} layer{'s' if count > 1 else ''}) is "
+        f"{100 * share:.1f} % of the dense cost"
+        + (f". It may be finer with {one_of(ways)}" if ways else "")
+    )
+
+
+def quantity(value: int) -> str:
+    """A count for people, to be followed by its unit: 4089184256 is "4.09 G"."""
+    for unit, prefix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g} {prefix}"
+    return f"{value} "
