@@ -1,4 +1,4 @@
-"""What was built and what was found: `python -m ocsfast.info`, to be pasted into a report of a problem."""
+"""What was built and what was found: `python -m ocsfast.info`, for a report of a problem."""
 
 from __future__ import annotations
 

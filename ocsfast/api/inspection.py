@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from ocsfast.api.arguments import Inputs, families_of, plain, require_whole, unpacked
-from ocsfast.api.calls import checked_ratio, options_of
-from ocsfast.choice.budget import group_shares, make_aim, overshoot, quantity
+from ocsfast.api.calls import Call
+from ocsfast.choice.budget import Aim, group_shares, make_aim, overshoot, quantity
 from ocsfast.choice.selection import choose
 from ocsfast.core.config import Config
-from ocsfast.core.families import Frozen
+from ocsfast.core.families import Families, Frozen
 from ocsfast.cut.record import record_of
 from ocsfast.grouping.graph.literals import Sizes
 from ocsfast.grouping.proof.trials import CUT_FAILS
@@ -24,37 +25,78 @@ from ocsfast.ops.plan import build_plan
 
 @dataclass(frozen=True)
 class FamilyFacts:
-    """One family of a model."""
+    """One family of a model.
+
+    Attributes:
+        name: Of its first layer.
+        kind: "head", "head_dim", "width", "channel" or "neuron".
+        layers: Every layer whose output channels these are.
+        groups: How many there are.
+        macs: The share of the model's MACs that would go with all of its groups, 0 to 1.
+        parameters: The same of its parameters.
+        kept: Groups that stay at the ratio asked for, by the weights as they are; None if none was asked
+            for, or it cannot be reached.
+        step: The share of the target's dense cost that one of its groups takes, 0 to 1.
+
+    Example:
+        >>> FamilyFacts("conv1", "channel", ("conv1",), 16, 0.5, 0.4, None).groups
+        16
+    """
 
     name: str
-    kind: str  # of `families.KINDS`
-    layers: tuple[str, ...]  # every layer whose output channels these are
+    kind: str
+    layers: tuple[str, ...]
     groups: int
-    macs: float  # share of the model's MACs that would go with all of its groups, 0 to 1
-    parameters: float  # the same of its parameters
-    kept: int | None  # groups that stay at the ratio asked for, by the weights as they are
-    step: float = 0.0  # share of the target's cost that one of its groups takes, 0 to 1
+    macs: float
+    parameters: float
+    kept: int | None
+    step: float = 0.0
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found. `str()` of it is a table."""
+    """What `inspect` found. `str()` of it is a table.
+
+    Attributes:
+        families: One entry for each.
+        frozen: What stays dense, by which operator at which source line.
+        prunable: The share of the parameters that lie on at least one axis that may shrink.
+        macs: Of one sample's forward pass.
+        parameters: Of the model.
+        largest_ratio: The most that can go of the target.
+        ratio: As asked for.
+        macs_left: At that ratio; None if none was asked for, or it cannot be reached.
+        parameters_left: The same.
+        grouping_seconds: What attaching takes, the proof included.
+        check_seconds: What one check takes: saliency and partition.
+        gone: The share of the target that an earlier cut took. Ratios are of the dense model.
+        notes: What to know of how these were found.
+        overshoot: The share of the target's dense cost that goes beyond the ratio asked for.
+        graph_may: Whether `ocsfast.as_graph` may free what the model's own code holds.
+
+    Example:
+        >>> import ocsfast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> found = ocsfast.inspect(model, torch.randn(4, 8), ratio=0.5)
+        >>> found.macs, found.macs_left, found.families[0].kept
+        (160, 80, 8)
+    """
 
     families: tuple[FamilyFacts, ...]
-    frozen: tuple[Frozen, ...]  # what stays dense, by which operator at which source line
-    prunable: float  # share of the parameters that lie on at least one axis that may shrink
-    macs: int  # of one sample's forward pass
+    frozen: tuple[Frozen, ...]
+    prunable: float
+    macs: int
     parameters: int
-    largest_ratio: float  # the most that can go of the target
-    ratio: float | None  # as asked for
-    macs_left: int | None  # at that ratio
+    largest_ratio: float
+    ratio: float | None
+    macs_left: int | None
     parameters_left: int | None
-    grouping_seconds: float  # what attaching takes, the proof included
-    check_seconds: float  # what one check takes: saliency and partition
-    gone: float = 0.0  # the share of the target that an earlier cut took: ratios are of the dense model
-    notes: tuple[str, ...] = ()  # what to know of how these were found
-    overshoot: float | None = None  # share of the target's cost that goes beyond the ratio asked for
-    graph_may: bool = False  # whether the model's own code holds what its graph may lose
+    grouping_seconds: float
+    check_seconds: float
+    gone: float = 0.0
+    notes: tuple[str, ...] = ()
+    overshoot: float | None = None
+    graph_may: bool = False
 
     def __str__(self) -> str:
         return _table(self)
@@ -71,19 +113,30 @@ def inspect(
     """Say what pruning would do to a model, and change nothing.
 
     Args:
-        model: as for `ocsfast.step`.
+        model: a module, compiled or in DistributedDataParallel too.
         example_inputs: one batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        ratio: the share of the target to remove, to see the result that the weights of now give.
-        config, **config_fields: as for `ocsfast.step`.
+        ratio: the share of the target to remove, to see the result that the weights of now give. An
+            unreachable ratio does not raise; see `largest_ratio`.
+        config: options as one object.
+        **config_fields: fields of `Config`; they override `config`.
+
+    Returns:
+        What was found; print it.
 
     Raises:
-        ConfigError: a bad option. A ratio that cannot be reached is none: `largest_ratio` says so.
+        ConfigError: a bad option.
         GroupingError: no engine can trace the model; both say why.
+        StateError: the model is sharded.
+
+    Example:
+        >>> import ocsfast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> ocsfast.inspect(model, torch.randn(4, 8)).largest_ratio
+        0.75
     """
-    model, options = plain(model), options_of(config, config_fields)
+    model, call = plain(model), Call(0.5 if ratio is None else ratio, config, config_fields)
+    options = call.options
     require_whole(model)
-    if ratio is not None:
-        checked_ratio(ratio)
     begun = time.perf_counter()
     families = families_of(model, unpacked(example_inputs), options)
     grouping_seconds = time.perf_counter() - begun
@@ -92,56 +145,78 @@ def inspect(
     sizes = [family.size for family in families.families]
     macs = build_cost_model(families, families.macs, "MACs")
     held = build_cost_model(families, parameter_products(families, parameters), "parameters")
-    record = record_of(model)
-    aim = make_aim(families, parameters, options, 0.5 if ratio is None else ratio, record)
-    largest, kept, check_seconds = 0.0, None, 0.0
-    if families.families:
-        plan = build_plan(families, parameters, include_bias=options.include_bias)
-        bound = Bound(plan, [parameters[name] for name in plan.names])
-        # By the weights' norms: another criterion may need a training run.
-        most = choose(replace(aim, budget=0), bound)
-        largest = 1 - most.cost / max(1, aim.dense)
-        begun = time.perf_counter()
-        choice = choose(aim, bound)
-        check_seconds = time.perf_counter() - begun
-        kept = choice.kept if ratio is not None and choice.cost <= aim.budget else None
-
-    def share(cost: CostModel, f: int) -> float:
-        without = cost([0 if k == f else size for k, size in enumerate(sizes)])
-        return 1 - without / max(1, cost(sizes))
-
+    aim = make_aim(families, parameters, options, call.ratio, record_of(model))
+    dry = _DryRun(families, parameters, options, aim)
+    kept = dry.kept if ratio is not None else None
     labelled = {axis.tensor for axis in families.axes}
-    steps = group_shares(aim, families)
+    own_code = any(frozen.reason.startswith(CUT_FAILS) for frozen in families.frozen)
     return Inspection(
-        families=tuple(
-            FamilyFacts(
-                family.name,
-                family.kind,
-                family.layers,
-                family.size,
-                share(macs, f),
-                share(held, f),
-                None if kept is None else kept[f],
-                steps[f],
-            )
-            for f, family in enumerate(families.families)
-        ),
+        families=_facts(families, macs, held, kept, aim),
         frozen=families.frozen,
         prunable=sum(p.numel() for name, p in parameters.items() if name in labelled)
         / max(1, sum(p.numel() for p in parameters.values())),
         macs=macs(sizes),
         parameters=held(sizes),
-        largest_ratio=largest,
+        largest_ratio=dry.largest,
         ratio=ratio,
         macs_left=None if kept is None else macs(kept),
         parameters_left=None if kept is None else held(kept),
         grouping_seconds=grouping_seconds,
-        check_seconds=check_seconds,
+        check_seconds=dry.check_seconds,
         gone=1 - aim.now / aim.dense if aim.dense else 0.0,
         notes=families.notes,
-        overshoot=None if kept is None else overshoot(aim, choice.cost),
-        graph_may=any(frozen.reason.startswith(CUT_FAILS) for frozen in families.frozen)
-        and not any(isinstance(module, Sizes) for module in model.modules()),
+        overshoot=None if kept is None else overshoot(aim, dry.cost),
+        graph_may=own_code and not any(isinstance(module, Sizes) for module in model.modules()),
+    )
+
+
+class _DryRun:
+    """What checks by the weights' norms would choose; another criterion may need a training run."""
+
+    def __init__(
+        self, families: Families, parameters: Mapping[str, nn.Parameter], options: Config, aim: Aim
+    ) -> None:
+        self.largest, self.check_seconds, self.cost = 0.0, 0.0, aim.now
+        self.kept: tuple[int, ...] | None = None  # None: the budget cannot be reached
+        if not families.families:
+            return
+        plan = build_plan(families, parameters, include_bias=options.include_bias)
+        bound = Bound(plan, [parameters[name] for name in plan.names])
+        most = choose(replace(aim, budget=0), bound)
+        self.largest = 1 - most.cost / max(1, aim.dense)
+        begun = time.perf_counter()
+        choice = choose(aim, bound)
+        self.check_seconds = time.perf_counter() - begun
+        self.cost = choice.cost
+        self.kept = choice.kept if choice.cost <= aim.budget else None
+
+
+def _facts(
+    families: Families,
+    macs: CostModel,
+    held: CostModel,
+    kept: Sequence[int] | None,
+    aim: Aim,
+) -> tuple[FamilyFacts, ...]:
+    sizes = [family.size for family in families.families]
+
+    def share(cost: CostModel, f: int) -> float:
+        without = cost([0 if k == f else size for k, size in enumerate(sizes)])
+        return 1 - without / max(1, cost(sizes))
+
+    steps = group_shares(aim, families)
+    return tuple(
+        FamilyFacts(
+            family.name,
+            family.kind,
+            family.layers,
+            family.size,
+            share(macs, f),
+            share(held, f),
+            None if kept is None else kept[f],
+            steps[f],
+        )
+        for f, family in enumerate(families.families)
     )
 
 

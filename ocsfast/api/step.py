@@ -167,15 +167,16 @@ def attach(
     Args:
         model: a module, compiled or in DistributedDataParallel too. Of a sharded model every process has
             to call.
-        ratio: the share of the target that is removed, between 0 and 1. optimizer: the one that owns the
-        model's parameters. Without it, one must have stepped. example_inputs: one batch: a tensor, a
-        tuple of arguments, or a dict of keyword arguments. Required,
-            but for `families`.
+        ratio: the share of the target that is removed, between 0 and 1.
+        optimizer: the one that owns the model's parameters. Without it, one must have stepped.
+        example_inputs: one batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
+            Required, but for `families`.
         families: what `group` found in this model before it was sharded. Options that say what may go
-        have
-            been said there.
+            have been said there.
         also: further optimizers and moving averages that the cut has to follow, as `step` describes
-        them. config: options as one object. **config_fields: fields of `Config`; they override `config`.
+            them.
+        config: options as one object.
+        **config_fields: fields of `Config`; they override `config`.
 
     Returns:
         The pruner.

@@ -50,44 +50,48 @@ class Config:
             "bytes", weights for several of these as in {"flops": 2, "params": 1}, or a function from
             `Families` to the summands of a cost, a sequence of `Product`.
         max_family_ratio: The largest share of one family's groups that may go, in (0, 1]. One group
-        always
-            stays.
-        round_to: Each kept count is a multiple of this, if the family loses any group. keep: Modules, or
-        shell patterns of module or parameter names, that stay as they are. only: The same; if given, no
-        other layer may lose outputs. kinds: Which kinds of groups may go: of "head", "head_dim",
-        "width", "channel", "neuron". outputs: Shell patterns of the model's outputs that keep their
-        shape; None means all of them. forward: Traced instead of the model's own forward pass: a
-        function of the model and its inputs. normalize: Which scores compare. "none": all as they are.
-        "kind": each divided by the mean of its kind.
-            "isomorphic": only among families of equal structure, each such set losing the same share
-            (Isomorphic Pruning, arXiv 2407.04616).
+            always stays.
+        round_to: Each kept count is a multiple of this, if the family loses any group.
+        keep: Modules, or shell patterns of module or parameter names, that stay as they are.
+        only: The same; if given, no other layer may lose outputs.
+        kinds: Which kinds of groups may go: of "head", "head_dim", "width", "channel", "neuron".
+        outputs: Shell patterns of the model's outputs that keep their shape; None means all of them.
+        forward: Traced instead of the model's own forward pass: a function of the model and its inputs.
+        normalize: Which scores compare. "none": all as they are. "kind": each divided by the mean of its
+            kind. "isomorphic": only among families of equal structure, each such set losing the same
+            share (Isomorphic Pruning, arXiv 2407.04616).
         uniform: Whether families of one kind and size keep equally many groups, as a model's config can
-        say. criterion: What scores a group: a name in `ocsfast.core.criteria.CRITERIA` ("l2" is Eq. 2),
-        or a
+            say.
+        criterion: What scores a group: a name in `ocsfast.core.criteria.CRITERIA` ("l2" is Eq. 2), or a
             function (weight, gradient or None, optimizer state) -> a tensor of the weight's shape.
-        include_bias: Whether biases count in saliency and penalty. They are cut in any case. lag: i of
-        Eq. 3, in checks: a partition is compared with the one so many checks before. window: r of Eq. 4
-        and 5, in checks: the length of the moving average. tau: Eq. 5: sparsity learning begins once the
-        mean stability rises by no more than this. epsilon: Eq. 6: the cut comes once the mean stability
-        is at least 1 - epsilon. sparsify_from: The check at which sparsity learning begins; None leaves
-        it to Eq. 5. max_residual: The cut waits until the pruned groups' mean saliency is below this
-        share of the kept
-            ones'; None does not wait.
+        include_bias: Whether biases count in saliency and penalty. They are cut in any case.
+        lag: i of Eq. 3, in checks: a partition is compared with the one so many checks before.
+        window: r of Eq. 4 and 5, in checks: the length of the moving average.
+        tau: Eq. 5: sparsity learning begins once the mean stability rises by no more than this.
+        epsilon: Eq. 6: the cut comes once the mean stability is at least 1 - epsilon.
+        sparsify_from: The check at which sparsity learning begins; None leaves it to Eq. 5.
+        max_residual: The cut waits until the pruned groups' mean saliency is below this share of the
+            kept ones'; None does not wait.
         deadline: When the cut comes at the latest: a share of the run (float), a check (int), or None.
-        penalty: "both" (Eq. 8 and 9), "lasso" (Eq. 8), "shrink" (Eq. 9) or "none". strength: "auto":
-        lambda grows so that lambda * lr sums to `nats` over the planned stage. "paper":
-            Eq. 7 with `lambda0`, `delta`, `delta_every` and `growth`, whatever that sums to.
-        nats: "auto": the sum of lambda * lr; Eq. 9 alone shrinks a pruned weight by exp(-nats). span:
-        "auto": the planned stage's share of the run, in (0, 1). shape: "auto": "linear" or "cubic"
-        growth of lambda * lr over the stage. lambda0: lambda_0 of Eq. 7. delta: The increment of Eq. 7.
-        delta_every: Checks between two increments. growth: "linear": lambda_0 + delta * n. "recursive":
-        Eq. 7 as printed, which adds these up. total_steps: Optimizer steps of the whole run; None asks
-        the scheduler. epochs: Epochs of the whole run, counted from its first, if `ocsfast.step` is
-        called once in each. check_every: Optimizer steps between checks; "auto": see `Pruner.step`.
-        capturable: Whether optimizer steps are captured in a CUDA graph. again: Cut a model further that
-        was cut before; `ratio` is still of the dense model. grouping: "labels" (ours) or "torch-pruning"
-        (its DepGraph, for models that do not export). verify: Whether the groups are proved on a copy of
-        the model. time_limit: Seconds that finding and proving the groups may take.
+        penalty: "both" (Eq. 8 and 9), "lasso" (Eq. 8), "shrink" (Eq. 9) or "none".
+        strength: "auto": lambda grows so that lambda * lr sums to `nats` over the planned stage.
+            "paper": Eq. 7 with `lambda0`, `delta`, `delta_every` and `growth`, whatever that sums to.
+        nats: "auto": the sum of lambda * lr; Eq. 9 alone shrinks a pruned weight by exp(-nats).
+        span: "auto": the planned stage's share of the run, in (0, 1).
+        shape: "auto": "linear" or "cubic" growth of lambda * lr over the stage.
+        lambda0: lambda_0 of Eq. 7.
+        delta: The increment of Eq. 7.
+        delta_every: Checks between two increments.
+        growth: "linear": lambda_0 + delta * n. "recursive": Eq. 7 as printed, which adds these up.
+        total_steps: Optimizer steps of the whole run; None asks the scheduler.
+        epochs: Epochs of the whole run, counted from its first, if `ocsfast.step` is called once in
+            each.
+        check_every: Optimizer steps between checks; "auto": see `Pruner.step`.
+        capturable: Whether optimizer steps are captured in a CUDA graph.
+        again: Cut a model further that was cut before; `ratio` is still of the dense model.
+        grouping: "labels" (ours) or "torch-pruning" (its DepGraph, for models that do not export).
+        verify: Whether the groups are proved on a copy of the model.
+        time_limit: Seconds that finding and proving the groups may take.
 
     Raises:
         ConfigError: a value that is not allowed. The message names the field, the value and what is

@@ -57,13 +57,24 @@ class Attribute:
 class Product:
     """One summand of a cost: coefficient * kept(rows) * kept(cols).
 
-    `rows` and `cols` are label vectors as in `Axis`; None stands for the constant 1.
+    `Config.target` may be a function that makes a sequence of these from `Families`.
+
+    Attributes:
+        coefficient: What one row and one column cost together; at least 0.
+        rows: The group of each index, or -1 where the index never goes: [size] int64. kept(rows) is how
+            many of these stay. None stands for the constant 1.
+        cols: The same.
+        where: The layer that costs this.
+
+    Example:
+        >>> Product(9, torch.tensor([0, 1, -1]), None, "conv1").coefficient  # 3 channels, 9 weights each
+        9
     """
 
     coefficient: int
     rows: Tensor | None
     cols: Tensor | None
-    where: str  # the layer that costs this
+    where: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +92,16 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Something that stays dense, and why."""
+    """Something that stays dense, and why.
+
+    Attributes:
+        where: A parameter, a layer or an operator by name.
+        reason: Why nothing of it may go, for people.
+
+    Example:
+        >>> str(Frozen("fc", "model output"))
+        "Frozen(where='fc', reason='model output')"
+    """
 
     where: str
     reason: str
@@ -92,17 +112,36 @@ NOT_USED = "not used in the traced forward pass"
 
 @dataclass(frozen=True, eq=False)
 class Families:
-    """The structure of a model: what may go, and what goes with it."""
+    """The structure of a model: what may go, and what goes with it. `ocsfast.group` finds it.
+
+    Attributes:
+        families: Each a set of interchangeable groups; their groups are numbered one after the other.
+        axes: Each labelled axis of a parameter or buffer, with the group of every index along it.
+        attributes: Integers of modules that count indices, as `Linear.in_features`; the cut sets them.
+        macs: Multiply-accumulates of one sample's forward pass in evaluation mode, as summands.
+        frozen: What stays dense, and why.
+        statistics: Operators that average over indices, as layer norms do; the proof has to know them.
+        multiple: Each kept count is a multiple of this, if any group goes: an operator wants it.
+        notes: What a user should know of how these were found.
+        unsure: Attributes that may count some of these groups. Nothing proves it: the cut leaves them.
+
+    Example:
+        >>> import ocsfast
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> found = ocsfast.group(model, torch.randn(4, 8))
+        >>> found.num_groups, [axis.tensor for axis in found.axes]
+        (16, ['0.weight', '0.bias', '2.weight'])
+    """
 
     families: tuple[Family, ...]
     axes: tuple[Axis, ...]
     attributes: tuple[Attribute, ...]
-    macs: tuple[Product, ...]  # multiply-accumulates of one sample's forward pass, eval mode
+    macs: tuple[Product, ...]
     frozen: tuple[Frozen, ...]
     statistics: tuple[Statistic, ...] = ()
-    multiple: int = 1  # of which each kept count has to be, if any group goes: some operator wants it
-    notes: tuple[str, ...] = ()  # what a user should know of how these were found
-    unsure: tuple[Attribute, ...] = ()  # may count some of these groups, which nothing proves: not set
+    multiple: int = 1
+    notes: tuple[str, ...] = ()
+    unsure: tuple[Attribute, ...] = ()
 
     @property
     def num_groups(self) -> int:

@@ -43,9 +43,9 @@ def group_saliency(
     behind. NaN and infinite weights reach the scores of their groups.
 
     Args:
-        bound: plan and weights. criterion: one of `ocsfast.core.criteria.CRITERIA`, which holds the
-        formula of each: what a group's
-            mean over its slices is taken of.
+        bound: plan and weights.
+        criterion: one of `ocsfast.core.criteria.CRITERIA`, which holds the formula of each: what a
+            group's mean over its slices is taken of.
         others: for the criteria with an x, a tensor for each weight, of its shape, strides, dtype and
             device; slices of a weight with None count as 0.
 

@@ -29,19 +29,28 @@ from ocsfast.optim.one_pass import (
 class AdamW(torch.optim.AdamW):
     """A drop-in for `torch.optim.AdamW` whose step is one pass: 28 bytes a float32 parameter, no more.
 
-    All that is said of `SGD` above holds here: equal to torch's to rounding, one state dict for both,
+    All that is said of `ocsfast.optim.SGD` holds here: equal to torch's to rounding, one state dict for both,
     and the pruner's penalty in the same pass. Eq. 8 is added to the gradient before it is averaged,
     as it is without this class.
 
     Args:
         params, lr, betas, eps, weight_decay, maximize: as for `torch.optim.AdamW`.
         amsgrad: must be False, in param groups and state dicts too.
-        fused: as for `SGD`.
+        fused: whether `torch.amp.GradScaler` leaves it to the step to unscale gradients and to skip.
         capturable: must be True to capture a step in a CUDA graph, as for `torch.optim.AdamW`. Steps are
-            counted beside their weights in any case.
+            counted on their weights' device in any case.
 
     Raises:
         ConfigError: amsgrad is True.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> optimizer = AdamW(layer.parameters(), lr=0.5, weight_decay=0)
+        >>> before = layer.weight.detach().clone()
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> torch.allclose(layer.weight, before - 0.5)  # the first step is lr times the gradient's sign
+        True
     """
 
     def __init__(

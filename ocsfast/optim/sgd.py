@@ -29,11 +29,11 @@ class SGD(torch.optim.SGD):
 
     Equal to it to rounding, with the same param groups, hooks and state: a state dict of one
     loads into the other. While a `Pruner` shrinks weights, its penalty (Eq. 8 before, Eq. 9 after the
-    step) and the norms for the next step are taken in the same pass, instead of in two more; nothing
-    has to be said for that but to use this class.
+    step) and the norms for the next step are taken in the same pass, instead of in two more. Using this
+    class is all it takes.
 
     Dense float32, bfloat16, float16 and float64 parameters on the CPU or, where the extension has CUDA
-    kernels, on CUDA are stepped by a kernel of ocsfast, in one launch a param group. Sparse
+    kernels, on CUDA are stepped by a kernel of ocsfast, in one launch for each param group. Sparse
     gradients, other dtypes, devices and layouts take torch's own single-tensor path.
 
     In a CUDA graph a step can be captured once its state exists; a learning rate that is to change must
@@ -44,6 +44,15 @@ class SGD(torch.optim.SGD):
         fused: as there, whether `torch.amp.GradScaler` leaves it to the step to unscale gradients and to
             skip: nothing is read from the device then, and `.grad` stays scaled. The step is one pass in
             any case.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> optimizer = SGD(layer.parameters(), lr=0.5)
+        >>> before = layer.weight.detach().clone()
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> torch.allclose(layer.weight, before - 0.5)
+        True
     """
 
     def __init__(

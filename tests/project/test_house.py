@@ -89,7 +89,6 @@ def test_the_root_of_the_package_is_short() -> None:
 
 
 def test_rooms_import_only_what_is_below_them() -> None:
-    command = [sys.executable, "-m", "importlinter.cli", "lint"]
     pytest.importorskip("importlinter")
     code = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
     command = [sys.executable, "-c", code]
