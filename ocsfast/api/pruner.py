@@ -31,7 +31,8 @@ from ocsfast.core.families import NOT_USED, Families
 from ocsfast.cut.copies import Also, Copies
 from ocsfast.cut.fitting import FitHook, surplus
 from ocsfast.cut.record import record_of
-from ocsfast.cut.removal import cutting, followed_sizes, require_between_steps, stale_sizes
+from ocsfast.cut.removal import cutting, require_between_steps
+from ocsfast.cut.sizes import followed_sizes, stale_sizes
 from ocsfast.distributed.processes import processes_of
 from ocsfast.ops import capture
 from ocsfast.ops.cost import make_record

@@ -28,6 +28,7 @@ from ocsfast.core.config import PLAN, Config, checked_ratio
 from ocsfast.core.errors import ConfigError, GroupingError, StateError
 from ocsfast.core.families import Families
 from ocsfast.cut.copies import Also
+from ocsfast.cut.fitting import Nothing
 from ocsfast.cut.record import UNITS, Record, record_of, target_in
 from ocsfast.distributed.processes import processes_of
 from ocsfast.grouping.reasons import one_of, why_dense
@@ -56,15 +57,8 @@ class _Recorder:
     def __deepcopy__(self, memo: dict[int, Any]) -> _Recorder:
         return _Recorder(self.steps)
 
-    def __reduce__(self) -> tuple[type[_Forgotten], tuple[()]]:
-        return _Forgotten, ()
-
-
-class _Forgotten:
-    """What a recorder becomes in a pickled model: a hook that does nothing."""
-
-    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        return None
+    def __reduce__(self) -> tuple[type[Nothing], tuple[()]]:
+        return Nothing, ()
 
 
 _Call = tuple[float, Config | None, dict[str, Any]]

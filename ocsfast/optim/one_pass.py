@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ocsfast.core.families import Families
+from ocsfast.core.memory_format import is_dense
 from ocsfast.ops import functions as ops
 from ocsfast.ops.capture import is_capturing
-from ocsfast.ops.plan import build_plan, is_dense
+from ocsfast.ops.plan import build_plan
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

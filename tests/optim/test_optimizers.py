@@ -9,7 +9,7 @@ from torch import nn
 
 import ocsfast
 from ocsfast import StateError
-from ocsfast.cut.layout import unsliceable
+from ocsfast.cut.optimizer_state import unsliceable
 from ocsfast.optim.owners import (
     SUPPORTED,
     TORCHS,
