@@ -33,7 +33,7 @@ from ocsfast.cut.fitting import FitHook, surplus
 from ocsfast.cut.record import record_of
 from ocsfast.cut.removal import cutting, require_between_steps
 from ocsfast.cut.sizes import followed_sizes, stale_sizes
-from ocsfast.distributed.processes import processes_of
+from ocsfast.distributed.placement import processes_of
 from ocsfast.ops import capture
 from ocsfast.ops.cost import make_record
 from ocsfast.optim import OnePass, penalty

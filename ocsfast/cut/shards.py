@@ -1,41 +1,26 @@
 """The cut of parameters under `fully_shard`: each process crops its rows, then rows change processes.
 
-Nothing is gathered. fully_shard keeps a record of each parameter (`FSDPParam`: its sizes, its padded
-memory), which must fit the cropped parameter. torch's own code makes that record anew, in a *sketch*: a
-copy that may be written to. torch does the same itself for a model that is sharded on the meta device and
-gets its memory later. At the end the fields of the sketch are copied into the record. Until then nothing
-has changed. The parameter stays the same object.
+Nothing is gathered. The parameter stays the same object, and fully_shard's record of it (see
+`fsdp_records`) is brought in line at the end. Until then nothing has changed.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam, alloc_storage, free_storage
 from torch.distributed.tensor import DTensor, Shard
 
 from ocsfast.core.errors import StateError
 from ocsfast.cut.agreement import raised_together
+from ocsfast.cut.fsdp_records import GATHERED, records_of, settle, sketched_fields
 from ocsfast.cut.layout import Layout, is_split
-
-# Fields that torch's code writes into a sketch but that the record keeps as they are: which parameter it
-# is of, and which dtype the user chose for gradients.
-_KEPT = {
-    *("sharded_param", "_orig_param_uid"),
-    *("_has_sharded_grad_dtype_override", "sharded_grad_dtype"),
-}
-# Lists of the gathered parameter's tensors. The next forward pass fills them if it finds them empty.
-_GATHERED = ("all_gather_outputs", "_unsharded_inner_tensors")
-# Fields of a record that this module reads itself. torch's own methods read others.
-_READ = ("sharded_param", "device", "mesh_info", "post_forward_mesh_info", "offload_to_cpu", *_GATHERED)
 
 
 def part_of(size: int, rank: int, ranks: int) -> range:
@@ -58,144 +43,11 @@ def lies_by_rows(tensor: DTensor) -> bool:
     return tensor.device_mesh.ndim == 1 and tuple(tensor.placements) == (Shard(0),)
 
 
-def settle(model: nn.Module) -> None:
-    """Make the sharded parameters the model's parameters again.
-
-    A forward pass without a backward pass, as in an evaluation, leaves the root module's gathered.
-
-    Raises:
-        StateError: as for `records_of`.
-    """
-    with _known():
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
-
-
 def process_group_of(model: nn.Module) -> dist.ProcessGroup | None:
-    """The process group that a model's first sharded parameter is spread over; None if none is sharded."""
+    """The process group that a model's first sharded parameter is spread over, if one is sharded."""
     settle(model)
     split = next((p for p in model.parameters() if isinstance(p, DTensor)), None)
     return None if split is None else split.device_mesh.get_group()
-
-
-# fully_shard's records.
-
-
-def records_of(model: nn.Module) -> dict[int, FSDPParam]:
-    """fully_shard's record of each parameter, by the id of the sharded parameter.
-
-    Raises:
-        StateError: the records of this version of torch lack a field that is needed; it is named.
-    """
-    with _known():
-        states = [m._get_fsdp_state() for m in model.modules() if isinstance(m, FSDPModule)]
-        records = [
-            record
-            for state in states
-            for fsdp_group in _fsdp_groups_of(state)
-            for record in cast(list[FSDPParam], fsdp_group.fsdp_params)
-        ]
-        for record in records:
-            for name in _READ:
-                getattr(record, name)
-    return {id(record.sharded_param): record for record in records}
-
-
-def _fsdp_groups_of(state: Any) -> Iterable[Any]:
-    """The sets of parameters that fully_shard gathers together; at most one a module before torch 2.14."""
-    if hasattr(state, "_fsdp_param_groups"):
-        return cast(Iterable[Any], state._fsdp_param_groups)
-    return () if state._fsdp_param_group is None else (state._fsdp_param_group,)
-
-
-def require_known(records: Iterable[FSDPParam]) -> None:
-    """Check that sketches can be trusted in this version of torch.
-
-    A sketch of each parameter as it is now is compared with the record that torch made of it.
-
-    Raises:
-        StateError: they differ; it names the field.
-    """
-    for record in records:
-        with _known():
-            fields = _sketched(record, record.sharded_param)
-        for name, value in fields.items():
-            # A sketch has no memory, and dicts hold what torch caches.
-            if isinstance(value, (Tensor, dict)):
-                continue
-            if not hasattr(record, name) or getattr(record, name) != value:
-                raise _unknown(f"FSDPParam.{name} is not what its parameter alone says")
-
-
-@contextmanager
-def _known() -> Iterator[None]:
-    """A context for code that uses private parts of torch.
-
-    Raises:
-        StateError: one of these parts is missing or behaves otherwise; it names the part.
-    """
-    try:
-        yield
-    except AttributeError as error:
-        owner = "FSDPParam" if isinstance(error.obj, FSDPParam) else type(error.obj).__name__
-        raise _unknown(f"{owner}.{error.name} is not there") from error
-    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
-        raise _unknown(str(error).strip().partition("\n")[0]) from error
-
-
-def _unknown(what: str) -> StateError:
-    return StateError(
-        f"fully_shard of torch {torch.__version__} is not one whose parameters can be cut, as those of "
-        f"torch 2.10 to 2.15 are: {what}. Use one of these, or DistributedDataParallel"
-    )
-
-
-class _Sketch(FSDPParam):
-    """A copy of a record that may be written to, and that remembers which fields were written.
-
-    It belongs to an empty module of its own, so that the model's modules are not written to.
-    """
-
-    def __init__(self, record: FSDPParam) -> None:
-        info: Any = record._module_info
-        self.written: set[str]
-        vars(self).update(vars(record), written=set())
-        vars(self)["_module_info"] = type(info)(module=nn.Module(), param_name=info.param_name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self.written.add(name)
-        super().__setattr__(name, value)
-
-
-def _sketched(record: FSDPParam, size_of: Tensor, data: DTensor | None = None) -> dict[str, Any]:
-    """The fields that a record would have if its parameter had another size.
-
-    Args:
-        size_of: a tensor of the size and dtype of the whole parameter.
-        data: what the parameter will hold. If given, its local rows are padded here to equal numbers on
-            all ranks, as fully_shard keeps them.
-    """
-    sketch: Any = _Sketch(record)
-    empty = torch.empty(size_of.shape, dtype=size_of.dtype, device="meta")
-    whole = nn.Parameter(empty, requires_grad=record.sharded_param.requires_grad)
-    given = {
-        "param": whole,
-        "device": record.device,
-        "shard_placement_fn": None,
-        "mesh_info": record.mesh_info,
-    }
-    wanted = inspect.signature(sketch._init_sharded_param).parameters
-    sketch._init_sharded_param(**{n: v for n, v in given.items() if n in wanted})
-    if record.post_forward_mesh_info:
-        sketch._init_sharded_post_forward_param_metadata(whole)
-    held: Any = sketch.sharded_param if data is None else data
-    sketch._module_info.module._parameters[sketch._module_info.param_name] = held
-    sketch.reset_sharded_param()
-    return {name: vars(sketch)[name] for name in sorted(sketch.written - _KEPT)}
-
-
-# The cut.
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,7 +181,7 @@ class ShardedLayout(Layout):
         for tensor, data in cropped:
             record = self._records.get(id(tensor))
             if record is not None:
-                self._fields[id(tensor)] = _sketched(record, data, cast(DTensor, data))
+                self._fields[id(tensor)] = sketched_fields(record, data, cast(DTensor, data))
 
     def place(self, tensor: Tensor, data: Tensor, undo: ExitStack) -> None:
         """Give a tensor its new data, and its record the new fields. Closing `undo` takes both back."""
@@ -343,7 +195,7 @@ class ShardedLayout(Layout):
             _hold(tensor, data._local_tensor, data._spec)
         if record is not None:
             fields = vars(record)
-            fields.update(self._fields[id(tensor)], **{name: [] for name in _GATHERED})
+            fields.update(self._fields[id(tensor)], **{name: [] for name in GATHERED})
             fields.pop("_unsharded_param", None)
 
 
