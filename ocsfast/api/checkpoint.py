@@ -111,12 +111,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
         Linear(in_features=8, out_features=4, bias=True)
     """
     model, path = plain(model), os.fspath(path)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+    metadata, tensors = _read(path)
     structure = read_structure(metadata, path, tensors)
     if structure.class_name != _class_of(model):
         raise CheckpointError(
@@ -194,6 +189,16 @@ def fit_on_load(
             cut_model(module, families, pruned, record=record)
 
     model.register_load_state_dict_pre_hook(FitHook(fit))  # type: ignore[no-untyped-call]
+
+
+def _read(path: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a safetensors file, on the CPU."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, tensors
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
