@@ -73,8 +73,8 @@ class ShardedWeights:
     ) -> tuple[Tensor, Tensor]:
         """Eq. 2 of each group, [groups], and the sums of each slice, [slices]. One all-reduce."""
         self._rows.forget()  # changing a DTensor in place does not raise the version of its rows
-        beside = [None if other is None else local_of(other) for other in others]
-        _, sums = ops.group_saliency(self._rows, criterion, beside)
+        local_others = [None if other is None else local_of(other) for other in others]
+        _, sums = ops.group_saliency(self._rows, criterion, local_others)
         sums = self._joined(sums, dist.ReduceOp.MAX if criterion == "linf" else dist.ReduceOp.SUM)
         return group_scores(self.plan, sums, criterion), sums
 

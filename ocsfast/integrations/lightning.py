@@ -32,6 +32,7 @@ class PruneCallback(Callback):
         >>> import logging, torch
         >>> from lightning.pytorch import LightningModule, Trainer
         >>> from torch import nn
+        >>> from torch.utils.data import DataLoader
         >>> from ocsfast.integrations.lightning import PruneCallback
         >>> logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         >>> class Classifier(LightningModule):
@@ -39,16 +40,16 @@ class PruneCallback(Callback):
         ...         super().__init__()
         ...         self.model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
         ...     def training_step(self, batch, _):
-        ...         images, labels = batch
-        ...         return nn.functional.cross_entropy(self.model(images), labels)
+        ...         inputs, labels = batch
+        ...         return nn.functional.cross_entropy(self.model(inputs), labels)
         ...     def configure_optimizers(self):
         ...         return torch.optim.SGD(self.parameters(), lr=0.1)
-        >>> batches = [(torch.randn(4, 8), torch.tensor([0, 1, 0, 1])) for _ in range(10)]
+        >>> data = [(torch.randn(8), k % 2) for k in range(40)]
         >>> prune = PruneCallback(0.5, torch.randn(4, 8))
         >>> trainer = Trainer(max_epochs=4, callbacks=[prune], accelerator="cpu", logger=False,
         ...                   enable_checkpointing=False, enable_progress_bar=False,
         ...                   enable_model_summary=False)
-        >>> trainer.fit(Classifier(), batches)
+        >>> trainer.fit(Classifier(), DataLoader(data, batch_size=4))
         >>> prune.run.report.stage
         'pruned'
     """
