@@ -2,15 +2,15 @@
 
 from ocsfast import optim
 from ocsfast.api.as_graph import as_graph
-from ocsfast.api.checkpoint import load, replacing, save
+from ocsfast.api.checkpoint import fit_on_load, load, save
+from ocsfast.api.files import replacing
 from ocsfast.api.inspection import FamilyFacts, Inspection, inspect
 from ocsfast.api.pruner import Pruner
 from ocsfast.api.step import attach, detach, group, step
 from ocsfast.core.config import Config
 from ocsfast.core.errors import CheckpointError, ConfigError, GroupingError, OcsfastError, StateError
 from ocsfast.core.families import Families, Frozen, Product
-from ocsfast.cut.fitting import fit_on_load
-from ocsfast.cut.layout import register_slicer
+from ocsfast.cut.optimizer_state import register_slicer
 from ocsfast.cut.removal import cut_model
 from ocsfast.grouping.propagate import register_rule
 from ocsfast.integrations import detection

@@ -20,7 +20,8 @@ from ocsfast.core.families import Families
 from ocsfast.cut.copies import Also, Copies
 from ocsfast.cut.record import record_of
 from ocsfast.cut.removal import cutting, require_between_steps
-from ocsfast.distributed.processes import Processes, processes_of
+from ocsfast.distributed.placement import processes_of
+from ocsfast.distributed.processes import Processes
 from ocsfast.ops.cost import make_record
 from ocsfast.optim.coupled import Coupled
 from ocsfast.optim.owners import check_owner, check_supported

@@ -18,7 +18,7 @@ from ocsfast.core.config import Config
 from ocsfast.core.errors import StateError
 from ocsfast.core.families import Families
 from ocsfast.cut.copies import Also
-from ocsfast.cut.removal import stale_sizes
+from ocsfast.cut.sizes import stale_sizes
 from ocsfast.run import messages
 from ocsfast.run.report import StepReport, told
 from ocsfast.run.state import pack

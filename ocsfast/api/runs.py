@@ -20,7 +20,7 @@ from ocsfast.core.families import Families
 from ocsfast.cut.copies import Also
 from ocsfast.cut.fitting import Nothing
 from ocsfast.cut.record import Record, target_in
-from ocsfast.distributed.processes import processes_of
+from ocsfast.distributed.placement import processes_of
 from ocsfast.grouping.reasons import one_of, why_dense
 from ocsfast.optim.owners import counter, find_optimizer, require_optimizer
 from ocsfast.run.report import StepReport

@@ -26,7 +26,7 @@ from ocsfast.core.errors import StateError
 from ocsfast.core.families import Families
 from ocsfast.cut.copies import Also
 from ocsfast.cut.record import record_of
-from ocsfast.distributed.processes import processes_of
+from ocsfast.distributed.placement import processes_of
 from ocsfast.optim.owners import counter, require_optimizer
 from ocsfast.run.report import StepReport, told, unattached
 from ocsfast.run.timetable import require_apart

@@ -1,1 +1,1 @@
-"""Removing groups: from parameters, buffers, attributes, optimizer state, averages and shards."""
+"""Removing groups from parameters, buffers, attributes, optimizer states, averages and shards."""

@@ -1,4 +1,4 @@
-"""What must fail on every process if it fails on one."""
+"""Errors that every process raises if one of them does."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from ocsfast.core.errors import StateError
 
 
 @contextmanager
-def raised_together(group: dist.ProcessGroup) -> Iterator[None]:
-    """Raise on every rank what one of them raises inside, so that none waits for it in vain.
+def raised_together(process_group: dist.ProcessGroup) -> Iterator[None]:
+    """Raise on every rank what one rank raises inside, so that the others do not wait for it forever.
 
-    What is inside must not communicate after the first thing that may fail. Every rank has to call.
+    Every rank has to enter the context. What is inside must not communicate after the first statement
+    that may fail.
 
     Raises:
-        StateError: with what another rank said; on that one, its own error.
+        StateError: on the other ranks, with the number and the message of the one that failed. That one
+            raises its own error.
     """
     mine: Exception | None = None
     try:
         yield
     except Exception as error:
         mine = error
-    said: list[str | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(said, None if mine is None else str(mine), group=group)
+    said: list[str | None] = [None] * dist.get_world_size(process_group)
+    dist.all_gather_object(said, None if mine is None else str(mine), group=process_group)
     if mine is not None:
         raise mine
     for rank, message in enumerate(said):

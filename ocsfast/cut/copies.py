@@ -1,4 +1,4 @@
-"""Everything besides the model that the cut has to follow: averages of it, further optimizers."""
+"""What the cut changes besides the model: copies such as moving averages, and further optimizers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ocsfast.core.errors import StateError
-from ocsfast.cut.layout import unsliceable
+from ocsfast.cut.optimizer_state import unsliceable
 from ocsfast.cut.removal import Copy
 
-Also = Any  # an optimizer, or whatever `_copies_in` finds a copy of the model in
+Also = Any  # an entry of `also=`: an optimizer, or an object in which `_copies_in` finds a copy
 
 
 class Copies:
-    """The entries of `also=`; held weakly, but for those that Python cannot, as lists."""
+    """The entries of `also=`.
+
+    Entries are held by weak references, so that the pruner keeps none of them alive. Python has none to
+    lists and dicts, which are held as they are.
+
+    Attributes:
+        optimizers: the entries that are optimizers.
+    """
 
     def __init__(self, model: nn.Module, also: Iterable[Also]) -> None:
-        """See that each entry holds a copy that can be cut.
+        """Check that each entry holds a copy of the model that can be cut.
 
         Raises:
             StateError: an entry holds no copy of the model, or its state cannot be cut.
@@ -43,20 +50,23 @@ class Copies:
                 self._entries.append(_held(entry))
 
     def of(self, model: nn.Module) -> list[Copy]:
-        """The copies in the entries that are still alive, as they are now: `.to()` makes other tensors.
+        """The copies of the model in the entries that are still alive.
+
+        They are searched for at each call, because `.to()` replaces an entry's tensors.
 
         Raises:
-            StateError: an entry holds no copy any longer.
+            StateError: an entry no longer holds a copy.
         """
         alive = (entry for entry in (hold() for hold in self._entries) if entry is not None)
         return [copy for entry in alive for copy in _copies_in(entry, model)]
 
     def modules(self, model: nn.Module) -> list[nn.Module]:
-        """Those of them that are modules, which load weights of their own."""
+        """Those copies that are modules: `load_state_dict` can be called on them."""
         return [copy for copy in self.of(model) if isinstance(copy, nn.Module)]
 
 
 def _held(entry: Any) -> Callable[[], Any]:
+    """A function that returns the entry, or None once the entry is gone."""
     try:
         return weakref.ref(entry)
     except TypeError:  # a list, a dict, an object with slots
@@ -64,9 +74,14 @@ def _held(entry: Any) -> Callable[[], Any]:
 
 
 def _copies_in(entry: Any, model: nn.Module) -> list[Copy]:
-    """The modules among what an entry holds that are built like the model, and its lists of tensors.
+    """The copies of a model that an entry of `also=` holds: modules, and lists or dicts of tensors.
 
-    The model itself and its own parameters, which an average may hold as well, are no copies.
+    A module is a copy if its parameters and buffers have the names and shapes of the model's. A list is
+    one if it has the shapes of all parameters, or of those that train, in order. The model itself and
+    its own parameters, which an average may hold as well, do not count.
+
+    Raises:
+        StateError: there is none; it says which shape differs in a list that nearly fits.
     """
     wanted, near = _shapes(model), ""
     parts = [entry, *_attributes(entry).values()]
@@ -103,7 +118,7 @@ def _copies_in(entry: Any, model: nn.Module) -> list[Copy]:
 
 
 def _lists_in(entry: Any) -> Iterator[tuple[str, list[Tensor] | Mapping[str, Tensor]]]:
-    """Every list of tensors, or dict of them by name, in an entry, and what it is called there."""
+    """Every list of tensors, or dict of them by name, in an entry; and in words, where it lies."""
     for name, value in {"it": entry, **_attributes(entry)}.items():
         inside = value.values() if isinstance(value, Mapping) else value
         if isinstance(value, (list, tuple, Mapping)) and all(isinstance(t, Tensor) for t in inside):
@@ -111,16 +126,18 @@ def _lists_in(entry: Any) -> Iterator[tuple[str, list[Tensor] | Mapping[str, Ten
     if callable(getattr(entry, "parameters", None)):
         try:
             given = list(entry.parameters())
-        except Exception:  # a method of another meaning
+        except Exception:  # a method that happens to have this name
             return
         if all(isinstance(t, Tensor) for t in given):
             yield "what its parameters() gives", given
 
 
 def _attributes(entry: Any) -> dict[str, Any]:
+    """The attributes of an object, none if it has no `__dict__`."""
     return dict(getattr(entry, "__dict__", {}))
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter and buffer, by name."""
     tensors = (*module.named_parameters(), *module.named_buffers())
     return {name: tuple(tensor.shape) for name, tensor in tensors}

@@ -1,9 +1,9 @@
-"""A dense model takes the widths of the cut model whose weights are loaded into it.
+"""Which cut of a dense model gives it the shapes of weights that arrive, and the hook that asks for it.
 
-Training frameworks restore the model first and whatever else was saved later, so the widths have to
-come from the weights themselves: groups of a family are interchangeable, the shapes say how many are
-left, and sizes that no shape shows (heads, groups of a convolution) follow from these counts as in any
-cut.
+Training frameworks restore a model's weights first and everything else later, so the widths have to come
+from the weights. That is possible because the groups of a family are interchangeable: the shapes tell
+how many of each family are left. Sizes that no shape shows, such as the number of heads, follow from
+these counts as in any cut.
 """
 
 from __future__ import annotations
@@ -14,49 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ocsfast.api.arguments import Inputs, families_of, unpacked
-from ocsfast.api.calls import options_of
-from ocsfast.core.config import Config
 from ocsfast.core.errors import StateError
 from ocsfast.core.families import Axis, Families
-from ocsfast.cut.record import record_of
-from ocsfast.cut.removal import cut_model
-from ocsfast.ops.cost import make_record
-
-
-def fit_on_load(
-    model: nn.Module, example_inputs: Inputs, *, config: Config | None = None, **config_fields: Any
-) -> None:
-    """Let the next `load_state_dict` of a dense model cut it to the widths of the weights that arrive.
-
-    For weights that were saved as a plain state dict; a file of `ocsfast.save` needs none of this.
-    A model with a pruner does so anyway. The structure is looked for only once other shapes come.
-
-    Args:
-        model: as dense as when the saved one was built.
-        example_inputs, config, **config_fields: those of the run that cut the saved one, see `step`.
-
-    Raises, from `load_state_dict`, before anything is changed:
-        StateError: no cut of the model has these shapes.
-    """
-    options = options_of(config, config_fields)
-
-    def fit(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
-        own = module.state_dict(keep_vars=True)
-        if all(shape == own[name].shape for name, shape in shapes.items() if name in own):
-            return
-        families = families_of(module, unpacked(example_inputs), options)
-        pruned = surplus(families, shapes)
-        if pruned is not None:
-            parameters = dict(module.named_parameters())
-            record = make_record(families, pruned, parameters, record_of(module))
-            cut_model(module, families, pruned, record=record)
-
-    model.register_load_state_dict_pre_hook(FitHook(fit))  # type: ignore[no-untyped-call]
 
 
 class FitHook:
-    """A load_state_dict pre-hook; copies and pickles of the model do not take it along."""
+    """A load_state_dict pre-hook that tells `fit` which shapes are about to arrive.
+
+    `fit` gets the module and the shape of each tensor, by the tensor's name within the module. Copies
+    and pickles of the module have a hook that does nothing (`Nothing`) in its place.
+    """
 
     def __init__(self, fit: Callable[[nn.Module, Mapping[str, torch.Size]], None]) -> None:
         self._fit = fit
@@ -79,23 +46,31 @@ class FitHook:
 
 
 class Nothing:
-    """A hook that does nothing."""
+    """A hook that does nothing: what a hook becomes in copies and pickles of its module.
+
+    A copy of a module has copies of its hooks, and what a hook refers to belongs to the original alone.
+    """
 
     def __call__(self, *_: Any, **__: Any) -> None:
         return None
 
 
 def surplus(families: Families, shapes: Mapping[str, torch.Size]) -> Tensor | None:
-    """Which groups to cut so that the model has the arriving shapes; None where it has them already.
+    """Which groups to cut so that a model has the shapes that arrive.
+
+    Each axis of a tensor gives one equation (see `_Equation`). Those with one unknown are solved first;
+    what they find makes others solvable.
 
     Args:
-        shapes: of the tensors in a state dict, by name. Those that are missing say nothing.
+        families: of the model as it is now.
+        shapes: of the tensors in a state dict, by name. A tensor that is missing gives no equation.
 
     Returns:
-        [num_groups] bool: the last groups of each family, as many as are too many.
+        [num_groups] bool: of each family, the last groups, as many as there are too many. None if the
+        model has these shapes already.
 
     Raises:
-        StateError: no cut of the model has these shapes.
+        StateError: no cut of the model has these shapes, or they do not determine one.
     """
     members = families.family_of_groups()
     equations = [
@@ -125,7 +100,10 @@ def surplus(families: Families, shapes: Mapping[str, torch.Size]) -> Tensor | No
 
 
 class _Equation:
-    """fixed + the sum of width * kept groups over an axis's families = its size."""
+    """The size of an axis = fixed + sum over its families of width * kept groups.
+
+    `fixed` counts the indices that belong to no group; `width` is a family's indices per group.
+    """
 
     def __init__(self, axis: Axis, families: Families, members: Tensor, shape: torch.Size) -> None:
         self.axis = axis
@@ -140,13 +118,22 @@ class _Equation:
 
     @property
     def names(self) -> str:
+        """The names of the families along the axis, for messages."""
         return ", ".join(self.families.families[f].name for f in self.widths)
 
     def unknown(self, kept: Mapping[int, int]) -> int:
+        """How many of its families have no entry in `kept` yet."""
         return sum(f not in kept for f in self.widths)
 
     def solve(self, kept: dict[int, int]) -> None:
-        """Add the one family that is still unknown, if any, and see that the size is right."""
+        """Add the one family that is still unknown, if any, to `kept`, and check the size.
+
+        Args:
+            kept: family number -> how many of its groups are left.
+
+        Raises:
+            StateError: no whole number of groups gives this size.
+        """
         left = self.size - self.fixed
         for f, width in self.widths.items():
             left -= width * kept.get(f, 0)

@@ -1,7 +1,8 @@
-"""Keeping a model's own description true: the `config` of a transformers model after a cut.
+"""Bringing the `config` of a transformers model in line with what a cut has left of the model.
 
-Which field says what is not written anywhere, so it is found by trying: a config is true if a model
-built from it (on the meta device: no memory, no initialisation) has the shapes of the cut one.
+Nothing says which field of a config sets which size, so it is found by trying. A config is right if a
+model that is built from it has the shapes of the cut model. It is built on the meta device, which needs
+no memory and no initialisation.
 """
 
 from __future__ import annotations
@@ -12,38 +13,39 @@ from typing import Any
 import torch
 from torch import nn
 
-Integer = tuple[Any, str, "int | None"]  # a config, the name of a field of it, its value
+Integer = tuple[Any, str, "int | None"]  # a config, the name of one of its fields, the field's value
 
-# Where layers shrink in more ways, no one number of heads says them all: that is not worth the trying.
+# If layers shrink by more different ratios than this, one number of heads cannot describe them all. None
+# is tried then, because each try builds a model.
 MOST_RATIOS = 8
 
 
 def describes_itself(model: nn.Module) -> bool:
-    """Whether the model's class builds from its `config`, as those of transformers do."""
+    """Whether the model can be built anew from its `config`, as transformers models can."""
     config = getattr(model, "config", None)
     return config is not None and hasattr(config, "to_dict") and hasattr(type(model), "from_pretrained")
 
 
 def update_config(model: nn.Module, became: Mapping[int, set[int]]) -> int:
-    """Set the config's sizes to what they are now, or leave it as it is where it cannot say all of them.
+    """Set the sizes in a model's config to what they are now, if it can describe the cut model at all.
 
-    A config that is right in part would be that of no model: neither the cut nor the dense one, which
-    `ocsfast.load` needs.
+    Otherwise the config stays as it was: one that is right in part would describe neither the cut model
+    nor the dense one, which `ocsfast.load` needs.
 
     Args:
         model: a cut model that `describes_itself`.
-        became: for each size that a dimension or an attribute had before the cut, those it has now.
+        became: for each size that a dimension or an attribute had before the cut, the sizes it has now.
 
     Returns:
-        How many dimensions of a model built from the best config still differ from the cut model's. If
-        none does, `save_pretrained` and `from_pretrained` work; else the config is unchanged.
+        How many dimensions of a model built from the best config differ from the cut model's. With 0,
+        `save_pretrained` and `from_pretrained` work; otherwise the config is unchanged.
     """
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     config: Any = model.config
-    most = sum(map(len, wanted.values())) + 1  # what a config counts for that builds no model at all
+    most = sum(map(len, wanted.values())) + 1  # the count for a config that no model can be built from
     misfits = _misfits(model, config, wanted, most)
     before = integers_of(config)
-    # Twice, because the right value of one field may show only once another one is right.
+    # Twice, because the right value of one field may only be recognised once another field is right.
     for _ in range(2):
         for part, name, value in integers_of(config):
             best = value
@@ -59,7 +61,10 @@ def update_config(model: nn.Module, became: Mapping[int, set[int]]) -> int:
 
 
 def integers_of(config: Any) -> list[Integer]:
-    """Every integer field of a config and of the configs in it; also sizes that are None: derived."""
+    """Every integer field of a config and of the configs inside it.
+
+    Also fields that are None and have the name of a size: transformers derives these from other fields.
+    """
     found: list[Integer] = []
     for name, value in vars(config).items():
         if name.startswith("_"):
@@ -74,20 +79,20 @@ def integers_of(config: Any) -> list[Integer]:
 
 
 def set_integers(fields: Iterable[Integer]) -> None:
-    """Set them to what they were when `integers_of` read them."""
+    """Set fields back to the values that `integers_of` has read."""
     for part, name, value in fields:
         setattr(part, name, value)
 
 
 def _candidates(name: str, value: int | None, became: Mapping[int, set[int]]) -> list[int]:
-    """What a field may have to say now, likely values first."""
+    """The values that a field may need now, the likely ones first."""
     if value is None:
         return sorted(set().union(*became.values()))
     exact = became.get(value, set()) - {value}
     if not name.endswith(("heads", "n_head")):
         return sorted(exact)
-    # No dimension need have the size of a number of heads, but some shrink as it does. Only a number:
-    # the shapes do not tell half of the heads from heads of half the width.
+    # A number of heads need not be the size of any dimension, but it shrinks by the ratio of one. The
+    # shapes cannot tell half of the heads from heads of half the width, so only numbers are scaled.
     scaled = {
         value * new // old
         for old, sizes in became.items()
@@ -99,12 +104,15 @@ def _candidates(name: str, value: int | None, became: Mapping[int, set[int]]) ->
 
 
 def _misfits(model: nn.Module, config: Any, wanted: Mapping[str, torch.Size], most: int) -> int:
-    """How many dimensions of a model built from the config are not as wanted."""
+    """How many dimensions of a model built from the config differ from `wanted`.
+
+    `most` if no model of the same structure can be built.
+    """
     try:
-        anew = type(config).from_dict(config.to_dict())  # which checks what it holds
+        anew = type(config).from_dict(config.to_dict())  # this checks its fields
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             built = type(model)(anew)
-    except Exception:  # whatever is raised on sizes that do not go together
+    except Exception:  # models raise many things on sizes that do not go together
         return most
     shapes = {name: tensor.shape for name, tensor in built.state_dict().items()}
     if shapes.keys() != wanted.keys():

@@ -1,7 +1,7 @@
-"""What a model knows of its cut: how much it cost before, and what it costs now.
+"""What a cut model remembers of its cut: what it cost while dense, and what it costs now.
 
-The record is a plain dict among the model's attributes, so that copies and pickles of the model carry
-it. `ocsfast.save` writes it into the file, and a transformers model's `config` holds it too.
+The record is a plain dict in an attribute of the model, so copies and pickles of the model have it too.
+`ocsfast.save` writes it into the file, and the `config` of a transformers model holds it as well.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from torch import nn
 from ocsfast.core.config import TARGETS
 from ocsfast.cut.model_config import describes_itself
 
-ATTRIBUTE = "_ocsfast_cut"
-IN_CONFIG = "ocsfast_cut"
+ATTRIBUTE = "_ocsfast_cut"  # where a model keeps its record
+IN_CONFIG = "ocsfast_cut"  # where its `config` does
 
-# {"dense": its cost by target, "left": what it costs now, "kept": [[family, kept, of how many]],
-#  "widths": [[tensor, axis, what is left of it]], of some that were cut}
+# {"dense": {target: cost while dense}, "left": {target: cost now},
+#  "kept": [[family, groups kept, groups before]],
+#  "widths": [[tensor, axis, indices left]], for some of the axes that were cut}
 Record = Mapping[str, Any]
 
 
 def target_in(record: Record, target: object) -> str:
-    """Which of the record's targets stands for one: a target of the user's own scales as FLOPs do."""
+    """The record's entry for a target. A callable of the user's own is taken to scale as FLOPs do."""
     return target if isinstance(target, str) and target in record["dense"] else "flops"
 
 
 def record_of(model: nn.Module) -> Record | None:
     """The record of a model that was cut; None for a dense one.
 
-    Of a wrapper, that of the module inside which holds most of what trains.
+    A wrapper has the record of the module inside it that holds more than half of what trains.
     """
     known: Record | None = vars(model).get(ATTRIBUTE)
     if known is None and describes_itself(model):
@@ -48,9 +49,11 @@ def record_of(model: nn.Module) -> Record | None:
 
 
 def _fits(record: Record, model: nn.Module) -> bool:
-    """Whether a model has the widths that a config's record says; a dense one may share the config.
+    """Whether a model has the widths in a record that its config holds.
 
-    Its head may be another than that of the model that was cut, so that names begin otherwise.
+    It may not have them, because a dense model may have been built from the same config. Names are also
+    compared without their first part, because the model may have another head than the one that was cut:
+    "bert.encoder..." in one is "encoder..." in the other.
     """
     shapes = {name.partition(".")[2]: p.shape for name, p in model.named_parameters()}
     shapes.update({name: p.shape for name, p in model.named_parameters()})
@@ -63,7 +66,11 @@ def _fits(record: Record, model: nn.Module) -> bool:
 
 
 def mark(holder: Any, record: Record | None, name: str = ATTRIBUTE) -> Callable[[], None]:
-    """Let a model, or a config, know of a cut, or with None of none. Returns what takes that back."""
+    """Set or, with None, remove the record of a model or of a config.
+
+    Returns:
+        A function that takes the change back.
+    """
     held = vars(holder)
     before = held.get(name)
 
@@ -78,7 +85,7 @@ def mark(holder: Any, record: Record | None, name: str = ATTRIBUTE) -> Callable[
 
 
 def is_record(value: Any) -> bool:
-    """Whether what a file holds is one."""
+    """Whether a value that a file or a config holds is a record."""
     try:
         return set(value) == {"dense", "left", "kept", "widths"} and all(
             isinstance(value[part][name], int) and value[part][name] > 0

@@ -1,7 +1,8 @@
 """The cut: pruned groups leave the model, and every parameter stays the same object.
 
-Whole or not at all: everything that can be worked out is before the first change, and what fails after
-it, here or in another process that holds a part of the model, is undone.
+A cut is made whole or not at all. Everything that can be worked out is worked out before the first
+change. If a step after it fails, in this process or in another one that holds a part of the model, all
+changes are undone.
 """
 
 from __future__ import annotations
@@ -19,30 +20,34 @@ from torch.optim import Optimizer
 
 from ocsfast.core.errors import StateError
 from ocsfast.core.families import Families, kept_indices
-from ocsfast.cut.layout import Layout, agreement, announce, layout_of, sliced_state
+from ocsfast.cut.layout import Layout, announce
 from ocsfast.cut.model_config import describes_itself, integers_of, set_integers, update_config
+from ocsfast.cut.optimizer_state import sliced_state
+from ocsfast.cut.placement import agreement, layout_of
 from ocsfast.cut.record import IN_CONFIG, Record, mark
+from ocsfast.cut.sizes import Size, kept_sizes, set_size, size_attributes
 
 logger = logging.getLogger("ocsfast")
 
-# Of a model: a module of the same structure, or some of its parameters and buffers, by name.
+# A copy of a model: a module of the same structure, or some of its parameters and buffers, by name.
 Copy = nn.Module | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Swap:
-    """What one tensor becomes: all of it computed before anything changes."""
+    """What one tensor becomes. All of it is computed before anything changes."""
 
     tensor: Tensor
     data: Tensor
     grad: Tensor | None = None
-    # (a state to update, what changes in it)
+    # (an optimizer's state of the tensor, the entries of it that change)
     states: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = ()
 
     def apply(self, layout: Layout, undo: ExitStack) -> None:
+        """Give the tensor its data, gradient and states. Closing `undo` takes them back."""
         tensor = self.tensor
         undo.callback(setattr, tensor, "grad", tensor.grad)
-        tensor.grad = None  # while the shapes differ
+        tensor.grad = None  # torch allows no gradient of another shape than the tensor's
         layout.place(tensor, self.data, undo)
         undo.callback(setattr, tensor, "grad", None)
         tensor.grad = self.grad
@@ -53,21 +58,25 @@ class Swap:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """Everything that changes in one module, or one list of tensors, as they take other sizes."""
+    """What a cut changes in one module, or in one collection of tensors."""
 
-    module: nn.Module | None
+    module: nn.Module | None  # None: tensors alone
     layout: Layout
     swaps: tuple[Swap, ...]
-    attributes: tuple[tuple[nn.Module, str, int], ...]
+    sizes: tuple[Size, ...]
 
     def apply(self, undo: ExitStack) -> dict[int, set[int]]:
-        """Returns what sizes became: before the cut -> after it; closing `undo` takes all of it back."""
+        """Make the change. Closing `undo` takes all of it back.
+
+        Returns:
+            For each size that a dimension or an attribute had before, the sizes it has now.
+        """
         became: dict[int, set[int]] = {}
         for swap in self.swaps:
             for old, new in zip(swap.tensor.shape, swap.data.shape, strict=True):
                 became.setdefault(old, set()).add(new)
             swap.apply(self.layout, undo)
-        for module, name, size in self.attributes:
+        for module, name, size in self.sizes:
             old = size_attributes(module)[name]
             became.setdefault(old, set()).add(size)
             undo.callback(set_size, module, name, old)
@@ -85,28 +94,45 @@ def cut_model(
     copies: Sequence[Copy] = (),
     record: Record | None = None,
 ) -> Families:
-    """Remove the groups of `pruned` from the model, its copies, and the optimizers' state.
+    """Remove groups from a model, from copies of it, and from the state of its optimizers.
 
-    Parameters and buffers keep their identity, device, dtype, memory format and hooks; gradients and
-    the optimizers' state (see `register_slicer`) are sliced with them; size attributes are set, and the
-    `config` of a transformers model if it can say what is left. A tensor with several names is sliced
-    once.
+    Every parameter and buffer stays the same object, with its device, dtype, memory format and hooks.
+    Gradients and optimizer states are cropped with it (see `register_slicer`). Attributes that count
+    indices, such as `out_channels`, are set. So is the `config` of a transformers model, if it can
+    describe what is left. A tensor that has several names is cropped once.
+
+    `step` and `Pruner.cut` call this at the cut. Call it yourself to prune by a choice of your own.
 
     Args:
-        model: the model `families` describes.
-        pruned: [num_groups] bool, on any device.
-        optimizers: whose state to slice.
-        copies: modules of the same structure with values of their own, say a moving average, or
-            tensors by the names of the parameters or buffers that they are copies of.
-        record: what they all are to know of this cut.
+        model: the model that `families` describes.
+        families: what `ocsfast.group` found in it.
+        pruned: [families.num_groups] bool, on any device; true where a group goes. Every family must
+            keep at least one group.
+        optimizers: the optimizers whose state of these parameters is cropped.
+        copies: modules of the same structure with values of their own, such as a moving average; or
+            dicts of tensors under the names of the parameters or buffers that they are copies of.
+        record: what the model and its copies remember of this cut, as a plain dict: its costs and kept
+            counts. None: they remember nothing.
 
     Returns:
-        The families that are left.
+        The families that are left, with the groups numbered anew.
 
     Raises:
-        StateError: a tensor or an attribute does not have the size that `families` says, or a family
-            would be emptied, or a training step is under way. Whatever is raised, nothing has been
-            changed then; of a sharded model, in no process.
+        StateError: `pruned` has another shape or dtype; a family would lose all groups; a tensor or an
+            attribute does not have the size that `families` says; or a training step is under way.
+            Whatever is raised, nothing has been changed then; if the model is sharded, in no process.
+
+    Example: half of the hidden neurons go.
+        >>> import torch, ocsfast
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> families = ocsfast.group(model, torch.randn(4, 8))
+        >>> families.num_groups
+        6
+        >>> pruned = torch.tensor([True, False, True, False, True, False])
+        >>> left = ocsfast.cut_model(model, families, pruned)
+        >>> model[0].weight.shape, model[2].weight.shape, left.num_groups
+        (torch.Size([3, 8]), torch.Size([2, 3]), 3)
     """
     with cutting(model, families, pruned, optimizers, copies, record) as left:
         return left
@@ -121,35 +147,45 @@ def cutting(
     copies: Sequence[Copy] = (),
     record: Record | None = None,
 ) -> Iterator[Families]:
-    """`cut_model`, around what has to follow it: if that raises, the cut is undone."""
+    """`cut_model` as a context: if what is inside raises, the cut is undone."""
     with agreement(model)():
         require_between_steps(model)
     with _removed(model, families, pruned, optimizers, copies) as (left, became, undo):
         modules = list(dict.fromkeys(m for m in (model, *copies) if isinstance(m, nn.Module)))
         for module in modules:
             undo.callback(mark(module, record))
-        describing: list[Any] = [module for module in modules if describes_itself(module)]
-        untold = []
-        for module in describing:
-            undo.callback(set_integers, integers_of(module.config))
-            if update_config(module, became):
-                untold.append(module)
-            else:
-                undo.callback(mark(module.config, record, IN_CONFIG))
-        if untold:
-            logger.warning(
-                "no value of the model's config says what was cut, so it stays the dense model's: "
-                "from_pretrained cannot read it; use ocsfast.save and ocsfast.load, or prune with "
-                "uniform=True"
-            )
+        _update_configs(modules, became, record, undo)
         yield left
 
 
+def _update_configs(
+    modules: Sequence[nn.Module],
+    became: Mapping[int, set[int]],
+    record: Record | None,
+    undo: ExitStack,
+) -> None:
+    """Let the `config` of transformers models say what they have become, or warn that it cannot."""
+    describing: list[Any] = [module for module in modules if describes_itself(module)]
+    untold = []
+    for module in describing:
+        undo.callback(set_integers, integers_of(module.config))
+        if update_config(module, became):
+            untold.append(module)
+        else:
+            undo.callback(mark(module.config, record, IN_CONFIG))
+    if untold:
+        logger.warning(
+            "no value of the model's config says what was cut, so it stays the dense model's: "
+            "from_pretrained cannot read it; use ocsfast.save and ocsfast.load, or prune with "
+            "uniform=True"
+        )
+
+
 def require_between_steps(model: nn.Module) -> None:
-    """Refuse to cut in the midst of a training step.
+    """Refuse to cut in the middle of a training step.
 
     Raises:
-        StateError: the model's forward pass, a backward pass or the capture of a CUDA graph is running.
+        StateError: the model's forward pass, a backward pass, or the capture of a CUDA graph is running.
     """
     running = None
     if torch._C._current_graph_task_id() != -1:
@@ -172,7 +208,11 @@ def remove_groups(
     optimizers: Sequence[Optimizer] = (),
     copies: Sequence[Copy] = (),
 ) -> tuple[Families, dict[int, set[int]]]:
-    """`cut_model` without the config; also what sizes became: before the cut -> after it."""
+    """`cut_model` without record and config, for copies that grouping tries things on.
+
+    Returns:
+        The families that are left; and for each size that was before the cut, the sizes it has become.
+    """
     with _removed(model, families, pruned, optimizers, copies) as (left, became, _):
         return left, became
 
@@ -185,8 +225,12 @@ def _removed(
     optimizers: Sequence[Optimizer],
     copies: Sequence[Copy],
 ) -> Iterator[tuple[Families, dict[int, set[int]], ExitStack]]:
-    # The processes that hold the model agree twice: before anything moves between them, and before the
-    # change of one of them stays. Made in inference mode, the new tensors could not be trained.
+    """Make the cut; yields what is left, what sizes became, and the stack that undoes the cut.
+
+    The processes that hold a sharded model agree twice: before anything moves between them, and before
+    the change becomes final. A validation loop may leave inference mode on; tensors made in it cannot be
+    trained, so it is left here.
+    """
     agreed = agreement(model)
     with agreed(), torch.inference_mode(False), torch.no_grad():
         gone = _checked(pruned, families)
@@ -199,14 +243,14 @@ def _removed(
                 for change in changes:
                     change.layout.arrive([(swap.tensor, swap.data) for swap in change.swaps])
                 became = [change.apply(undo) for change in changes]
-                # Autocast keeps low-precision copies of the weights by identity, which a cut preserves.
+                # Autocast finds its low-precision copies of weights by identity, which a cut preserves.
                 torch.clear_autocast_cache()
             yield left, became[0], undo
         undo.pop_all()
 
 
 def _checked(pruned: Tensor, families: Families) -> Tensor:
-    """Which groups go: on the CPU, not all of any family."""
+    """`pruned` on the CPU, after making sure that it fits and leaves a group in every family."""
     gone = pruned.detach().cpu()
     if gone.dtype != torch.bool or gone.shape != (families.num_groups,):
         raise StateError(
@@ -219,15 +263,17 @@ def _checked(pruned: Tensor, families: Families) -> Tensor:
 
 
 def _change(copy: Copy, families: Families, gone: Tensor, optimizers: Sequence[Optimizer]) -> Change:
+    """Work out what a cut changes in one copy of the model."""
     module = copy if isinstance(copy, nn.Module) else None
     layout = Layout() if module is None else layout_of(module)
     axes = _kept_axes(_named_tensors(copy), families, gone, whole=module is not None)
     swaps = tuple(_prepare(tensor, kept, optimizers, layout) for tensor, kept in axes)
-    attributes = () if module is None else _kept_attributes(module, families, gone)
-    return Change(module, layout, swaps, tuple(attributes))
+    sizes = () if module is None else tuple(kept_sizes(module, families, gone))
+    return Change(module, layout, swaps, sizes)
 
 
 def _named_tensors(copy: Copy) -> dict[str, Tensor]:
+    """Its parameters and buffers, under each of their names."""
     if not isinstance(copy, nn.Module):
         return dict(copy)
     named: dict[str, Tensor] = dict(copy.named_parameters(remove_duplicate=False))
@@ -238,10 +284,15 @@ def _named_tensors(copy: Copy) -> dict[str, Tensor]:
 def _kept_axes(
     named: Mapping[str, Tensor], families: Families, gone: Tensor, whole: bool
 ) -> list[tuple[Tensor, dict[int, Tensor]]]:
-    """Each tensor that shrinks, once whatever its names, with the indices that stay along its axes.
+    """Each tensor that shrinks, and the indices that stay along each of its axes.
+
+    A tensor with several names comes once.
 
     Args:
-        whole: whether all tensors must be there.
+        whole: whether `named` must hold every tensor of `families`. A collection may lack some.
+
+    Raises:
+        StateError: a tensor is missing, has another size, or its names disagree on what goes.
     """
     axes: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
     for axis in families.axes:
@@ -268,6 +319,7 @@ def _kept_axes(
 def _prepare(
     tensor: Tensor, kept: dict[int, Tensor], optimizers: Sequence[Optimizer], layout: Layout
 ) -> Swap:
+    """Crop a tensor, its gradient, and what the optimizers remember of it."""
     states = tuple(
         (optimizer.state[tensor], sliced_state(optimizer, tensor, kept, layout))
         for optimizer in optimizers
@@ -275,78 +327,3 @@ def _prepare(
     )
     grad = None if tensor.grad is None else layout.crop(tensor.grad, kept)
     return Swap(tensor, layout.crop(tensor, kept), grad, states)
-
-
-def _kept_attributes(
-    model: nn.Module, families: Families, gone: Tensor
-) -> list[tuple[nn.Module, str, int]]:
-    """The size attributes to set, checked against what they are now."""
-    values: dict[tuple[str, str], tuple[nn.Module, int]] = {}
-    for attribute in families.attributes:
-        where = f"{attribute.module}.{attribute.name}".lstrip(".")
-        module = model.get_submodule(attribute.module)
-        now = size_attributes(module).get(attribute.name)
-        if now != attribute.groups.numel() and not attribute.read:
-            continue  # a number that was of this size by chance, say a counter
-        if now != attribute.groups.numel():
-            raise StateError(f"{where} is {now}, but {attribute.groups.numel()} when it was grouped")
-        kept = int(kept_indices(attribute.groups, gone).numel())
-        key = (attribute.module, attribute.name)
-        if values.setdefault(key, (module, kept))[1] != kept:
-            raise StateError(f"{where}: its records disagree ({values[key][1]} or {kept} stay)")
-    return [(module, name, kept) for (_, name), (module, kept) in values.items()]
-
-
-def stale_sizes(model: nn.Module, families: Families, pruned: Tensor) -> tuple[str, ...]:
-    """The attributes that the cut leaves although they may count what goes, as "layers.2.c = 64"."""
-    gone = pruned.detach().cpu()
-    stale = []
-    for attribute in families.unsure:
-        groups = attribute.groups[attribute.groups >= 0]
-        value = size_attributes(model.get_submodule(attribute.module)).get(attribute.name)
-        if value is not None and bool(gone[groups].any()):
-            stale.append(f"{attribute.module}.{attribute.name}".lstrip(".") + f" = {value}")
-    return tuple(stale)
-
-
-def followed_sizes(families: Families, pruned: Tensor) -> tuple[str, ...]:
-    """The attributes that follow the cut although no traced code read them, as "1.c: 32 -> 22"."""
-    gone = pruned.detach().cpu()
-    found = []
-    for attribute in families.attributes:
-        kept = kept_indices(attribute.groups, gone).numel()
-        if not attribute.read and kept != attribute.groups.numel():
-            name = f"{attribute.module}.{attribute.name}".lstrip(".")
-            found.append(f"{name}: {attribute.groups.numel()} -> {kept}")
-    return tuple(found)
-
-
-def size_attributes(module: nn.Module) -> dict[str, int]:
-    """The module's integers that may be sizes, by name: "num_heads", or "splits[1]" inside a sequence.
-
-    Of `normalized_shape` it is the last entry, called like the whole.
-    """
-    found = {}
-    for name, value in vars(module).items():
-        if name.startswith("_"):
-            continue
-        if type(value) is int:
-            found[name] = value
-        elif isinstance(value, (tuple, list)) and value and all(type(entry) is int for entry in value):
-            if name == "normalized_shape":
-                found[name] = value[-1]
-            else:
-                found.update({f"{name}[{k}]": entry for k, entry in enumerate(value)})
-    return found
-
-
-def set_size(module: nn.Module, name: str, size: int) -> None:
-    """Set what `size_attributes` calls by this name."""
-    whole, _, place = name.partition("[")
-    value = getattr(module, whole)
-    if isinstance(value, (tuple, list)):
-        entries = list(value)
-        entries[int(place[:-1]) if place else -1] = size
-        setattr(module, whole, type(value)(entries))
-    else:
-        setattr(module, whole, size)

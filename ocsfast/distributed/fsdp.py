@@ -1,8 +1,8 @@
-"""Models sharded by `torch.distributed.fsdp.fully_shard`: a process holds some rows of each weight.
+"""Models under `torch.distributed.fsdp.fully_shard`: each process holds some rows of every weight.
 
-A weight is a DTensor whose dim 0 is split over the processes. What needs whole slices, their norms, is
-summed over local rows and then added up in one all-reduce of a number a slice; everything else is done
-where the rows lie. No parameter is ever gathered.
+A weight is a DTensor whose dim 0 is split over the processes. Only the norms of slices need rows of
+several processes: each process sums over its own rows, and one all-reduce of one number per slice adds
+the sums up. Everything else is done where the rows lie. No parameter is ever gathered.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from ocsfast.core.criteria import CRITERIA
 from ocsfast.core.errors import StateError
 from ocsfast.core.families import Families
 from ocsfast.cut.agreement import raised_together
+from ocsfast.cut.fsdp_records import records_of, require_known, settle
 from ocsfast.cut.layout import is_sharded
 from ocsfast.cut.removal import Copy
-from ocsfast.cut.shards import lies_by_rows, local_of, part_of, records_of, require_known, settle
+from ocsfast.cut.shards import lies_by_rows, local_of, part_of
 from ocsfast.distributed.processes import Processes
 from ocsfast.ops import functions as ops
 from ocsfast.ops.bound import Bound
@@ -39,15 +40,16 @@ class ShardedWeights:
     """Weights whose rows several processes hold: kernels walk the local ones, sums are all-reduced.
 
     Args:
-        plan: of the whole weights.
-        weights: DTensors with dim 0 split over one mesh of one dimension.
+        plan: for the whole weights.
+        weights: DTensors, dim 0 split over one mesh of one dimension.
     """
 
     def __init__(self, plan: Plan, weights: Sequence[Tensor]) -> None:
         self.plan = plan
         self.weights = tuple(weights)
-        self._group = cast(DTensor, weights[0]).device_mesh.get_group()
-        rank, ranks = dist.get_rank(self._group), dist.get_world_size(self._group)
+        self._process_group = cast(DTensor, weights[0]).device_mesh.get_group()
+        rank = dist.get_rank(self._process_group)
+        ranks = dist.get_world_size(self._process_group)
         sizes = [weight.shape for weight in weights]
         parts = [part_of(size[0], rank, ranks) for size in sizes]
         self.rows = Bound(shard_plan(plan, sizes, parts), [local_of(w) for w in weights])
@@ -55,22 +57,24 @@ class ShardedWeights:
         self._dtype = torch.float64 if wide else torch.float32
 
     def pointers(self) -> tuple[int, ...]:
+        """Where the local rows of each weight begin in memory."""
         return tuple(local_of(weight).data_ptr() for weight in self.weights)
 
     def forget(self) -> None:
-        """Nothing is remembered."""
+        """Do nothing: no sums are remembered from one call to the next."""
 
     def not_finite(self) -> str | None:
+        """The name of the first weight that holds a NaN or an infinity on some rank. One all-reduce."""
         own = [local_of(weight).isfinite().all() for weight in self.weights]
         finite = torch.stack(own).to(self._dtype)
-        dist.all_reduce(finite, dist.ReduceOp.MIN, group=self._group)
+        dist.all_reduce(finite, dist.ReduceOp.MIN, group=self._process_group)
         flags = zip(self.plan.names, finite.tolist(), strict=True)
         return next((name for name, flag in flags if not flag), None)
 
     def joined(self, sums: Tensor, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
         """[slices] over all ranks' rows."""
         sums = sums.to(self._dtype)
-        dist.all_reduce(sums, how, group=self._group)
+        dist.all_reduce(sums, how, group=self._process_group)
         return sums
 
 
@@ -117,30 +121,39 @@ def _(bound: ShardedWeights, mask: Tensor, factor: Tensor) -> None:
 
 
 class Shards(Processes):
-    """The processes that hold a sharded model together."""
+    """The processes that each hold a part of a model."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Find out how it is sharded.
+        """Find out how the model is sharded.
 
         Raises:
-            StateError: another way than rows over one mesh of one dimension.
+            StateError: in another way than by rows over one mesh of one dimension.
         """
         self._model = weakref.ref(model)
         settle(model)
         self._mesh = _mesh_of(model)
 
     @property
-    def group(self) -> dist.ProcessGroup:
+    def process_group(self) -> dist.ProcessGroup:
         return self._mesh.get_group()
 
     def together(self) -> AbstractContextManager[None]:
-        return raised_together(self.group)
+        return raised_together(self.process_group)
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Refuse, on every rank, what differs between them: from here on they communicate."""
+        """Check that all ranks begin alike, because from here on they communicate.
+
+        Raises:
+            StateError: on every rank, if one of `facts` differs.
+        """
         self.require_agreement(facts)
 
     def require_copies(self, copies: Sequence[Copy]) -> None:
+        """Accept modules that are whole, or sharded over the same mesh.
+
+        Raises:
+            StateError: a copy is a list of tensors, or sharded over another mesh.
+        """
         for copy in copies:
             if not isinstance(copy, nn.Module):
                 raise StateError(
@@ -160,6 +173,11 @@ class Shards(Processes):
         optimizer: Optimizer,
         include_bias: bool,
     ) -> coupled.Coupled:
+        """As `coupled.bind`, with the weights as `ShardedWeights`.
+
+        Raises:
+            StateError: the optimizer steps whole weights, or a weight to be pruned is not sharded.
+        """
         if steps_in_one_pass(optimizer):
             name = type(optimizer).__name__
             raise StateError(
@@ -176,7 +194,7 @@ class Shards(Processes):
         return coupled.bind(families, parameters, optimizer, include_bias, ShardedWeights)
 
     def require_cuttable(self) -> None:
-        """Refuse, before a check, what the cut could not carry on.
+        """Refuse, before a check, to go on where the cut could not follow.
 
         Raises:
             StateError: gradients wait to be reduced.
@@ -186,7 +204,7 @@ class Shards(Processes):
         settle(model)
         for record in records_of(model).values():
             whole = getattr(record, "_unsharded_param", None)
-            # Up to torch 2.14 one that is to be reduced in another dtype waits beside the parameter.
+            # Up to torch 2.14 a gradient that is to be reduced in another dtype waits in the record.
             waiting = getattr(record, "unsharded_accumulated_grad", None)
             if waiting is not None or (whole is not None and whole.grad is not None):
                 raise StateError(
@@ -196,7 +214,11 @@ class Shards(Processes):
 
 
 def _mesh_of(model: nn.Module) -> DeviceMesh:
-    """The mesh that all parameters are sharded over."""
+    """The mesh over which all sharded parameters are spread.
+
+    Raises:
+        StateError: there is no sharded parameter, or one is sharded in a way that cannot be pruned.
+    """
     records = records_of(model)
     mesh: DeviceMesh | None = None
     for name, parameter in _sharded(model):
@@ -227,6 +249,7 @@ def _mesh_of(model: nn.Module) -> DeviceMesh:
 
 
 def _sharded(model: nn.Module) -> Iterator[tuple[str, DTensor]]:
+    """Each sharded parameter and its name."""
     for name, parameter in model.named_parameters():
         if isinstance(parameter, DTensor):
             yield name, parameter

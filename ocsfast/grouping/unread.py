@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ocsfast.core.families import Attribute
-from ocsfast.cut.removal import size_attributes
+from ocsfast.cut.sizes import size_attributes
 from ocsfast.grouping.labels import Vector
 from ocsfast.grouping.propagate import Findings
 

@@ -1,1 +1,4 @@
-"""Callbacks for training frameworks, each of which is imported only with its own module."""
+"""Callbacks for training frameworks, and the forward pass of detectors.
+
+A framework is imported only by the module of its own.
+"""

@@ -1,4 +1,4 @@
-"""One-cycle pruning in Lightning: one more callback."""
+"""Pruning in Lightning, by one more callback."""
 
 from __future__ import annotations
 
@@ -17,15 +17,41 @@ from ocsfast.integrations.run import PruneRun
 
 
 class PruneCallback(Callback):
-    """Prunes a part of the LightningModule while it trains; give it to `Trainer(callbacks=[...])`.
+    """Prunes a network inside a LightningModule while it trains; pass it in `Trainer(callbacks=[...])`.
 
-    Its state lies in Lightning's own checkpoints: `trainer.fit(..., ckpt_path=...)` goes on where one
-    was written, before the cut or after it, and a fresh model reads either in `validate`, `test` and
-    `predict`. At the cut each `ModelCheckpoint` forgets which were the best so far, which the cut model
-    could not load; the files stay. With `strategy="ddp"`, all processes cut alike.
+    The state of the pruning is saved in Lightning's own checkpoints. `trainer.fit(..., ckpt_path=...)`
+    goes on from a checkpoint of before or after the cut; `validate`, `test` and `predict` read either
+    with a fresh model. At the cut each `ModelCheckpoint` forgets which checkpoints were the best so far,
+    because the cut model could not load them; the files stay. With `strategy="ddp"` all processes cut
+    alike.
 
     Attributes:
-        run: `run.pruner` is the `Pruner` once training has begun, `run.report` the last report.
+        run: `run.pruner` is the `Pruner` once training has begun, `run.report` the last `StepReport`.
+
+    Example:
+        >>> import logging, torch
+        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> from torch import nn
+        >>> from torch.utils.data import DataLoader
+        >>> from ocsfast.integrations.lightning import PruneCallback
+        >>> logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        >>> class Classifier(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        ...     def training_step(self, batch, _):
+        ...         inputs, labels = batch
+        ...         return nn.functional.cross_entropy(self.model(inputs), labels)
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> data = [(torch.randn(8), k % 2) for k in range(40)]
+        >>> prune = PruneCallback(0.5, torch.randn(4, 8))
+        >>> trainer = Trainer(max_epochs=4, callbacks=[prune], accelerator="cpu", logger=False,
+        ...                   enable_checkpointing=False, enable_progress_bar=False,
+        ...                   enable_model_summary=False)
+        >>> trainer.fit(Classifier(), DataLoader(data, batch_size=4))
+        >>> prune.run.report.stage
+        'pruned'
     """
 
     def __init__(
@@ -41,11 +67,19 @@ class PruneCallback(Callback):
 
         Args:
             ratio: the share of the target that is removed, between 0 and 1.
-            example_inputs: one batch as that module takes it.
-            module: the name of the network in the LightningModule; "" for the LightningModule itself.
-            also: what the cut has to follow besides, as for `ocsfast.step`.
-            **options: fields of `Config`. Without `check_every`, there are 50 checks in the run, whose
-                length Lightning knows; `epochs=` says it where this is but a part of it.
+            example_inputs: one batch as the network takes it: a tensor, a tuple of arguments, or a dict
+                of keyword arguments. It is moved to the network's device.
+            module: the attribute of the LightningModule that holds the network; "" for the
+                LightningModule itself.
+            also: copies of the network and further optimizers that are cut with it, as for
+                `ocsfast.step`.
+            **options: fields of `Config`. Unless `check_every` is given, there are 50 checks in the run,
+                whose length Lightning tells. Pass `epochs=` if this run is only a part of a longer one.
+
+        Raises, when training begins:
+            ConfigError: there is no attribute `module`, or as for `ocsfast.attach`.
+            GroupingError, StateError: as for `ocsfast.attach`; StateError also if
+                `configure_optimizers` returns several optimizers.
         """
         self.module = module
         self.run = PruneRun(ratio, example_inputs, also, options)
@@ -62,8 +96,10 @@ class PruneCallback(Callback):
         steps = trainer.estimated_stepping_batches
         known = int(steps) if math.isfinite(steps) and steps > 0 else None
         batches = trainer.num_training_batches
-        each = math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else None
-        self.run.begin(self._network(pl_module), trainer.optimizers[0], known, each)
+        per_epoch = None
+        if math.isfinite(batches):
+            per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        self.run.begin(self._network(pl_module), trainer.optimizers[0], known, per_epoch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -82,6 +118,7 @@ class PruneCallback(Callback):
         self.run.load_state_dict(state_dict)
 
     def _network(self, pl_module: LightningModule) -> nn.Module:
+        """The network inside a LightningModule."""
         try:
             network: nn.Module = pl_module.get_submodule(self.module)
         except AttributeError as error:

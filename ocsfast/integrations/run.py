@@ -1,4 +1,4 @@
-"""What the callbacks of all frameworks have in common: one model, pruned over one training run."""
+"""What the callbacks of all frameworks share: one model that is pruned during one training run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ from ocsfast.run.timetable import INNER_LOOP_CHECKS
 
 
 class PruneRun:
-    """A pruner that is attached once the framework has made an optimizer, or resumed before that.
+    """A pruner that is attached when training begins, whether from the start or from a checkpoint.
 
-    Frameworks restore the weights first; then optimizers are made; then their state is restored, and
-    that of callbacks somewhere between. So weights of a cut model cut this one as they arrive, and the
-    rest waits until training begins.
+    Frameworks restore a checkpoint piece by piece: first the weights; later they make the optimizers and
+    restore their state; and that of callbacks somewhere in between. So if the weights of a cut model
+    arrive, the model is cut at once (`expect_weights`), and everything else waits until training begins.
+
+    Attributes:
+        pruner: None until training has begun, and in a run that resumes after its cut.
+        report: the last report.
     """
 
     def __init__(
@@ -39,42 +43,49 @@ class PruneRun:
         self.options = dict(options)
         self.pruner: Pruner | None = None
         self.report = StepReport("observe")
-        self._state: Mapping[str, Any] | None = None  # as saved
-        self._attach: Callable[[], Pruner] | None = None  # to be called after the first step
+        self._state: Mapping[str, Any] | None = None  # what a checkpoint held
+        self._attach: Callable[[], Pruner] | None = None  # called after the first optimizer step
 
     def expect_weights(self, model: nn.Module) -> None:
-        """Let the model take the widths of a cut one whose weights are loaded."""
+        """Let the model take the widths of a cut model if the weights of one are loaded into it."""
         ocsfast.fit_on_load(model, self._inputs(model), **self.options)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from here when training begins. An empty state is that of a run that had not begun."""
+        """Keep a state to go on from when training begins.
+
+        An empty one comes from a run whose training had not begun.
+        """
         self._state = state or None
 
     def state_dict(self) -> Mapping[str, Any]:
-        """The pruner's own state; see `Pruner.state_dict`."""
+        """The state of the pruner (see `Pruner.state_dict`), or else the one to go on from."""
         if self.pruner is not None:
             return self.pruner.state_dict()
         return self._state or {}
 
     def begin(
-        self, model: nn.Module, optimizer: Optimizer, steps: int | None, each: int | None = None
+        self, model: nn.Module, optimizer: Optimizer, steps: int | None, per_epoch: int | None = None
     ) -> None:
-        """Training begins now, with optimizer and weights restored if they are to be.
+        """Attach, now that training begins; weights and optimizer have been restored by now.
 
         Args:
-            steps: of the optimizer in the whole run, if that is known.
-            each: and in an epoch, for what `epochs=` says of a run of which this is a part.
+            model: the network to prune.
+            optimizer: the one that trains it.
+            steps: optimizer steps in the whole run, if known.
+            per_epoch: optimizer steps in an epoch, if known. With `epochs=` among the options they tell
+                the length of a longer run, of which this one is a part.
         """
-        if self.pruner is not None:  # a second round of training with the same callback
+        if self.pruner is not None:  # the same callback is used for a second round of training
             return
-        options = self._planned(steps, each)
+        options = self._planned(steps, per_epoch)
         state = self._state
         if state is not None and state["progress"]["stage"] == "pruned":
             self.report = StepReport(**{**state["progress"]["history"][-1], "cut": False})
             return
 
         if state is None and not options.again and record_of(model) is not None:
-            self.report = ocsfast.step(model, self.ratio, config=options)  # which says so, and rests
+            # The model came here cut. `step` says so in the log, and leaves it as it is.
+            self.report = ocsfast.step(model, self.ratio, config=options)
             return
 
         def attach() -> Pruner:
@@ -97,19 +108,19 @@ class PruneRun:
             self.pruner.load_state_dict(state)
 
     def step(self) -> StepReport:
-        """An optimizer step has been taken."""
+        """Called after every optimizer step: make a check if one is due."""
         if self._attach is not None:
             self.pruner, self._attach = self._attach(), None
         if self.pruner is not None:
             self.report = self.pruner.step()
         return self.report
 
-    def _planned(self, steps: int | None, each: int | None) -> Config:
-        """The options, with the run's length in optimizer steps and the checks that follow."""
+    def _planned(self, steps: int | None, per_epoch: int | None) -> Config:
+        """The options, with the run's length in optimizer steps and the interval of checks filled in."""
         given = {name: value for name, value in self.options.items() if name != "config"}
         options = options_of(self.options.get("config"), given)
-        if options.epochs is not None and each is not None:
-            options = replace(options, epochs=None, total_steps=options.epochs * each)
+        if options.epochs is not None and per_epoch is not None:
+            options = replace(options, epochs=None, total_steps=options.epochs * per_epoch)
         elif options.epochs is None and options.total_steps is None:
             options = replace(options, total_steps=steps)
         if options.total_steps is not None and options.check_every == "auto":
@@ -118,6 +129,7 @@ class PruneRun:
         return options
 
     def _inputs(self, model: nn.Module) -> Any:
+        """The example inputs, on the device of the model."""
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
         def moved(x: Any) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ocsfast.core.errors import StateError
 from ocsfast.core.families import Families
+from ocsfast.core.memory_format import is_channels_last, is_dense
 
 # `Plan.layout`: four counts, then the start of each table in `Plan.tables`.
 COUNTS = ("tensors", "slices", "groups", "families")
@@ -41,22 +42,6 @@ TABLES = (
 # A row of `Plan.shapes`. A base is where the tensor's rows (columns) start in row_slice (col_slice);
 # -1: none of them has a slice.
 SHAPE_FIELDS = ("rows", "cols", "inner", "channels_last", "row base", "column base")
-
-
-def is_channels_last(tensor: Tensor) -> bool:
-    """Whether dim 1 is the fastest-moving one, so that a row's columns repeat every `cols` elements."""
-    if tensor.dim() == 4:
-        dense = tensor.is_contiguous(memory_format=torch.channels_last)
-    elif tensor.dim() == 5:
-        dense = tensor.is_contiguous(memory_format=torch.channels_last_3d)
-    else:
-        return False
-    return dense and not tensor.is_contiguous()
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Whether a kernel can walk it: contiguous or channels_last."""
-    return tensor.is_contiguous() or is_channels_last(tensor)
 
 
 def counts_as_weight(tensor: Tensor, name: str, include_bias: bool) -> bool:

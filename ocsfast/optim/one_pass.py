@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ocsfast.core.families import Families
+from ocsfast.core.memory_format import is_dense
 from ocsfast.ops import functions as ops
 from ocsfast.ops.bound import Bound
 from ocsfast.ops.capture import is_capturing
 from ocsfast.ops.extension import MISSING, build_info
-from ocsfast.ops.plan import build_plan, is_dense
+from ocsfast.ops.plan import build_plan
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ocsfast.core.errors import ConfigError, StateError
 from ocsfast.core.families import Families
-from ocsfast.cut.layout import unsliceable
+from ocsfast.cut.optimizer_state import unsliceable
 from ocsfast.optim.adamw import AdamW
 from ocsfast.optim.sgd import SGD
 

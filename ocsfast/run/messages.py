@@ -12,7 +12,7 @@ from torch import Tensor
 from ocsfast.choice.budget import Aim, coarsest, overshoot, quantity
 from ocsfast.core.config import Config
 from ocsfast.core.families import NOT_USED, Families, Frozen
-from ocsfast.cut.removal import followed_sizes
+from ocsfast.cut.sizes import followed_sizes
 from ocsfast.run.report import StepReport
 from ocsfast.run.stage import Stage
 from ocsfast.run.state import Progress

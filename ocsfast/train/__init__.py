@@ -1,1 +1,1 @@
-"""The training program: `python -m ocsfast.train`. Needs `pip install ocsfast[train]`."""
+"""The training program, `python -m ocsfast.train`. It needs `pip install ocsfast[train]`."""

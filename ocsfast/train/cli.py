@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from ocsfast.core.errors import ConfigError, OcsfastError
-from ocsfast.train.data import LOADERS, Request, check_name, load
+from ocsfast.train.data.catalogue import LOADERS, check_name, load
+from ocsfast.train.data.source import Request
 from ocsfast.train.experiment import Experiment, make_writable, run_experiment
 from ocsfast.train.models import ARCHITECTURES
 from ocsfast.train.optional import require
@@ -21,12 +22,19 @@ from ocsfast.train.recipes import OPTIMIZERS, RECIPES, Recipe, recipe
 from ocsfast.train.report.records import EpochRow
 from ocsfast.train.report.table import comparison_table, progress_line
 
-# What continuous integration runs: every part of the demo, in seconds.
+# --quick, which continuous integration runs: every part of the demo, in a few seconds.
 QUICK_EPOCHS, QUICK_SUBSET, QUICK_BATCH = 14, 256, 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; returns the exit status: 0, or 2 for a mistake in the arguments or the data."""
+    """Run the program.
+
+    Args:
+        arguments: those of the command line; None: `sys.argv`'s.
+
+    Returns:
+        The exit status: 0, or 2 after a mistake in the arguments or the data.
+    """
     options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
@@ -38,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m ocsfast.train",
         description="Train a network, and train it again while half of it is pruned away.",
@@ -86,6 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _data_name(name: str) -> str:
+    """The type of --data, whose errors argparse shows."""
     try:
         return check_name(name)
     except ConfigError as error:
@@ -93,7 +103,7 @@ def _data_name(name: str) -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Do what the arguments ask for, and print as it goes."""
+    """Train as the arguments say, printing a line for each epoch and a table at the end."""
     require("matplotlib", "drawing the figures")
     make_writable(options.out)
     device = make_device(options.device)
@@ -140,7 +150,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def choose_recipe(options: argparse.Namespace, arch: str) -> Recipe:
-    """The named recipe, with what the arguments change."""
+    """The recipe that was named, with the fields that the arguments change."""
     chosen = recipe(options.recipe, options.data, arch, options.optimizer)
     if options.quick:
         chosen = replace(chosen, epochs=QUICK_EPOCHS, batch_size=QUICK_BATCH)
@@ -153,10 +163,10 @@ def choose_recipe(options: argparse.Namespace, arch: str) -> Recipe:
 
 
 def make_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the GPU where there is one.
+    """The device called `name`; "auto" is the GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: no such device, or not on this machine.
+        ConfigError: there is no such device on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

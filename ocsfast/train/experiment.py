@@ -1,4 +1,4 @@
-"""One experiment: the dense and the one-cycle run from the same start, and what they leave behind."""
+"""One experiment: the dense and the one-cycle run from the same weights, and the files they leave."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import ocsfast
 from ocsfast.core.errors import CheckpointError, ConfigError
-from ocsfast.train.data import Data
+from ocsfast.train.data.source import Data
 from ocsfast.train.loop import (
     Run,
     count_parameters,
@@ -53,9 +53,17 @@ class Experiment:
 def run_experiment(
     experiment: Experiment, data: Data, show: Callable[[EpochRow], None]
 ) -> dict[str, Any]:
-    """Train, measure, write everything to `experiment.out`; returns the summary.
+    """Train, measure, and write the results to `experiment.out`.
 
-    Both runs are set up before the first is trained, so that no mistake is found out late.
+    Both runs are set up before the first is trained, so that a mistake in either is found at once.
+
+    Args:
+        experiment: what to train.
+        data: what to train on.
+        show: called with the row of each epoch as soon as it is known.
+
+    Returns:
+        What summary.json holds.
     """
     runs: list[Run] = []
     if experiment.runs != "one-cycle":
@@ -88,10 +96,10 @@ def run_experiment(
 
 
 def make_writable(folder: Path) -> None:
-    """Create `folder`, and make sure that files can be written into it.
+    """Create a folder, and make sure that files can be written into it.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: they cannot be.
     """
     probe = folder / ".writable"
     try:
@@ -103,7 +111,7 @@ def make_writable(folder: Path) -> None:
 
 
 def _new_model(experiment: Experiment, data: Data) -> nn.Module:
-    """The same network each time it is called."""
+    """The network to train, with the same weights at every call."""
     torch.manual_seed(experiment.seed)
     model = build_model(experiment.arch, len(data.classes), data.shape[0], data.shape[1])
     if experiment.pretrained is not None:
@@ -112,10 +120,12 @@ def _new_model(experiment: Experiment, data: Data) -> nn.Module:
 
 
 def load_pretrained(model: nn.Module, path: Path) -> None:
-    """Weights from a safetensors file or a `torch.save`d state dict (never other pickled objects).
+    """Load weights from a safetensors file, or from a state dict that `torch.save` wrote.
+
+    Other pickled objects are never loaded, because unpickling them can run code.
 
     Raises:
-        CheckpointError: the file cannot be read, or is not of this architecture.
+        CheckpointError: the file cannot be read, or its weights are of another architecture.
     """
     try:
         state: Any
@@ -125,11 +135,11 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise CheckpointError(f"--pretrained {path} cannot be read: {_one_line(error)}") from error
-    except Exception as error:  # pickle's own errors have no common base but Exception
+    except Exception as error:  # pickle's errors have no other common base
         raise CheckpointError(
             f"--pretrained {path} is neither safetensors nor a plain state dict: {_one_line(error)}"
         ) from error
-    for key in ("state_dict", "model"):  # how training scripts commonly wrap it
+    for key in ("state_dict", "model"):  # under which training scripts commonly save it
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -150,11 +160,13 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
 
 
 def _one_line(error: Exception) -> str:
+    """An error's message in one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def _settings(experiment: Experiment, data: Data) -> dict[str, Any]:
+    """The part of the summary that was known before the training."""
     recipe = experiment.recipe
     return {
         "data": data.name,
@@ -171,6 +183,7 @@ def _settings(experiment: Experiment, data: Data) -> dict[str, Any]:
 
 
 def _pruning_summary(result: RunResult | None, macs_before: int) -> dict[str, Any]:
+    """The part of the summary that says what the one-cycle run has pruned."""
     if result is None:
         return {}
     return {
@@ -186,6 +199,7 @@ def _pruning_summary(result: RunResult | None, macs_before: int) -> dict[str, An
 
 
 def _run_summary(result: RunResult, latency: float) -> dict[str, Any]:
+    """What the summary says of one run; `latency` in seconds."""
     cut = result.cut
     return {
         "accuracy": result.rows[-1].accuracy,
@@ -204,6 +218,8 @@ def _run_summary(result: RunResult, latency: float) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, Any]:
+    """The software and the machine that the results come from."""
+
     def installed(package: str) -> str | None:
         try:
             return version(package)
@@ -222,7 +238,7 @@ def _versions() -> dict[str, Any]:
 
 
 def _write(out: Path, summary: dict[str, Any], results: dict[str, RunResult], last: Run) -> None:
-    """All files of `out`; the model is that of the last run."""
+    """Write all files of the folder `out`; the model among them is that of the last run."""
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     with (out / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(EpochRow)])
@@ -240,4 +256,5 @@ def _write(out: Path, summary: dict[str, Any], results: dict[str, RunResult], la
 
 
 def _plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state dict as safetensors takes it: on the CPU, contiguous."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

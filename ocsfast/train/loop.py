@@ -16,11 +16,11 @@ import ocsfast
 from ocsfast import Config, Pruner, StepReport
 from ocsfast.core.errors import StateError
 from ocsfast.grouping.macs import count_macs
-from ocsfast.train.data import Data, Source, iterations
+from ocsfast.train.data.source import Data, Source, iterations
 from ocsfast.train.recipes import Recipe, make_optimizer, make_scheduler
 from ocsfast.train.report.records import Cut, EpochRow, FamilyWidth, NormSnapshot, RunResult
 
-Training = Generator[EpochRow, None, RunResult]  # yields a row an epoch, returns the result
+Training = Generator[EpochRow, None, RunResult]  # yields one row per epoch, returns the result
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +44,10 @@ def prepare_dense(model: nn.Module, data: Data, recipe: Recipe) -> Run:
 
 
 def prepare_one_cycle(model: nn.Module, data: Data, recipe: Recipe, ratio: float) -> Run:
-    """The same training, in which `ratio` of the cost goes.
+    """The same training, in the course of which `ratio` of the MACs is removed.
 
-    Attaching here, ahead of the loop, makes a ratio that cannot be reached an error before any
-    training; a loop that never attaches works as well.
+    A loop that only calls `ocsfast.step` works as well. Attaching ahead of the loop has the advantage
+    that a ratio that cannot be reached is an error before any training.
     """
     run = prepare_dense(model, data, recipe)
     device = next(model.parameters()).device
@@ -66,7 +66,7 @@ def prepare_one_cycle(model: nn.Module, data: Data, recipe: Recipe, ratio: float
 
 
 def preset(recipe: Recipe) -> Config | None:
-    """The paper's preset, if the recipe asks for it, its epochs scaled to the length of the run."""
+    """The paper's options if the recipe asks for them, with epochs scaled to the length of the run."""
     if recipe.preset is None:
         return None
     paper = Config.paper(recipe.preset)
@@ -78,7 +78,16 @@ def preset(recipe: Recipe) -> Config | None:
 
 
 def train(run: Run, data: Data, recipe: Recipe, seed: int) -> Training:
-    """Train `run` to its end, an epoch at a time.
+    """Train `run` to its end, one epoch at a time.
+
+    Args:
+        seed: of the order of the images, their augmentation, and dropout.
+
+    Yields:
+        The row of each epoch.
+
+    Returns:
+        What is known of the run at its end.
 
     Raises:
         StateError: the loss is no longer finite.
@@ -89,7 +98,7 @@ def train(run: Run, data: Data, recipe: Recipe, seed: int) -> Training:
     snapshots: list[NormSnapshot] = []
     macs, cut = macs_per_sample(run.model, data.shape), None
     for epoch in range(1, recipe.epochs + 1):
-        torch.manual_seed(seed + epoch)  # so that dropout does not depend on what else is trained
+        torch.manual_seed(seed + epoch)  # dropout then does not depend on what is trained in between
         start = clock(device)
         loss = train_epoch(run, data.train, recipe.batch_size, generator)
         train_seconds = clock(device) - start
@@ -115,6 +124,13 @@ def train(run: Run, data: Data, recipe: Recipe, seed: int) -> Training:
         )
         rows.append(row)
         yield row
+    return _result(run, rows, snapshots, macs, cut)
+
+
+def _result(
+    run: Run, rows: list[EpochRow], snapshots: list[NormSnapshot], macs: int, cut: Cut | None
+) -> RunResult:
+    """What is known of a run at its end."""
     pruner = run.pruner
     return RunResult(
         rows=tuple(rows),
@@ -133,9 +149,16 @@ def train(run: Run, data: Data, recipe: Recipe, seed: int) -> Training:
 def in_turns(
     trainings: Mapping[str, Training], show: Callable[[EpochRow], None]
 ) -> dict[str, RunResult]:
-    """Train several networks in turns, an epoch each; `show` gets every row as soon as it is known.
+    """Train several networks in turns, one epoch each.
 
-    In turns, because a machine's speed drifts, and their times are compared.
+    They take turns because their times are compared, and the speed of a machine drifts.
+
+    Args:
+        trainings: by name.
+        show: called with every row as soon as it is known.
+
+    Returns:
+        The results, by the same names.
     """
     results: dict[str, RunResult] = {}
     while len(results) < len(trainings):
@@ -149,7 +172,7 @@ def in_turns(
 
 
 def train_epoch(run: Run, source: Source, batch_size: int, generator: torch.Generator) -> float:
-    """One epoch; returns the mean loss of its batches."""
+    """Train for one epoch, and return the mean loss of its batches."""
     run.model.train()
     losses: list[Tensor] = []
     for images, labels in source.batches(batch_size, generator):
@@ -164,7 +187,7 @@ def train_epoch(run: Run, source: Source, batch_size: int, generator: torch.Gene
 
 @torch.no_grad()
 def evaluate(model: nn.Module, source: Source, batch_size: int) -> float:
-    """Accuracy on a split, %. Leaves the model in evaluation mode."""
+    """Accuracy on a split in percent. Leaves the model in evaluation mode."""
     model.eval()
     hits = [(model(images).argmax(1) == labels).sum() for images, labels in source.batches(batch_size)]
     return 100 * float(torch.stack(hits).sum()) / len(source)
@@ -182,15 +205,16 @@ def macs_per_sample(model: nn.Module, shape: tuple[int, int, int]) -> int:
 
 
 def count_parameters(model: nn.Module) -> int:
+    """The number of all parameters' elements."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @torch.no_grad()
 def paired_latency(models: Sequence[nn.Module], images: Tensor, rounds: int = 40) -> list[float]:
-    """Median seconds of a forward pass of each model, measured in turns.
+    """The median time of a forward pass of each model, in seconds.
 
-    Turns, because a machine's speed drifts: measured one after the other, the models would be
-    compared at different speeds.
+    The models take turns, because the speed of a machine drifts: measured one after the other, they
+    would be compared at different speeds.
     """
     for model in models:
         model.eval()
@@ -206,17 +230,17 @@ def paired_latency(models: Sequence[nn.Module], images: Tensor, rounds: int = 40
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, once everything given to the device is done."""
+    """The time in seconds, read once the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def _columns(report: StepReport | None) -> dict[str, Any]:
-    """The part of an epoch's row that `ocsfast.step` tells."""
+    """The fields of an epoch's row that come from the report of `ocsfast.step`."""
     if report is None:
         return {}
-    if report.stage == "pruned" and not report.cut:  # nothing is measured any more
+    if report.stage == "pruned" and not report.cut:  # after the cut, nothing is measured
         return {"stage": report.stage, "nats": report.nats}
     return {
         "stage": report.stage,
@@ -233,7 +257,7 @@ def _columns(report: StepReport | None) -> dict[str, Any]:
 
 
 def _snapshot(epoch: int, pruner: Pruner) -> list[NormSnapshot]:
-    """The last check's scores and choice; nothing before the first check."""
+    """The scores and the choice of the last check; an empty list before the first."""
     if pruner.scores is None or pruner.mask is None:
         return []
     scores = pruner.scores.detach().cpu().double().numpy()
@@ -241,5 +265,6 @@ def _snapshot(epoch: int, pruner: Pruner) -> list[NormSnapshot]:
 
 
 def _widths(pruner: Pruner) -> tuple[FamilyWidth, ...]:
+    """The kept and the original number of groups in each family, by the last check."""
     kept = pruner.history[-1].kept
     return tuple(FamilyWidth(name, size, stays) for name, stays, size in kept)

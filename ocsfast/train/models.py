@@ -1,8 +1,8 @@
-"""The architectures the training program can build.
+"""The architectures that the training program can build.
 
-The CIFAR variants are written here; their sizes are those of the published tables (ResNet56:
-0.13 GMACs, 0.86 M parameters; VGG16: 0.40 GMACs, 14.73 M); so are the vision transformers, in vit.py.
-The rest comes from torchvision.
+The CIFAR variants of ResNet and VGG are written here, with the sizes of the published tables (ResNet56:
+0.13 GMACs, 0.86 M parameters; VGG16: 0.40 GMACs, 14.73 M parameters). The vision transformers are in
+vit.py. The rest comes from torchvision.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ocsfast.train.vit import VisionTransformer
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions and a shortcut. If the shape changes, the shortcut is a 1x1 convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """Residual network for small images: a 3x3 stem at full resolution, one stage a width."""
+    """A residual network for small images: a 3x3 stem at full resolution, then one stage per width."""
 
     def __init__(self, widths: Sequence[int], blocks: int, classes: int, channels: int) -> None:
         super().__init__()
@@ -67,8 +67,8 @@ class SmallResNet(nn.Module):
 class SmallVGG(nn.Module):
     """VGG with batch norm for 32x32 images.
 
-    Stages 4 and 5 share a resolution: with a pool between them VGG16 would have 0.31 GMACs, not
-    the published 0.40.
+    There is no pooling between stages 4 and 5: with it VGG16 would have 0.31 GMACs instead of the
+    published 0.40.
     """
 
     def __init__(self, convolutions: Sequence[int], classes: int, channels: int) -> None:
@@ -128,7 +128,7 @@ def _torchvision(name: str) -> Builder:
 
 
 def _with_input_channels(model: nn.Module, channels: int) -> nn.Module:
-    """Replace the first convolution, for images that are not RGB."""
+    """Replace a model's first convolution by one for images with another number of channels than 3."""
     name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
     parent, _, attribute = name.rpartition(".")
     new = nn.Conv2d(
@@ -146,7 +146,7 @@ def _with_input_channels(model: nn.Module, channels: int) -> nn.Module:
 
 ARCHITECTURES: Mapping[str, Builder] = MappingProxyType(
     {
-        # Wide for its 8x8 images, so that the time goes into arithmetic, which pruning saves.
+        # Wide for 8x8 images, so that most of the time goes into arithmetic, which pruning saves.
         "digits_resnet": _resnet((64, 128, 256), 2),
         "resnet20": _resnet((16, 32, 64), 3),
         "resnet32": _resnet((16, 32, 64), 5),
@@ -157,7 +157,7 @@ ARCHITECTURES: Mapping[str, Builder] = MappingProxyType(
         "mobilenet_v2": _torchvision("mobilenet_v2"),
         "resnet18": _torchvision("resnet18"),
         "resnet50": _torchvision("resnet50"),
-        "vit_tiny": _vit(128, 4, 6),  # for a CPU: the digits in a minute or two
+        "vit_tiny": _vit(128, 4, 6),  # trains on the digits in a minute or two on a CPU
         "deit_tiny": _vit(192, 3, 12),
         "deit_small": _vit(384, 6, 12),
     }
@@ -166,14 +166,16 @@ TRANSFORMERS = ("vit_tiny", "deit_tiny", "deit_small")
 
 
 def build_model(arch: str, classes: int, channels: int, size: int = 32) -> nn.Module:
-    """A freshly initialised network; uses torch's global RNG.
+    """A freshly initialised network; its weights come from torch's global random generator.
 
     Args:
+        arch: one of `ARCHITECTURES`.
+        classes: number of classes.
         channels: of the images.
-        size: height and width of the images; only the transformers are made for one.
+        size: height and width of the images in pixels. Only transformers depend on it.
 
     Raises:
-        ConfigError: an unknown architecture, or a size it cannot take.
+        ConfigError: the architecture is unknown, or cannot take images of this size.
     """
     if arch not in ARCHITECTURES:
         raise ConfigError(f"unknown architecture {arch!r}: choose from {', '.join(ARCHITECTURES)}")

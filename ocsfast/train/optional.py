@@ -1,4 +1,4 @@
-"""The packages only the training program needs."""
+"""Packages that only the training program needs, imported when they are used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from ocsfast.core.errors import ConfigError
 
 
 def require(module: str, purpose: str) -> ModuleType:
-    """Import `module`, or raise a `ConfigError` that says how to install it."""
+    """Import a module for some purpose.
+
+    Raises:
+        ConfigError: it cannot be imported; the error says for what it is needed and how to install it.
+    """
     try:
         return import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""How a network is trained: everything the optimizer and its schedule need, by name."""
+"""How a network is trained: the optimizer, its learning-rate schedule and their constants, by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ocsfast.train.models import TRANSFORMERS
 
 @dataclass(frozen=True)
 class Recipe:
-    """An optimizer and a learning-rate schedule that is stepped once an iteration."""
+    """An optimizer and a learning-rate schedule, which is stepped after every optimizer step."""
 
     name: str
     epochs: int
@@ -26,14 +26,14 @@ class Recipe:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9  # of SGD
     nesterov: bool = False
-    warmup: float = 0.0  # share of the run over which the rate rises from 0 to `lr`
+    warmup: float = 0.0  # share of the run over which the learning rate rises from 0 to `lr`
     schedule: Literal["cosine", "multistep"] = "cosine"
-    milestones: tuple[float, ...] = ()  # shares of the run; the rate is multiplied by `gamma` there
+    milestones: tuple[float, ...] = ()  # shares of the run at which the rate is multiplied by `gamma`
     gamma: float = 0.2
-    preset: Literal["cifar", "imagenet"] | None = None  # `ocsfast.Config.paper(preset)`
-    preset_epochs: int = 0  # the run that the preset's epoch numbers are meant for
-    image_size: int = 32  # of image folders; data sets have their own
-    resized_crop: bool = False  # ImageNet's augmentation instead of a padded crop, for image folders
+    preset: Literal["cifar", "imagenet"] | None = None  # prune with `ocsfast.Config.paper(preset)`
+    preset_epochs: int = 0  # the length of the run that the preset's epoch numbers are meant for
+    image_size: int = 32  # of image folders, in pixels; other data sets have their own size
+    resized_crop: bool = False  # for image folders: ImageNet's augmentation instead of a padded crop
 
     def __post_init__(self) -> None:
         whole = {"epochs": self.epochs, "batch size": self.batch_size, "image size": self.image_size}
@@ -49,70 +49,80 @@ class Recipe:
 
 
 OPTIMIZERS = ("sgd", "adamw")
-RECIPES = ("default", "paper-cifar", "paper-imagenet")
+# Table 8 of the paper. It says "momentum 0.9". The paper's CIFAR code, which gave the published
+# accuracies, uses Nesterov's momentum, so this recipe does too.
+_PAPER_CIFAR = Recipe(
+    "paper-cifar",
+    epochs=300,
+    batch_size=128,
+    lr=0.1,
+    weight_decay=5e-4,
+    nesterov=True,
+    schedule="multistep",
+    milestones=(90 / 300, 180 / 300, 240 / 300, 270 / 300),
+    preset="cifar",
+    preset_epochs=300,
+)
+_PAPER_IMAGENET = Recipe(
+    "paper-imagenet",
+    epochs=130,
+    batch_size=256,
+    lr=0.1,
+    weight_decay=4e-5,
+    preset="imagenet",
+    preset_epochs=130,
+    image_size=224,
+    resized_crop=True,
+)
+RECIPES = ("default", _PAPER_CIFAR.name, _PAPER_IMAGENET.name)
 
 
 def recipe(name: str, data: str, arch: str, optimizer: str | None = None) -> Recipe:
     """The recipe of that name for a data set and an architecture.
 
-    "default": short cosine runs, with AdamW and a warm-up for transformers, with SGD for the rest;
-    `optimizer` takes the other one. "paper-cifar" and "paper-imagenet": Table 8 of the paper. Where
-    the paper says "momentum 0.9" its released CIFAR code uses Nesterov's, and the published accuracies
-    come from that code, so it does here.
+    "default" is a short run with a cosine schedule: AdamW with a warm-up for transformers, SGD for the
+    rest, unless `optimizer` says otherwise. "paper-cifar" and "paper-imagenet" are Table 8 of the paper.
+
+    Args:
+        name: one of `RECIPES`.
+        data: the name of the data set.
+        arch: one of `ARCHITECTURES`.
+        optimizer: one of `OPTIMIZERS`; None: the recipe's own.
 
     Raises:
-        ConfigError: an unknown name, or an optimizer that is not the recipe's.
+        ConfigError: the name is unknown, or the optimizer is not one that the recipe can use.
     """
     if name == "default":
-        epochs = {"digits": 40, "fashion-mnist": 20}.get(data, 40)
-        if (optimizer or ("adamw" if arch in TRANSFORMERS else "sgd")) == "adamw":
-            return Recipe(
-                name,
-                epochs=epochs,
-                batch_size=128,
-                lr=1e-3,
-                weight_decay=0.05,
-                optimizer="adamw",
-                warmup=0.1,
-            )
-        return Recipe(name, epochs=epochs, batch_size=128, lr=0.1, weight_decay=5e-4)
+        return _default_recipe(data, optimizer or ("adamw" if arch in TRANSFORMERS else "sgd"))
     if name in RECIPES and optimizer not in (None, "sgd"):
         raise ConfigError(f"recipe {name} is SGD's: --optimizer {optimizer} goes with the default one")
     if name == "paper-cifar":
-        return Recipe(
-            name,
-            epochs=300,
-            batch_size=128,
-            lr=0.1,
-            weight_decay=5e-4,
-            nesterov=True,
-            schedule="multistep",
-            milestones=(90 / 300, 180 / 300, 240 / 300, 270 / 300),
-            preset="cifar",
-            preset_epochs=300,
-        )
+        return _PAPER_CIFAR
     if name == "paper-imagenet":
-        imagenet = Recipe(
-            name,
-            epochs=130,
-            batch_size=256,
-            lr=0.1,
-            weight_decay=4e-5,
-            preset="imagenet",
-            preset_epochs=130,
-            image_size=224,
-            resized_crop=True,
-        )
-        return (
-            replace(imagenet, epochs=150, preset_epochs=150, lr=0.05)
-            if arch == "mobilenet_v2"
-            else imagenet
-        )
+        if arch == "mobilenet_v2":
+            return replace(_PAPER_IMAGENET, epochs=150, preset_epochs=150, lr=0.05)
+        return _PAPER_IMAGENET
     raise ConfigError(f"unknown recipe {name!r}: choose from {', '.join(RECIPES)}")
 
 
+def _default_recipe(data: str, optimizer: str) -> Recipe:
+    """A short run with a cosine schedule."""
+    epochs = {"digits": 40, "fashion-mnist": 20}.get(data, 40)
+    if optimizer == "adamw":
+        return Recipe(
+            "default",
+            epochs=epochs,
+            batch_size=128,
+            lr=1e-3,
+            weight_decay=0.05,
+            optimizer="adamw",
+            warmup=0.1,
+        )
+    return Recipe("default", epochs=epochs, batch_size=128, lr=0.1, weight_decay=5e-4)
+
+
 def learning_rate_factor(recipe: Recipe, done: float) -> float:
-    """What the recipe's learning rate is multiplied by when the share `done` of the run is over."""
+    """The factor on the recipe's `lr` when the share `done` of the run is over."""
     if done < recipe.warmup:
         return done / recipe.warmup
     if recipe.schedule == "cosine":
@@ -122,13 +132,14 @@ def learning_rate_factor(recipe: Recipe, done: float) -> float:
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimizer, over all parameters of a model."""
     if recipe.optimizer == "adamw":
         decayed, others = _by_decay(model)
-        groups = [
+        param_groups = [
             {"params": decayed, "weight_decay": recipe.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=recipe.lr)
+        return torch.optim.AdamW(param_groups, lr=recipe.lr)
     return torch.optim.SGD(
         model.parameters(),
         lr=recipe.lr,
@@ -139,10 +150,10 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The layers' weight matrices and kernels, and all else.
+    """The parameters that weight decay applies to, and the others.
 
-    All else are biases, norms, the class token and the position embedding: pulling them towards zero
-    is no regularisation, and by custom it is left out.
+    It applies to the layers' weight matrices and kernels. By custom it does not apply to biases, norms,
+    the class token and the position embedding, since pulling these towards zero does not regularise.
     """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

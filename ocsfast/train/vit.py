@@ -1,8 +1,8 @@
 """Vision transformers (arXiv 2010.11929) in the sizes of DeiT (arXiv 2012.12877), and a small one.
 
-Parameters have timm's names and shapes, so that its checkpoints fit `--pretrained`. Every size the
-forward code needs is a plain integer of the module that uses it: where heads are removed, updating
-`num_heads` and `attn_dim` is all it takes; neurons and the residual width are read from the weights.
+Parameters have timm's names and shapes, so that its checkpoints can be used with `--pretrained`. Each
+size that the forward code needs is an integer attribute of the module that uses it. When heads are
+removed, `num_heads` and `attn_dim` are updated; the other sizes are read from the weights.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ocsfast.core.errors import ConfigError
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; one projection makes query, key and value."""
+    """Multi-head self-attention. One linear layer computes queries, keys and values."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.num_heads = heads
         self.head_dim = width // heads
-        self.attn_dim = heads * self.head_dim  # not `width`, which can shrink on its own
+        self.attn_dim = heads * self.head_dim  # not `width`, which is pruned independently
         self.qkv = nn.Linear(width, 3 * self.attn_dim)
         self.proj = nn.Linear(self.attn_dim, width)
 
@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers, applied to each token on its own."""
+    """Two linear layers, applied to each token separately."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Mlp(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and MLP, each behind a norm and beside a shortcut."""
+    """Attention and an MLP, each after a layer norm and with a shortcut around both."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class TransformerBlock(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """One token a patch: a convolution whose stride is its size."""
+    """One token per patch, by a convolution whose stride equals its kernel size."""
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Tokens of an image and a class token, from which a linear head reads the logits."""
+    """A transformer over an image's tokens and a class token, which a linear layer maps to logits."""
 
     def __init__(
         self, width: int, heads: int, depth: int, classes: int, channels: int, size: int
@@ -100,7 +100,9 @@ class VisionTransformer(nn.Module):
 
 
 def patch_size(size: int) -> int:
-    """Height and width of a patch for square images of `size`: 16 for ImageNet's, 4 for CIFAR's.
+    """Height and width of a patch, in pixels, for square images of `size` pixels.
+
+    It is 16 for images of ImageNet's size, 4 for CIFAR's, 2 for smaller ones.
 
     Raises:
         ConfigError: no whole number of patches covers the image.
@@ -115,7 +117,7 @@ def patch_size(size: int) -> int:
 
 
 def _initialise(model: VisionTransformer) -> None:
-    """As DeiT does: small normal weights everywhere but in the patch embedding, which keeps torch's."""
+    """DeiT's initialisation: normal weights of deviation 0.02, except in the patch embedding."""
     nn.init.trunc_normal_(model.cls_token, std=0.02)
     nn.init.trunc_normal_(model.pos_embed, std=0.02)
     for module in model.modules():

@@ -18,7 +18,8 @@ import ocsfast
 from ocsfast.api.as_graph import graph_of
 from ocsfast.core.errors import CheckpointError, ConfigError, GroupingError
 from ocsfast.core.families import Families
-from ocsfast.cut.removal import cut_model, size_attributes
+from ocsfast.cut.removal import cut_model
+from ocsfast.cut.sizes import size_attributes
 from ocsfast.grouping.engines import Choice, group
 from ocsfast.grouping.macs import count_macs
 from ocsfast.grouping.propagate import RULES

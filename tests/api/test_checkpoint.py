@@ -15,7 +15,7 @@ from test_cut import families_of, some
 from torch import nn
 
 from ocsfast import CheckpointError, cut_model, load, save
-from ocsfast.api.checkpoint import checksum
+from ocsfast.api.checkpoint_format import checksum
 from ocsfast.cut import layout as slicing
 from ocsfast.cut import removal as cut
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ocsfast import CheckpointError, cut_model, load, save
-from ocsfast.api.checkpoint import checksum
+from ocsfast.api.checkpoint_format import checksum
 from ocsfast.grouping.engines import group
 
 

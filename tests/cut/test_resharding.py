@@ -19,7 +19,8 @@ from ocsfast import StateError
 from ocsfast.cut import layout as slicing
 from ocsfast.cut import removal as cut
 from ocsfast.cut import shards as resharding
-from ocsfast.cut.shards import local_of, records_of
+from ocsfast.cut.fsdp_records import records_of
+from ocsfast.cut.shards import local_of
 
 
 def everything(model, optimizer, pruner):

@@ -14,7 +14,7 @@ import torch
 from helpers.networks import batch, net, sgd, train
 
 import ocsfast
-from ocsfast.api import checkpoint
+from ocsfast.api import files
 from ocsfast.cut import layout as slicing
 
 EPOCHS, STEPS = 12, 4
@@ -90,7 +90,7 @@ def _train(folder: Path, clock: Clock) -> None:
         scheduler.step()
         pruner.step()
         state = {name: part.state_dict() for name, part in parts.items()}
-        with checkpoint.replacing(path) as part_of_it:
+        with files.replacing(path) as part_of_it:
             torch.save({**state, "epoch": epoch + 1, "random": torch.get_rng_state()}, part_of_it)
-    with checkpoint.replacing(folder / "end.pt") as part_of_it:
+    with files.replacing(folder / "end.pt") as part_of_it:
         torch.save({name: part.state_dict() for name, part in parts.items()}, part_of_it)

@@ -5,8 +5,9 @@ import torch
 from helpers.builders import families, mixed_case
 
 from ocsfast.core.errors import StateError
+from ocsfast.core.memory_format import is_channels_last
 from ocsfast.ops import functions as ops
-from ocsfast.ops.plan import COUNTS, TABLES, build_plan, is_channels_last, shard_plan
+from ocsfast.ops.plan import COUNTS, TABLES, build_plan, shard_plan
 
 
 def test_tables_of_a_small_plan():

@@ -9,7 +9,7 @@ from torch import nn
 
 import ocsfast
 from ocsfast import StateError
-from ocsfast.cut.layout import unsliceable
+from ocsfast.cut.optimizer_state import unsliceable
 from ocsfast.optim.owners import SUPPORTED, TORCHS, StepCounter, check_supported, find_optimizer
 from ocsfast.optim.param_groups import momentum_gain
 

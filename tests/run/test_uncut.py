@@ -14,7 +14,7 @@ from helpers.networks import EPOCH, epochs, net, sgd, train
 from test_pruner import attach, run
 
 import ocsfast
-from ocsfast.distributed.processes import Replicas
+from ocsfast.distributed.ddp import Replicas
 
 NEVER = "the model was never cut"
 

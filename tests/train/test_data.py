@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from ocsfast.core.errors import ConfigError
-from ocsfast.train import data as loaders
-from ocsfast.train.data import Augmentation, Request, augment, load, read_idx, stratified
+from ocsfast.train.data import fashion_mnist, folder
+from ocsfast.train.data.catalogue import load
+from ocsfast.train.data.fashion_mnist import read_idx
+from ocsfast.train.data.memory import Augmentation, augment, stratified
+from ocsfast.train.data.source import Request, iterations
 
 image = pytest.importorskip("PIL.Image")
 
@@ -42,7 +45,7 @@ def test_training_batches_are_whole_shuffled_and_repeatable() -> None:
     def epoch(seed: int) -> list[torch.Tensor]:
         return [y for _, y in data.train.batches(128, torch.Generator().manual_seed(seed))]
 
-    assert [len(y) for y in epoch(0)] == [128] * 10 == [128] * loaders.iterations(data.train, 128)
+    assert [len(y) for y in epoch(0)] == [128] * 10 == [128] * iterations(data.train, 128)
     assert torch.equal(torch.cat(epoch(0)), torch.cat(epoch(0)))
     assert not torch.equal(torch.cat(epoch(0)), torch.cat(epoch(1)))
 
@@ -51,7 +54,7 @@ def test_a_set_smaller_than_a_batch_is_one_batch() -> None:
     data = load("digits", Request(subset=50))
     batches = list(data.train.batches(128, torch.Generator().manual_seed(0)))
     assert [len(y) for _, y in batches] == [50]
-    assert loaders.iterations(data.train, 128) == 1
+    assert iterations(data.train, 128) == 1
 
 
 def test_stratified_keeps_the_shares() -> None:
@@ -111,7 +114,7 @@ def test_fashion_mnist(tmp_path: Path, suffix: str, folder: str) -> None:
 
 
 def test_missing_fashion_mnist_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaders, "DEBIAN_FASHION_MNIST", tmp_path / "none")
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "none")
     with pytest.raises(ConfigError, match=r"FashionMNIST/raw.*dataset-fashion-mnist.*--download"):
         load("fashion-mnist", Request(root=tmp_path))
 
@@ -200,7 +203,7 @@ def test_folder_of_odd_images(tmp_path: Path, test: str, size: int) -> None:
 def test_streamed_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resized_crop: bool, workers: int
 ) -> None:
-    monkeypatch.setattr(loaders, "CACHE_LIMIT", 0)
+    monkeypatch.setattr(folder, "CACHE_LIMIT", 0)
     request = Request(image_size=16, resized_crop=resized_crop, workers=workers)
     data = load(f"folder:{make_folder(tmp_path)}", request)
     (images, _), *rest = data.train.batches(4, torch.Generator().manual_seed(0))

@@ -18,7 +18,8 @@ import ocsfast
 from ocsfast.core.errors import CheckpointError, ConfigError, StateError
 from ocsfast.train import cli
 from ocsfast.train.cli import choose_recipe, main, make_parser
-from ocsfast.train.data import Request, load
+from ocsfast.train.data.catalogue import load
+from ocsfast.train.data.source import Request
 from ocsfast.train.experiment import load_pretrained
 from ocsfast.train.loop import evaluate, in_turns, paired_latency, prepare_dense, preset, train
 from ocsfast.train.models import build_model

@@ -12,7 +12,8 @@ from torch import nn
 import ocsfast
 from ocsfast.core.errors import ConfigError
 from ocsfast.train.cli import choose_recipe, main, make_parser
-from ocsfast.train.data import Request, load
+from ocsfast.train.data.catalogue import load
+from ocsfast.train.data.source import Request
 from ocsfast.train.loop import count_parameters, evaluate, macs_per_sample
 from ocsfast.train.models import TRANSFORMERS, build_model
 from ocsfast.train.recipes import Recipe, learning_rate_factor, make_optimizer, make_scheduler, recipe

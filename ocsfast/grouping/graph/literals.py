@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ocsfast.core.errors import GroupingError
-from ocsfast.cut.removal import size_attributes
+from ocsfast.cut.sizes import size_attributes
 from ocsfast.grouping.propagate import arguments, operator_name, shape
 from ocsfast.grouping.trace.export import Trace, source_of
 from ocsfast.grouping.trace.origins import origins_of

@@ -1,4 +1,4 @@
-"""The paper's figures, of one's own run. Needs matplotlib."""
+"""The figures of the paper, drawn for a run of one's own. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PRUNED, _KEPT = "tab:red", "tab:blue"
-_PANELS = 12  # most histograms in norms.png
+_PANELS = 12  # the most histograms that norms.png shows
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure without pyplot: no display is needed, and no global state is left behind."""
+    """An empty figure, made without pyplot, which needs a display and leaves global state behind."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_stability(rows: Sequence[EpochRow], t_sl: int | None, t_cut: int | None, path: Path) -> None:
-    """Fig. 3: the stability score, raw (dotted) and averaged (solid), with t_sl and t* marked."""
+    """Fig. 3: the stability score at each epoch, raw (dotted) and averaged (solid).
+
+    Vertical lines mark t_sl and t*, unless they are None.
+    """
     figure = _figure(7, 4)
     axes = figure.subplots()
     raw = [(row.epoch, row.stability) for row in rows if row.stability is not None]
@@ -48,7 +51,7 @@ def save_stability(rows: Sequence[EpochRow], t_sl: int | None, t_cut: int | None
 
 
 def save_norms(snapshots: Sequence[NormSnapshot], path: Path) -> None:
-    """Fig. 5: histogram of the groups' norms, pruned red and kept blue, epoch by epoch."""
+    """Fig. 5: histograms of the groups' norms at some of the epochs, pruned in red and kept in blue."""
     shown = _spread(snapshots, _PANELS)
     columns = min(4, max(len(shown), 1))
     lines = -(-max(len(shown), 1) // columns)
@@ -71,7 +74,7 @@ def save_norms(snapshots: Sequence[NormSnapshot], path: Path) -> None:
 
 
 def _spread(items: Sequence[NormSnapshot], count: int) -> list[NormSnapshot]:
-    """At most `count` items, evenly spread, the first and the last among them."""
+    """At most `count` items at equal distances, with the first and the last among them."""
     if len(items) <= count:
         return list(items)
     chosen: NDArray[Any] = np.linspace(0, len(items) - 1, count).round().astype(int)
@@ -79,7 +82,7 @@ def _spread(items: Sequence[NormSnapshot], count: int) -> list[NormSnapshot]:
 
 
 def save_filters(widths: Sequence[FamilyWidth], path: Path) -> None:
-    """Fig. 6: pruned and kept filters of every layer (layers that share their channels are one bar)."""
+    """Fig. 6: pruned and kept filters of each layer. Layers that share their channels are one bar."""
     figure = _figure(max(6.0, 0.28 * len(widths) + 2.5), 4.5)
     axes = figure.subplots()
     places = np.arange(len(widths))

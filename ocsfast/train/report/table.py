@@ -1,4 +1,4 @@
-"""Text for the terminal: the live line of an epoch, and the table at the end."""
+"""Text for the terminal: a line for each epoch, and a table at the end."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ def progress_line(row: EpochRow, epochs: int) -> str:
 
 
 def millions(count: float) -> str:
+    """A count in millions, with two decimals."""
     return f"{count / 1e6:.2f}"
 
 
 def _number(form: str, scale: float = 1.0) -> Callable[[float | None], str]:
+    """Writes numbers in a format, multiplied by `scale`; "-" for None."""
     return lambda value: "-" if value is None else format(value * scale, form)
 
 
@@ -50,7 +52,7 @@ _LINES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 
 def comparison_table(summary: Mapping[str, Any]) -> str:
-    """The runs of a summary side by side, and what the second one gains over the first."""
+    """A table with a column for each run of a summary, and one for what changed between two."""
     runs = {
         title: summary[key]
         for title, key in (("dense", "dense"), ("one-cycle", "one_cycle"))
@@ -69,6 +71,7 @@ def comparison_table(summary: Mapping[str, Any]) -> str:
 
 
 def _change(key: str, dense: float | None, pruned: float | None) -> str:
+    """What pruning changed: a difference in accuracy, a share of a size, a factor of a time."""
     if dense is None or pruned is None or not dense:
         return ""
     if key == "accuracy":
@@ -79,6 +82,7 @@ def _change(key: str, dense: float | None, pruned: float | None) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines: the first column flush left, the others right, a rule below the titles."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
