@@ -12,7 +12,7 @@ from ocsfast.core.families import Families, Frozen, Product
 from ocsfast.cut.fitting import fit_on_load
 from ocsfast.cut.layout import register_slicer
 from ocsfast.cut.removal import cut_model
-from ocsfast.grouping.propagate import register_rule
+from ocsfast.grouping.rules.registry import register_rule
 from ocsfast.integrations import detection
 from ocsfast.run.history import StepReport
 

@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ocsfast.api.arguments import plain
-from ocsfast.api.as_graph import GraphModel
 from ocsfast.core.errors import CheckpointError
 from ocsfast.cut.fitting import FitHook
 from ocsfast.cut.layout import Layout, is_sharded
 from ocsfast.cut.record import Record, is_record, mark, record_of
 from ocsfast.cut.removal import Change, Swap, size_attributes
+from ocsfast.grouping.graph.model import GraphModel
 from ocsfast.ops.plan import is_channels_last
 
 KEY = "ocsfast"  # the metadata entry that holds the structure

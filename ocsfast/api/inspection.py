@@ -14,7 +14,7 @@ from ocsfast.choice.selection import Aim, Choice, choose, group_shares, make_aim
 from ocsfast.core.config import Config, checked_ratio
 from ocsfast.core.families import Frozen
 from ocsfast.cut.record import record_of
-from ocsfast.grouping.graph.literals import Sizes
+from ocsfast.grouping.graph.sizes import Sizes
 from ocsfast.grouping.proof.trials import CUT_FAILS
 from ocsfast.ops.cost import CostModel, build_cost_model, parameter_products
 from ocsfast.ops.functions import Bound

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ocsfast.grouping.engines import Families, group
+from ocsfast.core.families import Families
+from ocsfast.grouping.engines import group
 
 
 class Between(nn.Module):

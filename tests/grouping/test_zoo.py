@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import ocsfast
+from ocsfast.core.families import Families
 from ocsfast.cut.removal import cut_model
-from ocsfast.grouping.engines import Families, group
+from ocsfast.grouping.engines import group
 from ocsfast.grouping.macs import count_macs
 from ocsfast.ops.cost import build_cost_model
 
