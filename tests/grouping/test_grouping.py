@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import ocsfast
 from ocsfast.core.errors import ConfigError, GroupingError
 from ocsfast.cut.removal import cut_model
 from ocsfast.grouping.engines import group
@@ -244,5 +245,5 @@ def test_where_the_model_itself_fails_the_error_names_place_and_cause():
 
 
 def test_unknown_engine():
-    with pytest.raises(ConfigError, match="choose one of labels, torch-pruning"):
-        group(SmallNet(), (torch.randn(2, 3, 8, 8),), engine="magic")
+    with pytest.raises(ConfigError, match="use one of labels, torch-pruning"):
+        ocsfast.group(SmallNet(), torch.randn(2, 3, 8, 8), grouping="magic")

@@ -44,9 +44,11 @@ def register_rule(*operators: str) -> Callable[[Rule], Rule]:
       are tensors are nodes.
 
     It returns the labels of the result, a tuple with one vector or None for each dimension, and a list
-    of such tuples for an operator of several results. `docs/grouping.md` lists what else a walk offers, and
-    explains the algebra. Without a rule an operator freezes what flows into it. A wrong rule is found by
-    the numerical proof, which leaves dense what the rule labelled, unless `verify=False`.
+    of such tuples for an operator of several results. `docs/grouping.md` lists what else a walk offers,
+    and explains the algebra.
+
+    Without a rule an operator freezes what flows into it. A wrong rule is found by the numerical proof,
+    which leaves dense what the rule labelled, unless `verify=False`.
 
     Args:
         operators: names as torch has them, "mylib::scale". All overloads and in-place forms share the

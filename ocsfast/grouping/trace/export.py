@@ -31,8 +31,9 @@ logger = logging.getLogger("ocsfast")
 class Trace:
     """An exported graph.
 
-    Its placeholders are the model's state, in the order of `state`, then the inputs. Its outputs are what the model returns, in the order of `outputs`, then what its pass leaves behind,
-    in the order of `left` (see `outputs.py`).
+    Its placeholders are the model's state, in the order of `state`, then the inputs. Its outputs are
+    what the model returns, in the order of `outputs`, then what its pass leaves behind, in the order of
+    `left` (see `outputs.py`).
     """
 
     graph: torch.fx.GraphModule

@@ -7,11 +7,13 @@ stay valid.
 
 from __future__ import annotations
 
+import random
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -233,3 +235,17 @@ class Generator(_Internal):
 
     def restore(self) -> None:
         self.put_back()
+
+
+def generator_of(thing: Any) -> Generator | None:
+    """The memory of a generator of Python's, torch's or NumPy's; None for any other object."""
+    if isinstance(thing, random.Random):
+        return Generator(partial(thing.setstate, thing.getstate()))
+    if isinstance(thing, torch.Generator):
+        return Generator(partial(_set_state, thing, thing.get_state()))
+    bits = getattr(thing, "bit_generator", None) if type(thing).__module__.startswith("numpy") else None
+    return None if bits is None else Generator(partial(setattr, bits, "state", bits.state))
+
+
+def _set_state(generator: torch.Generator, state: Tensor) -> None:
+    generator.set_state(state)

@@ -7,11 +7,10 @@ not stay behind.
 
 from __future__ import annotations
 
-import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -33,6 +32,7 @@ from ocsfast.grouping.trace.memory import (
     Training,
     Values,
     content,
+    generator_of,
     is_dunder,
 )
 
@@ -193,9 +193,9 @@ class Snapshot:
 
     def _object(self, label: str, thing: Any) -> None:
         self.others.append(thing)
-        put_back = _generator(thing)
-        if put_back is not None:
-            self._remember(Generator(put_back))
+        generator = generator_of(thing)
+        if generator is not None:
+            self._remember(generator)
             return
         kind = type(thing)
         if kind is types.ModuleType or (_is_foreign(kind.__module__) and kind not in PLAIN):
@@ -273,20 +273,6 @@ class Snapshot:
                     self._globals_of(function)
                 elif isinstance(value, (dict, list, set, deque, Tensor, _Cached)):
                     self._later((f"{base.__name__}.{name}", value))
-
-
-def _generator(thing: Any) -> Callable[[], None] | None:
-    """A function that puts a generator of random numbers back; None for any other object."""
-    if isinstance(thing, random.Random):
-        return partial(thing.setstate, thing.getstate())
-    if isinstance(thing, torch.Generator):
-        return partial(_set_state, thing, thing.get_state())
-    bits = getattr(thing, "bit_generator", None) if type(thing).__module__.startswith("numpy") else None
-    return None if bits is None else partial(setattr, bits, "state", bits.state)
-
-
-def _set_state(generator: torch.Generator, state: Tensor) -> None:
-    generator.set_state(state)
 
 
 def _slots_of(kind: type) -> list[str]:
