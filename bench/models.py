@@ -28,13 +28,14 @@ import zoo
 from models_page import page
 from torch.utils._pytree import tree_map_only
 
-from ocsfast.api.as_graph import graph_of
 from ocsfast.core.errors import GroupingError
 from ocsfast.cut.removal import cut_model
-from ocsfast.grouping.engines import Choice, by_labels
+from ocsfast.grouping.engines import by_labels
+from ocsfast.grouping.graph.model import graph_of
 from ocsfast.grouping.macs import count_macs
 from ocsfast.grouping.proof.trials import Trial, proved
-from ocsfast.grouping.trace.export import undisturbed
+from ocsfast.grouping.scope import Scope
+from ocsfast.grouping.trace.side_effects import undisturbed
 from ocsfast.ops.cost import build_cost_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +58,7 @@ def measure(library: str, name: str, graph: bool) -> Entry:
     try:
         if graph:
             model = graph_of(model, args, kwargs)
-        families, setting = by_labels(model, args, kwargs, Choice())
+        families, setting = by_labels(model, args, kwargs, Scope())
         grouped = time.perf_counter()
         found = len(families.families)
         families = proved(model, families, setting)

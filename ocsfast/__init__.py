@@ -12,7 +12,7 @@ from ocsfast.core.errors import CheckpointError, ConfigError, GroupingError, Ocs
 from ocsfast.core.families import Families, Frozen, Product
 from ocsfast.cut.optimizer_state import register_slicer
 from ocsfast.cut.removal import cut_model
-from ocsfast.grouping.propagate import register_rule
+from ocsfast.grouping.rules.registry import register_rule
 from ocsfast.integrations import detection
 from ocsfast.run.report import StepReport
 

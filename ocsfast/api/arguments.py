@@ -12,7 +12,8 @@ from ocsfast.core.errors import ConfigError, StateError
 from ocsfast.core.families import Families
 from ocsfast.cut.layout import is_sharded
 from ocsfast.cut.model_config import describes_itself
-from ocsfast.grouping.engines import Choice, group
+from ocsfast.grouping.engines import group
+from ocsfast.grouping.scope import Scope
 from ocsfast.grouping.uniform import expressible
 
 # A model's wrappers by class name, so that none of torch's distributed packages has to be imported.
@@ -122,11 +123,11 @@ def unpacked(inputs: Inputs) -> Unpacked:
 
 def families_of(model: nn.Module, inputs: Unpacked, config: Config) -> Families:
     """The model's families, as the options say."""
-    choice = Choice(config.keep, config.only, config.kinds, config.outputs, config.forward)
+    scope = Scope(config.keep, config.only, config.kinds, config.outputs, config.forward)
     families = group(
         model,
         *inputs,
-        choice=choice,
+        scope=scope,
         engine=config.grouping,
         verify=config.verify,
         time_limit=config.time_limit,

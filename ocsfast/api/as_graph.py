@@ -1,192 +1,56 @@
-"""A model as its own graph: the same parameters and the same function, every size an attribute.
-
-Where a model's code fixes a width (a literal in a `view`, equal halves, the checks of
-`nn.MultiheadAttention`), its layers stay dense. The graph that `torch.export` makes has no such code.
-"""
+"""`as_graph`: a model in whose place its own traced graph runs, so that more of it may be cut."""
 
 from __future__ import annotations
 
-import linecache
-import zlib
-from collections.abc import Callable
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from ocsfast.api.arguments import Inputs, plain, require_whole, unpacked
-from ocsfast.core.errors import ConfigError, GroupingError
-from ocsfast.cut.record import mark, record_of
-from ocsfast.grouping.engines import check_parameters
-from ocsfast.grouping.graph.literals import Program, program
-from ocsfast.grouping.trace.export import BATCH, trace, undisturbed, with_batch
-
-SAMPLES = 5  # a graph traced at 2 and 3 is tried at
-TOLERANCE = 1e-3  # relative to the largest output: a fused kernel may round otherwise
-
-
-class GraphModel(nn.Module):
-    """A model run from its traced graphs, one for training and one for evaluation; `as_graph` makes it.
-
-    Parameters and buffers have the model's names, in plain modules that hold nothing else. It takes the
-    arguments that it was traced with, any number of samples, and answers as the model does.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        programs: dict[bool, Program],
-        inputs: Any,
-        outputs: dict[bool, pytree.TreeSpec],
-    ) -> None:
-        super().__init__()
-        _fill(self, model, {id(model): self})
-        mark(self, record_of(model))
-        leaves, self._input = pytree.tree_flatten(inputs)
-        self._fixed = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
-        self._outputs = outputs
-        self._name = type(model).__name__
-        self._sources = {mode: made.source for mode, made in programs.items()}
-        for mode, made in programs.items():
-            self.add_module(sizes_name(model, mode), made.sizes)
-            for path, momentum in made.momenta.items():
-                vars(self.get_submodule(path))["momentum"] = momentum
-        self._functions = self._compiled()
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        if spec != self._input:
-            leaves = self._in_order(args, kwargs)
-        for leaf, fixed in zip(leaves, self._fixed, strict=True):
-            if fixed is not None and leaf != fixed[0]:
-                raise ConfigError(
-                    f"the graph of {self._name} was traced with {fixed[0]!r} where it now gets {leaf!r}"
-                )
-        out = self._functions[self.training](self, *leaves)
-        return pytree.tree_unflatten(out, self._outputs[self.training])
-
-    def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """The leaves of inputs whose keywords come in another order than when they were traced."""
-        positions, keywords = pytree.tree_unflatten([0] * self._input.num_leaves, self._input)
-        if keywords.keys() == kwargs.keys():
-            leaves, spec = pytree.tree_flatten((args, {name: kwargs[name] for name in keywords}))
-            if spec == self._input:
-                return leaves
-        raise ConfigError(
-            f"the graph of {self._name} was traced with {_spoken(positions, keywords)}, not "
-            f"{_spoken(args, kwargs)}: make it with example_inputs= of this form"
-        )
-
-    def _compiled(self) -> dict[bool, Callable[..., Any]]:
-        return {mode: _function(source, self._name, mode) for mode, source in self._sources.items()}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_functions"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._functions = self._compiled()
+from ocsfast.grouping.graph.model import GraphModel, graph_of
 
 
 def as_graph(model: nn.Module, example_inputs: Inputs) -> nn.Module:
-    """The same model, run from the graphs of its forward pass: more of it may be cut then.
+    """The same model, run from the graphs of its forward pass.
 
-    Use it in the model's place. It has the same parameters and buffers, under the same names, so that an
-    optimizer or a state dict of the model is one of the result. `ocsfast.step`, `inspect`, `save` and
-    `load` take it like any model; a file is loaded into `as_graph` of a fresh one. It runs at any batch
-    size; other sizes are those of the example, wherever the model's code computed with them. Hooks,
-    methods and the classes of the layers stay behind; batch norms keep their `momentum` and `training`.
+    Where a model's code fixes a width (a literal in a `view`, the equal halves of `chunk(2)`, the
+    asserts of `nn.MultiheadAttention`), the layers around it stay dense. A traced graph has no such
+    code: every size in it is an integer attribute that the cut can set.
+
+    Use the result in the model's place. It has the same parameters and buffers, the same objects under
+    the same names, so an optimizer or a state dict of the model fits it. `ocsfast.step`, `inspect`,
+    `save` and `load` take it like any model; a saved file is loaded into `as_graph` of a fresh model.
+
+    It runs at any batch size. Other sizes (an image's height, a sequence's length) are those of the
+    example wherever the model's code computed with them. Hooks, methods and the classes of the layers
+    stay behind; batch norms keep their `momentum` and `training`.
 
     Args:
-        model: one that `torch.export` takes, in training mode too.
-        example_inputs: one batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        model: a module that `torch.export` takes in both modes, on any device. A compiled or replicated
+            model is unwrapped; the result of an earlier `as_graph` is returned as it is.
+        example_inputs: one batch, of any size and dtype that the model takes: a tensor, a tuple of
+            arguments, or a dict of keyword arguments. Dim 0 is the batch.
+
+    Returns:
+        A module that takes arguments of the example's form and returns what the model returns. Its
+        sizes lie in the submodules `graph_train` and `graph_eval`.
 
     Raises:
-        ConfigError: the inputs hold no tensor.
+        ConfigError: `model` is no module, or the inputs hold no tensor.
         GroupingError: the model cannot be exported, enters autocast by itself, branches on the number of
-            samples, or its graph does not compute what it computes.
+            samples, holds what cannot be pruned, or its graph does not compute what it computes.
+        StateError: the model is sharded or wrapped, or a buffer holds NaN.
+
+    Example:
+        >>> import torch, ocsfast
+        >>> layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        >>> x = torch.randn(2, 5, 16)  # [batch, length, width]
+        >>> graph = ocsfast.as_graph(layer, x)
+        >>> graph.linear1.weight is layer.linear1.weight
+        True
+        >>> graph(torch.randn(7, 5, 16)).shape
+        torch.Size([7, 5, 16])
     """
-    return graph_of(plain(model), *unpacked(example_inputs))
-
-
-def graph_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
-    """`as_graph` of a plain model, with one batch as it is called."""
-    if isinstance(model, GraphModel):
-        return model
-    require_whole(model)
-    check_parameters(model)
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
-        raise ConfigError("example_inputs= holds no tensor: pass one batch as the model takes it")
-    programs, outputs = {}, {}
-    for mode in (False, True):
-        traced, other = (
-            trace(model, args, kwargs, training=mode, samples=samples, gradients=True)
-            for samples in (BATCH, BATCH + 1)
-        )
-        if traced.autocast:
-            raise GroupingError(
-                "the model's own code enters autocast, which its graph cannot: leave it to your loop"
-            )
-        programs[mode] = program(traced, other, sizes_name(model, mode), training=mode)
-        outputs[mode] = traced.structure
-    graph = GraphModel(model, programs, (args, kwargs), outputs)
-    _compare(model, graph, args, kwargs)
-    return graph
-
-
-def sizes_name(model: nn.Module, training: bool) -> str:
-    """What the sizes of a graph are called: no name that the model has."""
-    name = "graph_train" if training else "graph_eval"
-    while hasattr(model, name):
-        name += "_"
-    return name
-
-
-def _fill(shell: nn.Module, module: nn.Module, known: dict[int, nn.Module]) -> None:
-    """Give a plain module what another holds: parameters, buffers, and such a module for each child."""
-    shell.training = module.training
-    for name, parameter in module._parameters.items():
-        shell.register_parameter(name, parameter)
-    for name, buffer in module._buffers.items():
-        shell.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
-    for name, child in module._modules.items():
-        if child is not None and id(child) not in known:
-            known[id(child)] = nn.Module()
-            _fill(known[id(child)], child, known)
-        shell.add_module(name, None if child is None else known[id(child)])
-
-
-def _function(source: str, name: str, training: bool) -> Callable[..., Any]:
-    """The function of a program; its lines are known to tracebacks."""
-    number = zlib.crc32(source.encode())  # models of one class are told apart
-    file = f"<{'training' if training else 'evaluation'} graph of {name}, {number:x}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    scope: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": float("inf")}
-    scope["nan"] = float("nan")
-    exec(compile(source, file, "exec"), scope)
-    function: Callable[..., Any] = scope["forward"]
-    return function
-
-
-def _compare(model: nn.Module, graph: nn.Module, args: Any, kwargs: Any) -> None:
-    """Both in evaluation, with more samples than were traced."""
-    args, kwargs, samples = with_batch(args, kwargs, SAMPLES)
-    results = []
-    for one in (model, graph):
-        with undisturbed(one, training=False, real=True):
-            torch.manual_seed(0)
-            leaves = pytree.tree_leaves(one(*args, **kwargs))
-        results.append([leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)])
-    for a, b in zip(*results, strict=True):
-        scale = float(a.abs().max()) if a.numel() else 0.0
-        if a.shape != b.shape or not torch.allclose(a, b, 0.0, TOLERANCE * scale, equal_nan=True):
-            raise GroupingError(
-                f"the model's graph, traced with {BATCH} and {BATCH + 1} samples, is not the model with "
-                f"{samples}: its code does more with their number than to multiply and add"
-            )
-
-
-def _spoken(args: Any, kwargs: Any) -> str:
-    named = "".join(f" and {name}=" for name in kwargs)
-    return f"{len(args)} positional argument{'' if len(args) == 1 else 's'}{named}"
+    own = plain(model)
+    args, kwargs = unpacked(example_inputs)
+    if not isinstance(own, GraphModel):
+        require_whole(own)
+    return graph_of(own, args, kwargs)

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ocsfast.api.arguments import Inputs, families_of, plain, unpacked
-from ocsfast.api.as_graph import GraphModel
 from ocsfast.api.calls import options_of
 from ocsfast.api.checkpoint_format import (
     KEY,
@@ -36,6 +35,7 @@ from ocsfast.cut.fitting import FitHook, surplus
 from ocsfast.cut.layout import Layout, is_sharded
 from ocsfast.cut.record import mark, record_of
 from ocsfast.cut.removal import Change, Swap, cut_model
+from ocsfast.grouping.graph.model import GraphModel
 from ocsfast.ops.cost import make_record
 
 

@@ -16,7 +16,7 @@ from ocsfast.choice.selection import choose
 from ocsfast.core.config import Config
 from ocsfast.core.families import Families, Frozen
 from ocsfast.cut.record import record_of
-from ocsfast.grouping.graph.literals import Sizes
+from ocsfast.grouping.graph.sizes import Sizes
 from ocsfast.grouping.proof.trials import CUT_FAILS
 from ocsfast.ops.bound import Bound
 from ocsfast.ops.cost import CostModel, build_cost_model, parameter_products

@@ -1,4 +1,4 @@
-"""An end to a search that would not end by itself."""
+"""A limit to the time that grouping may take."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from ocsfast.core.errors import GroupingTimeout
 
 
 class Deadline:
-    """Seconds from now on."""
+    """A moment so many seconds after this was made."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._end = time.monotonic() + seconds
 
     def check(self, where: str) -> None:
-        """Go on, or end with an error that says how far it came.
+        """Do nothing before the deadline.
+
+        Args:
+            where: how far grouping has come, as the end of "and was ...", for the message.
 
         Raises:
-            GroupingTimeout: the time is over.
+            GroupingTimeout: after it.
         """
         if time.monotonic() > self._end:
             raise GroupingTimeout(

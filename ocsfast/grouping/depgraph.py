@@ -1,8 +1,8 @@
-"""The second engine: Torch-Pruning's DepGraph behind the same `Families`.
+"""The second engine: Torch-Pruning's DepGraph, its groups written down as `Families`.
 
-Only its tracing is used. It is right on plain convolutional networks and works on some models that
-cannot be exported; what it does not know (grouped convolutions, bare parameters, attention) is left
-dense and named.
+Only its tracing is used. It is right on plain convolutional networks, and works on some models that
+cannot be exported. What it does not know (grouped convolutions, bare parameters, attention) is left
+dense and named. Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from torch.utils import _pytree as pytree
 from ocsfast.core.errors import GroupingError
 from ocsfast.core.families import Attribute, Axis, Families, Family, Frozen, Product
 from ocsfast.grouping.macs import count_macs
-from ocsfast.grouping.trace.export import undisturbed, with_batch
+from ocsfast.grouping.trace.batch import with_batch
+from ocsfast.grouping.trace.side_effects import undisturbed
 
-Labelled = dict[tuple[str, int], Tensor]  # (tensor, axis) -> group of each index, or -1
+Labelled = dict[tuple[str, int], Tensor]  # (tensor, axis) -> the group of each index, or -1
+# A layer (or a bare parameter) in a group of layers: the module, whether along its outputs, its indices,
+# and for each of these the index of the group's first layer that it goes with.
+Member = tuple[Any, bool, list[int], list[int]]
 
 
 def by_depgraph(
@@ -30,33 +34,16 @@ def by_depgraph(
 ) -> Families:
     """Families from DepGraph's groups.
 
+    Args:
+        model, args, kwargs: one call of the model.
+        protected: parameters that keep their shape, and why.
+
     Raises:
         GroupingError: Torch-Pruning is not installed, or it cannot trace the model.
     """
-    try:
-        import torch_pruning
-    except ImportError as error:
-        raise GroupingError(
-            "torch-pruning is not installed: pip install ocsfast[torch-pruning]"
-        ) from error
     args, kwargs, samples = with_batch(args, kwargs)
     names = {id(module): name for name, module in model.named_modules()}
-    # DepGraph calls the model with one dict or one sequence; the wrapper takes either apart again.
-    with undisturbed(model, training=False, real=True), torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            graph = torch_pruning.DependencyGraph().build_dependency(
-                model,
-                (args, kwargs),
-                forward_fn=lambda m, inputs: m(*inputs[0], **inputs[1]),
-                verbose=False,
-            )
-            groups = [list(_members(graph, group)) for group in graph.get_all_groups()]
-        except Exception as error:
-            raise GroupingError(
-                f"torch-pruning cannot trace the model: {type(error).__name__}: {error}"
-            ) from error
-        outputs = _output_layers(model, args, kwargs)
+    groups, outputs = _traced(model, args, kwargs)
     labels: Labelled = {}
     frozen = []
     families: list[Family] = []
@@ -85,23 +72,48 @@ def by_depgraph(
     )
 
 
-Member = tuple[Any, bool, list[int], list[int]]  # module, its output axis, indices, root indices
+def _traced(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[list[Member]], set[int]]:
+    """DepGraph's groups of layers, and the ids of the layers whose outputs the model returns."""
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise GroupingError(
+            "torch-pruning is not installed: pip install ocsfast[torch-pruning]"
+        ) from error
+    with undisturbed(model, training=False, real=True), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            # DepGraph calls the model with one argument; `forward_fn` takes the pair apart again.
+            graph = torch_pruning.DependencyGraph().build_dependency(
+                model,
+                (args, kwargs),
+                forward_fn=lambda m, inputs: m(*inputs[0], **inputs[1]),
+                verbose=False,
+            )
+            groups = [list(_members(graph, group)) for group in graph.get_all_groups()]
+        except Exception as error:
+            raise GroupingError(
+                f"torch-pruning cannot trace the model: {type(error).__name__}: {error}"
+            ) from error
+        return groups, _output_layers(model, args, kwargs)
 
 
 def _members(graph: Any, group: Any) -> Iterable[Member]:
+    """The layers and bare parameters of one of DepGraph's groups."""
     for item in group:
         out = bool(graph.is_out_channel_pruning_fn(item.dep.handler))
         module = item.dep.target.module
-        if (
-            isinstance(module, (nn.Module, nn.Parameter))
-            and "Dummy" not in type(item.dep.target).__name__
-        ):
-            if type(module).__module__.startswith("torch_pruning"):
-                continue  # a stand-in for an operator without parameters
+        is_dummy = "Dummy" in type(item.dep.target).__name__
+        # Torch-Pruning puts modules of its own in the place of operators without parameters.
+        is_stand_in = type(module).__module__.startswith("torch_pruning")
+        if isinstance(module, (nn.Module, nn.Parameter)) and not is_dummy and not is_stand_in:
             yield module, out, list(item.idxs), list(item.root_idxs)
 
 
 def _is_producer(module: Any) -> bool:
+    """Whether a layer makes new channels; a depthwise convolution passes those of its input on."""
     depthwise = isinstance(module, _ConvNd) and module.groups > 1
     return isinstance(module, (_ConvNd, nn.Linear)) and not depthwise
 
@@ -109,7 +121,7 @@ def _is_producer(module: Any) -> bool:
 def _obstacle(
     members: list[Member], names: dict[int, str], protected: dict[str, str], outputs: set[int]
 ) -> str | None:
-    """Why a group of layers has to stay dense."""
+    """Why a group of layers has to stay dense; None if it may shrink."""
     for module, out, indices, roots in members:
         if isinstance(module, nn.Parameter):
             return "a bare parameter is coupled with it"
@@ -129,7 +141,7 @@ def _obstacle(
 
 
 def _axes_of(module: Any, name: str, out: bool) -> list[tuple[str, int, int]]:
-    """(tensor, axis, size) of a layer's output or input channels."""
+    """(tensor, axis, size) of a layer's output channels, or of its input channels."""
     if isinstance(module, _BatchNorm):
         held = ("weight", "bias", "running_mean", "running_var")
         return [(f"{name}.{t}", 0, len(v)) for t in held if (v := getattr(module, t)) is not None]
@@ -144,7 +156,7 @@ def _axes_of(module: Any, name: str, out: bool) -> list[tuple[str, int, int]]:
 
 
 def _attributes(modules: dict[str, nn.Module], labels: Labelled) -> Iterable[Attribute]:
-    """The sizes that a cut has to write into the labelled layers."""
+    """The sizes that a cut has to set in the labelled layers."""
     for (tensor, axis), groups in labels.items():
         path, _, held = tensor.rpartition(".")
         module = modules[path]
@@ -170,8 +182,8 @@ def _costs(
     kwargs: dict[str, Any],
     samples: int,
 ) -> Iterable[Product]:
-    """MACs of every convolution and linear layer call, and what else is counted as a constant."""
-    calls: list[tuple[str, int]] = []
+    """MACs of each call of a convolution or linear layer, and of everything else as one constant."""
+    calls: list[tuple[str, int]] = []  # (layer, MACs for each pair of rows and columns of its weight)
 
     def record(name: str) -> Any:
         def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -181,10 +193,8 @@ def _costs(
 
         return hook
 
-    with (
-        undisturbed(model, training=False, real=True),
-        torch.no_grad(),
-    ):  # which takes these hooks away again
+    # `undisturbed` also removes the hooks that are registered in it.
+    with undisturbed(model, training=False, real=True), torch.no_grad():
         for name, module in modules.items():
             if isinstance(module, (_ConvNd, nn.Linear)):
                 module.register_forward_hook(record(name))
@@ -201,7 +211,10 @@ def _costs(
 
 
 def _output_layers(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
-    """Layers whose output channels reach the model's outputs: found backwards through autograd."""
+    """The ids of the layers whose output channels reach the model's outputs.
+
+    Autograd's graph is followed from the outputs back to the first product or convolution on each way.
+    """
     owner = {id(p): id(m) for m in model.modules() for p in m.parameters(recurse=False)}
     outputs = [x for x in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(x, Tensor)]
     stack = [x.grad_fn for x in outputs if x.grad_fn is not None]

@@ -1,12 +1,14 @@
 """The label algebra: which indices of which tensors disappear together.
 
-Every dimension of every tensor carries a vector of **terms**, one an index. A term is a set of
-**atoms**, and an index is removed if any atom of its term is. The empty term is *frozen*: the index
-is never removed. Operators add equations between terms; they are solved by substitution, a
-union-find whose nodes may stand for several others. A dense tensor's kept set is a product over its
-dimensions, so one vector a dimension loses nothing.
+Every dimension of every tensor carries a vector of **terms**, one for each index. A term is a set of
+**atoms**, and an index is removed if any atom of its term is removed. The empty term is *frozen*: its
+index is never removed. A label is *live* if some index may still be removed.
 
-Vectors are int64 arrays of term numbers; `None` stands for a dimension that is frozen throughout.
+Operators add equations between terms. They are solved by substitution: an atom stands for itself, or for
+a set of other atoms, as in a union-find whose nodes may have several parents. The indices that a dense
+tensor keeps are a product over its dimensions, so one vector for each dimension says everything.
+
+Vectors are int64 arrays of term numbers; None stands for a dimension that is frozen throughout.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.int64]  # [size] term numbers, to be read through Labels.terms
-Dims = tuple[Vector | None, ...]  # the labels of one tensor, a vector or None a dimension
+Dims = tuple[Vector | None, ...]  # the labels of one tensor: a vector or None for each dimension
 Term = frozenset[int]  # a set of atoms
 
 FROZEN = 0  # the number of the empty term
@@ -30,14 +32,15 @@ class Labels:
         self._terms: list[Term] = [frozenset()]
         self._numbers: dict[Term, int] = {frozenset(): FROZEN}
         self._own: list[Term] = []  # the term of each atom alone
-        self._stands_for: list[tuple[int, ...] | None] = []  # an atom's substitution; None: itself
+        self._stands_for: list[tuple[int, ...] | None] = []  # what replaces each atom; None: itself
         self._reason: dict[int, str] = {}  # frozen atoms, and why
-        self._inner: set[int] = set()  # atoms that split() made for the faster-moving part
+        # Atoms that split() made for the dimension that moves faster: places within a head or a group.
+        self._inner: set[int] = set()
 
     # -- making vectors ---------------------------------------------------------------------------
 
     def fresh(self, size: int, *, inner: bool = False) -> Vector:
-        """`size` new atoms, each a term of its own."""
+        """A vector of `size` new atoms, each a term of its own."""
         first = len(self._stands_for)
         self._stands_for.extend([None] * size)
         if inner:
@@ -50,6 +53,7 @@ class Labels:
         return np.arange(start, start + size, dtype=np.int64)
 
     def _number(self, term: Term) -> int:
+        """The number of a term; a new one at its first appearance."""
         number = self._numbers.get(term)
         if number is None:
             number = self._numbers[term] = len(self._terms)
@@ -59,17 +63,20 @@ class Labels:
     # -- reading vectors --------------------------------------------------------------------------
 
     def _roots(self, atom: int) -> tuple[int, ...]:
-        """The atoms that `atom` stands for in the end, frozen ones included; compresses the path."""
+        """The atoms that `atom` stands for in the end, frozen ones included.
+
+        The answer is stored as the atom's replacement, so that the next question is short.
+        """
         below = self._stands_for[atom]
         if below is None:
             return (atom,)
-        while len(below) == 1:  # as a rule it is a chain
+        while len(below) == 1:  # the common case: a chain of single atoms
             beneath = self._stands_for[below[0]]
             if beneath is None:
                 self._stands_for[atom] = below
                 return below
             below = beneath
-        stack = [atom]  # not recursion: chains get longer than Python's stack
+        stack = [atom]  # no recursion, because chains get longer than Python's stack
         while stack:
             below = self._stands_for[stack[-1]] or ()
             deep = [b for b in below if not self._is_settled(b)]
@@ -81,13 +88,14 @@ class Labels:
         return self._stands_for[atom] or ()
 
     def _is_settled(self, atom: int) -> bool:
-        """Whether it stands for itself or for atoms that do."""
+        """Whether an atom stands for itself, or for atoms that stand for themselves."""
         below = self._stands_for[atom]
         return below is None or all(self._stands_for[b] is None for b in below)
 
     def _resolved(self, number: int) -> Term:
+        """The term of this number after all substitutions, without frozen atoms."""
         term = self._terms[number]
-        if len(term) == 1:  # most are: a channel that stands for itself, or for one other
+        if len(term) == 1:  # the common case: a channel that stands for itself or for one other
             (atom,) = term
             roots = self._roots(atom)
             if len(roots) == 1:
@@ -95,13 +103,16 @@ class Labels:
         return frozenset(root for atom in term for root in self._roots(atom) if root not in self._reason)
 
     def solution(self) -> Vector:
-        """For every term number, the number of the same term as it stands now: settles any vector."""
+        """For every term number, the number of the term after all substitutions.
+
+        `solution()[vector]` therefore settles any vector.
+        """
         return np.array(
             [self._number(self._resolved(n)) for n in range(len(self._terms))], dtype=np.int64
         )
 
     def settled(self, vector: Vector) -> Vector:
-        """The same vector in term numbers that are equal exactly where the terms are equal now."""
+        """The vector after all substitutions: equal numbers now mean equal terms."""
         distinct, where = np.unique(vector, return_inverse=True)
         numbers = [self._number(self._resolved(n)) for n in distinct.tolist()]
         return np.array(numbers, dtype=np.int64)[where]
@@ -123,22 +134,32 @@ class Labels:
         return list(dict.fromkeys(self._reason[root] for root in roots if root in self._reason))
 
     def is_inner(self, atom: int) -> bool:
+        """Whether the atom is a place within heads or groups, which a split made."""
         return atom in self._inner
 
     # -- equations --------------------------------------------------------------------------------
 
     def freeze(self, vector: Vector | None, reason: str) -> None:
-        """x := {} for every atom in the vector."""
+        """No index of the vector is ever removed; `reason` is what users read."""
         if vector is not None:
             for number in np.unique(vector).tolist():
                 self.freeze_atoms(self._resolved(number), reason)
 
     def freeze_atoms(self, atoms: Iterable[int], reason: str) -> None:
+        """These atoms are never removed. An atom keeps its first reason."""
         for atom in atoms:
             self._reason.setdefault(atom, reason)
 
     def unify(self, a: Vector | None, b: Vector | None, reason: str) -> None:
-        """a = b, index by index. `reason` is what a frozen side freezes the other one for."""
+        """Equate two vectors: index k of `a` is removed exactly if index k of `b` is.
+
+        Args:
+            a, b: vectors of one size. If one is None, the other is frozen.
+            reason: why, for what this freezes.
+
+        Raises:
+            ValueError: the sizes differ.
+        """
         if a is None or b is None:
             self.freeze(a, reason)
             self.freeze(b, reason)
@@ -157,7 +178,7 @@ class Labels:
                 return
             a, b = a - b, b - a
             if not a or not b:
-                # One side holds all of the other: what it has more can never go alone.
+                # One side holds all atoms of the other. What it has beyond can never be removed.
                 why = self.reasons(np.array([left, right]))
                 self.freeze_atoms(a | b, why[0] if why else reason)
                 return
@@ -168,9 +189,9 @@ class Labels:
                 if atom in self._inner and len(other) == 1:
                     self._inner.update(other)
                 return
-            # Several atoms on both sides: no single solution. Give up positions within heads and groups,
-            # so that those can go whole; else the atom that stands in most terms, which costs the least
-            # freedom elsewhere.
+            # Several atoms on both sides have no single solution. Freeze the places within heads and
+            # groups, so that those can go whole. Where there are none, freeze the atom in most terms,
+            # and try again: that leaves the most freedom elsewhere.
             inner = [atom for atom in sorted(a | b) if atom in self._inner]
             self.freeze_atoms(inner or [self._most_used(a | b)], f"ambiguous: {reason}")
 
@@ -184,7 +205,10 @@ class Labels:
     # -- merging and splitting dimensions ---------------------------------------------------------
 
     def merge(self, vectors: list[Vector | None], sizes: list[int]) -> Vector | None:
-        """The vector of dimensions flattened into one, slowest first: an index goes if any part does."""
+        """The vector of several dimensions flattened into one. The first moves slowest.
+
+        An index of the result is removed if any of its parts is, so its term is the union of theirs.
+        """
         merged: Vector = np.zeros(1, dtype=np.int64)
         for vector, size in zip(vectors, sizes, strict=True):
             part = np.zeros(size, dtype=np.int64) if vector is None else vector
@@ -202,8 +226,9 @@ class Labels:
     def split(self, vector: Vector | None, sizes: list[int], reason: str) -> list[Vector | None]:
         """The vectors of one dimension unflattened into several; the inverse of `merge`.
 
-        What all terms of a row share belongs to the row, what all terms of a column share to the
-        column; what is left is refined: x := {row atom, column atom}.
+        Seen as a table of rows (the first size) and columns (the rest), what all terms of a row share
+        belongs to the row, and what all terms of a column share to the column. An atom that neither
+        explains is refined: it then stands for a new row atom and a new column atom.
         """
         if vector is None or not self.live(vector):
             return [None] * len(sizes)
@@ -232,7 +257,7 @@ class Labels:
         return [outer, *self.split(inner, sizes[1:], reason)]
 
     def _joined(self, a: Vector, b: Vector) -> Vector:
-        """Index by index the union of two vectors' terms."""
+        """The union of two vectors' terms, index by index."""
         pairs = zip(a.tolist(), b.tolist(), strict=True)
         return np.array(
             [self._number(self._terms[p] | self._terms[q]) for p, q in pairs], dtype=np.int64

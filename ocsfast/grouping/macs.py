@@ -1,8 +1,8 @@
 """MACs of a call, counted while it runs.
 
-torch's own counter sees most operators. Which fused ones it sees depends on its version (the CPU's
-attention from 2.15 on) and on the device, so their formulas are here. Run unfused, attention would have
-other strides, which a model's own code may not know how to view.
+torch's own counter knows most operators. Which fused ones it knows depends on its version (the CPU's
+attention from 2.15 on) and on the device, so their formulas are here. Running attention unfused instead
+would give its result other strides, which a `view` in the model's code may not accept.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ Shape = Sequence[int]
 
 
 def count_macs(call: Callable[[], object]) -> int:
-    """Multiply-accumulates of matrix products and convolutions that `call` computes.
+    """Multiply-accumulates (MACs) of the matrix products and convolutions that `call` computes.
 
-    What `torch.utils.flop_counter.FlopCounterMode` counts, halved, and the same on every version of
-    torch, on the CPU and on CUDA: attention, recurrence and grouped products count as what they compute,
-    fused or not. In half precision on CUDA torch may pad heads whose width is no multiple of 8 before it
-    fuses them; they count as padded then.
+    That is what `torch.utils.flop_counter.FlopCounterMode` counts, halved. Attention, recurrence and
+    grouped products count as what they compute, fused or not, on every version of torch, on the CPU and
+    on CUDA. One exception: in half precision on CUDA, torch may pad heads whose width is no multiple of
+    8 before it fuses them, and then the padding counts.
 
     Example:
         >>> count_macs(lambda: torch.nn.Linear(3, 5)(torch.zeros(2, 3)))
         30
     """
+    # The fast path runs a whole encoder layer as one operator, which the counter does not know.
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # a whole encoder layer as one operator
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
             call()
@@ -40,7 +41,7 @@ def count_macs(call: Callable[[], object]) -> int:
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """FLOPs by operator, from the shapes of its arguments; of those that this torch has."""
+    """Operator -> a function from its arguments, tensors as shapes, to FLOPs; if this torch has it."""
     aten: Any = torch.ops.aten
     formulas: dict[str, Callable[..., int]] = {
         **dict.fromkeys(
@@ -58,7 +59,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         "_grouped_mm": _grouped,
     }
     known = {getattr(aten, name): f for name, f in formulas.items() if hasattr(aten, name)}
-    # The same product by transformers, which registers it when a mixture of experts is first imported.
+    # transformers registers the same product when a mixture of experts is first imported.
     experts: Any = torch.ops.transformers
     if hasattr(experts, "grouped_mm_fallback"):
         known[experts.grouped_mm_fallback] = _grouped
@@ -81,6 +82,10 @@ def _all_layers(x: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
 
 
 def _grouped(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    """Matrices [..., k, n] with rows [..., m, k]: one each, or the rows cut up among them."""
+    """x [..., m, k] times weight [..., k, n], in several products.
+
+    Where the weight is a stack of matrices, each row of x meets one of them. Where it is one matrix, its
+    columns, or the k that is summed over, are shared out among the products.
+    """
     rows = math.prod(x[:-1]) if len(weight) == 3 else x[-2]
     return 2 * rows * weight[-2] * weight[-1]

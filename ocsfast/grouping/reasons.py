@@ -5,7 +5,8 @@ from __future__ import annotations
 from ocsfast.core.families import NOT_USED, Families
 from ocsfast.grouping.proof.trials import CUT_FAILS
 
-# What a reason holds, what its layers are called, and what frees them; the first that fits counts.
+# Of each kind of reason: words in it, what its layers are called, and what frees them. The first kind
+# whose words occur in a reason counts.
 _KINDS = (
     (
         "requires_grad=False",
@@ -28,11 +29,15 @@ _KINDS = (
 
 
 def why_dense(families: Families) -> tuple[str, list[str]]:
-    """ "3 layers stay dense: 2 frozen (requires_grad=False), 1 model output", and the ways out."""
+    """How many layers stay dense for which kind of reason, and what would free them.
+
+    Returns:
+        "3 layers stay dense: 2 frozen (requires_grad=False), 1 model output", and the ways out.
+    """
     counted: dict[tuple[str, str], set[str]] = {}
     for entry in families.frozen:
         if entry.reason.startswith("no rule for") and "(" not in entry.reason:
-            continue  # the operator itself, which is no layer
+            continue  # this entry names the operator, not a layer
         where = entry.where.rpartition(".")[0] if entry.reason == NOT_USED else entry.where
         kind = next((called, way) for holds, called, way in _KINDS if holds in entry.reason)
         counted.setdefault(kind, set()).add(where)
@@ -45,5 +50,5 @@ def why_dense(families: Families) -> tuple[str, list[str]]:
 
 
 def one_of(ways: list[str]) -> str:
-    """Ways out as the end of a sentence: "a, b, or c"."""
+    """Ways out, joined to end a sentence: "a, b, or c"."""
     return ways[0] if len(ways) == 1 else f"{', '.join(ways[:-1])}, or {ways[-1]}"

@@ -1,4 +1,4 @@
-"""`Config.uniform` for a model that builds from its `config`: only cuts that the config can say."""
+"""Uniform cuts (`Config.uniform`): those that a model's `config` can say, to build it anew."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import nn
 from ocsfast.core.families import Families
 from ocsfast.cut.model_config import update_config
 from ocsfast.cut.removal import remove_groups
-from ocsfast.grouping.proof.copying import copied
+from ocsfast.grouping.proof.copies import copied
 
 
 def expressible(model: nn.Module, families: Families) -> Families:
-    """The families whose cut a config can say, kept counts being equal among those of one kind and size.
+    """The families whose cut the model's config can say; the others are left dense, and named.
 
-    Tried on copies without data: a few counts for each kind and size, beside those that passed before.
+    Families of one kind and size keep equally many groups. For each kind and size three kept counts are
+    tried on copies without data, together with the families that passed before.
     """
     alike: dict[tuple[str, int], list[int]] = {}
     for f, family in enumerate(families.families):
@@ -35,6 +36,7 @@ def expressible(model: nn.Module, families: Families) -> Families:
 
 
 def _can_say(empty: nn.Module, families: Families, members: Sequence[int], count: int) -> bool:
+    """Whether the config can say that each of these families loses `count` groups."""
     subject = copied(empty)
     pruned = torch.zeros(families.num_groups, dtype=torch.bool)
     for f in members:

@@ -30,8 +30,8 @@ class AdamW(torch.optim.AdamW):
     """A drop-in for `torch.optim.AdamW` whose step is one pass: 28 bytes a float32 parameter, no more.
 
     All that is said of `ocsfast.optim.SGD` holds here: equal to torch's to rounding, one state dict for
-    both, and the pruner's penalty in the same pass. Eq. 8 is added to the gradient before it is averaged,
-    as it is without this class.
+    both, and the pruner's penalty in the same pass. Eq. 8 is added to the gradient before that is
+    averaged, as it is without this class.
 
     Args:
         params, lr, betas, eps, weight_decay, maximize: as for `torch.optim.AdamW`.

@@ -15,14 +15,15 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import ocsfast
-from ocsfast.api.as_graph import graph_of
 from ocsfast.core.errors import CheckpointError, ConfigError, GroupingError
 from ocsfast.core.families import Families
 from ocsfast.cut.removal import cut_model
 from ocsfast.cut.sizes import size_attributes
-from ocsfast.grouping.engines import Choice, group
+from ocsfast.grouping.engines import group
+from ocsfast.grouping.graph.model import graph_of
 from ocsfast.grouping.macs import count_macs
-from ocsfast.grouping.propagate import RULES
+from ocsfast.grouping.rules.registry import RULES
+from ocsfast.grouping.scope import Scope
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -220,7 +221,7 @@ def test_a_literal_view():
     assert graph.embed.weight.shape == (48, 5)
     # Attention's scale is that of the width it was trained with, so positions within heads may go too.
     graph = ocsfast.as_graph(Literal(), x)
-    inner = group(graph, (x,), choice=Choice(kinds=("head_dim",)))
+    inner = group(graph, (x,), scope=Scope(kinds=("head_dim",)))
     assert names(inner) == {"embed head_dim": 16}
 
 
@@ -320,7 +321,7 @@ def test_outputs_that_need_not_keep_their_shape():
     x = torch.randn(2, 4)
     graph = ocsfast.as_graph(Features(), x)
     assert not group(graph, (x,)).families
-    families = group(graph, (x,), choice=Choice(outputs=("logits",)))
+    families = group(graph, (x,), scope=Scope(outputs=("logits",)))
     assert [f.size for f in families.families] == [2]
     cut_model(graph, families, torch.tensor([True, False]))
     assert graph.train()(x)["hidden"].shape == (2, 8)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+import ocsfast
 from ocsfast.core.errors import ConfigError, GroupingError
 from ocsfast.cut.removal import cut_model
-from ocsfast.grouping.engines import Choice, group
+from ocsfast.grouping.engines import group
 from ocsfast.grouping.macs import count_macs
+from ocsfast.grouping.scope import Scope
 from ocsfast.ops import functions as ops
 from ocsfast.ops.cost import build_cost_model
 from ocsfast.ops.plan import build_plan
@@ -188,14 +190,14 @@ def test_a_cut_that_module_code_forbids_leaves_the_layer_dense_and_named():
 
 @pytest.mark.parametrize("keep", [["first"], ["fi*"], ["first.weight"]])
 def test_keep_by_pattern(keep):
-    families = group(SmallNet(), (torch.randn(2, 3, 8, 8),), choice=Choice(keep=keep))
+    families = group(SmallNet(), (torch.randn(2, 3, 8, 8),), scope=Scope(keep=keep))
     assert [f.name for f in families.families] == ["second"]
     assert any(f.where == "first" and "keep=" in f.reason for f in families.frozen)
 
 
 def test_keep_by_module_and_frozen_parameters():
     model = SmallNet()
-    assert len(group(model, (torch.randn(2, 3, 8, 8),), choice=Choice(keep=[model.first])).families) == 1
+    assert len(group(model, (torch.randn(2, 3, 8, 8),), scope=Scope(keep=[model.first])).families) == 1
     model.first.weight.requires_grad_(False)
     families = group(model, (torch.randn(2, 3, 8, 8),))
     assert [f.name for f in families.families] == ["second"]
@@ -203,7 +205,7 @@ def test_keep_by_module_and_frozen_parameters():
 
 def test_keep_that_matches_nothing_is_an_error():
     with pytest.raises(ConfigError, match=r"keep='frist' matches no parameter"):
-        group(SmallNet(), (torch.randn(2, 3, 8, 8),), choice=Choice(keep=["frist"]))
+        group(SmallNet(), (torch.randn(2, 3, 8, 8),), scope=Scope(keep=["frist"]))
 
 
 def test_tied_weights_are_one_tensor():
@@ -243,5 +245,5 @@ def test_where_the_model_itself_fails_the_error_names_place_and_cause():
 
 
 def test_unknown_engine():
-    with pytest.raises(ConfigError, match="choose one of labels, torch-pruning"):
-        group(SmallNet(), (torch.randn(2, 3, 8, 8),), engine="magic")
+    with pytest.raises(ConfigError, match="use one of labels, torch-pruning"):
+        ocsfast.group(SmallNet(), torch.randn(2, 3, 8, 8), grouping="magic")

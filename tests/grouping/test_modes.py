@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import ocsfast
-from ocsfast.grouping.engines import Choice, by_labels
+from ocsfast.grouping.engines import by_labels
 from ocsfast.grouping.proof.trials import Trial, proved
+from ocsfast.grouping.scope import Scope
 
 CLASSES, WIDTH = 4, 12
 
@@ -199,12 +200,12 @@ def test_the_proof_compares_in_training_too():
             return self.head(F.relu(y))
 
     model = Reversed()
-    families, setting = by_labels(model, (image(),), {}, Choice())
+    families, setting = by_labels(model, (image(),), {}, Scope())
     assert [run.training for run in setting.runs] == [False, True]
     # In training channel k meets the weights of channel 11 - k: the two go together or not at all.
     assert families.families[0].size == WIDTH // 2
     assert families == proved(model, families, setting)
-    only, alone = by_labels(Deep(), (image(),), {}, Choice())
+    only, alone = by_labels(Deep(), (image(),), {}, Scope())
     with torch.no_grad():
         trial = Trial(model, only, setting)
         assert trial.difference([0]).startswith("outputs up to")
@@ -255,9 +256,9 @@ def test_a_graph_that_differs_by_dropout_alone_is_walked_once():
             norm = nn.BatchNorm2d(WIDTH)
             super().__init__(nn.Conv2d(3, WIDTH, 3), norm, nn.Dropout(0.3), nn.Conv2d(WIDTH, 4, 3))
 
-    _, setting = by_labels(Dropping(), (image(),), {}, Choice())
+    _, setting = by_labels(Dropping(), (image(),), {}, Scope())
     assert len(setting.runs) == 1
-    _, setting = by_labels(Masked(), (image(),), {}, Choice())
+    _, setting = by_labels(Masked(), (image(),), {}, Scope())
     assert len(setting.runs) == 2
 
 
@@ -273,7 +274,7 @@ def test_training_is_compared_without_chance():
             return self.head(F.relu(self.b(x)))
 
     model = Drawing()
-    families, setting = by_labels(model, (image(),), {}, Choice())
+    families, setting = by_labels(model, (image(),), {}, Scope())
     assert len(setting.runs) == 2
     assert len(families.families) == 2
     with torch.no_grad():

@@ -11,8 +11,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ocsfast.core.errors import StateError
-from ocsfast.grouping.engines import Choice, by_labels
-from ocsfast.grouping.proof.trials import Trial, _random_input
+from ocsfast.grouping.engines import by_labels
+from ocsfast.grouping.proof.trials import Trial
+from ocsfast.grouping.proof.weights import random_input
+from ocsfast.grouping.scope import Scope
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -176,7 +178,7 @@ def caught(trial):
                 return number
         except StateError:  # a cut that refuses contradictory labels has caught them too
             return number
-        trial.inputs = pytree.tree_map(_random_input, (trial.setting.args, trial.setting.kwargs))
+        trial.inputs = pytree.tree_map(random_input, (trial.setting.args, trial.setting.kwargs))
     return 0
 
 
@@ -184,7 +186,7 @@ def caught(trial):
 def test_every_mutation_is_caught(make):
     torch.manual_seed(3)
     model, x = make(), MODELS[make]()
-    families, setting = by_labels(model, (x,), {}, Choice())
+    families, setting = by_labels(model, (x,), {}, Scope())
     with torch.no_grad():
         trial = Trial(model, families, setting)
         families = trial.families = exact(trial)
@@ -201,7 +203,7 @@ def test_every_mutation_is_caught(make):
 
 
 def test_families_survive_where_others_are_refused():
-    families, _ = by_labels(LayerNormNet(), (torch.randn(2, 3, 8, 8),), {}, Choice())
+    families, _ = by_labels(LayerNormNet(), (torch.randn(2, 3, 8, 8),), {}, Scope())
     names = [family.name for family in families.families]
     # The grouped convolution ties what it reads and what it makes: whole groups of both go together.
     assert names == ["stem", "narrow", "mixed"]

@@ -36,9 +36,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ocsfast.cut.removal import cut_model
-from ocsfast.grouping.engines import Choice, by_labels
+from ocsfast.grouping.engines import by_labels
 from ocsfast.grouping.macs import count_macs
 from ocsfast.grouping.proof.trials import Trial
+from ocsfast.grouping.scope import Scope
 from ocsfast.ops.cost import build_cost_model
 
 EXAMPLES = int(os.environ.get("OCSFAST_RANDOM_GRAPHS", "25"))
@@ -513,7 +514,7 @@ def silent(difference: str | None) -> bool:
 
 def check(model: nn.Module) -> None:
     x = torch.randn(2, 3, 4, 4)
-    families, setting = by_labels(model, (x,), {}, Choice())
+    families, setting = by_labels(model, (x,), {}, Scope())
     seen["networks"] += 1
     seen[f"{len(setting.runs)} graphs"] += 1
     if isinstance(model, Watched):

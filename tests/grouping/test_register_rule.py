@@ -6,7 +6,7 @@ from torch import nn
 
 import ocsfast
 from ocsfast.grouping.engines import group
-from ocsfast.grouping.propagate import RULES
+from ocsfast.grouping.rules.registry import RULES
 
 NAME = "ocsfast_tests::doubled"
 

@@ -26,9 +26,10 @@ import ocsfast
 from ocsfast.core.errors import OcsfastError
 from ocsfast.core.families import Families
 from ocsfast.cut.removal import cut_model
-from ocsfast.grouping.engines import Choice, group
+from ocsfast.grouping.engines import group
 from ocsfast.grouping.macs import count_macs
-from ocsfast.grouping.proof.trials import randomize
+from ocsfast.grouping.proof.weights import randomize
+from ocsfast.grouping.scope import Scope
 from ocsfast.ops.cost import build_cost_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "detectors.md"
@@ -166,7 +167,7 @@ def targets(model: nn.Module, count: int) -> list[dict[str, Tensor]]:
 
 
 def grouped(model: nn.Module) -> Families:
-    choice = Choice(forward=ocsfast.detection.forward)
+    choice = Scope(forward=ocsfast.detection.forward)
     return group(model, (torch.zeros(1, 3, SIDE, SIDE),), choice=choice)
 
 
@@ -306,7 +307,7 @@ def test_fewer_boxes_cost_less():
     ]
     head = (WIDTH * 49 * 40) + 40 * 40 + 40 * (3 + 12)
     assert [cost - costs[0] for cost in costs] == [0, 2 * head, 5 * head, 6 * head]
-    choice = Choice(forward=partial(ocsfast.detection.forward, proposals=3))
+    choice = Scope(forward=partial(ocsfast.detection.forward, proposals=3))
     assert predicted(group(model, (x,), choice=choice, verify=False)) == costs[1]
 
 
@@ -320,7 +321,7 @@ def test_fewer_boxes_cost_less():
 )
 def test_what_is_no_detector_says_so(model, inputs, message):
     with pytest.raises(OcsfastError, match=message):
-        group(model, (inputs,), choice=Choice(forward=ocsfast.detection.forward))
+        group(model, (inputs,), scope=Scope(forward=ocsfast.detection.forward))
 
 
 # -- the operators ------------------------------------------------------------------------------------

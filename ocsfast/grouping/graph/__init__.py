@@ -1,1 +1,1 @@
-"""A model run from its own traced graph."""
+"""A model that runs from its own traced graphs, in which every size can be cut."""

@@ -1,1 +1,1 @@
-"""The proof: a cut model computes what the dense one computes without the groups."""
+"""The proof: a cut model computes what the whole model computes with the cut slices set to zero."""

@@ -1,6 +1,10 @@
-"""What each operator says of the indices that go through it. Importing this registers every rule."""
+"""One function an operator: what it says about the labels that flow through it.
+
+Importing this package registers every rule.
+"""
 
 from ocsfast.grouping.rules import (
+    copies,
     detection,
     factories,
     indexing,
@@ -8,11 +12,13 @@ from ocsfast.grouping.rules import (
     patches,
     pointwise,
     products,
+    rearrangement,
     recurrent,
     reductions,
 )
 
 __all__ = [
+    "copies",
     "detection",
     "factories",
     "indexing",
@@ -20,6 +26,7 @@ __all__ = [
     "patches",
     "pointwise",
     "products",
+    "rearrangement",
     "recurrent",
     "reductions",
 ]

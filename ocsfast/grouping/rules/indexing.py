@@ -1,28 +1,49 @@
-"""Rules of operators that pick or write indices by number, or copy them.
+"""Rules of operators that pick or write indices by number.
 
-A number in a model's code, or in one of its constant tensors, goes on meaning the same index only if
-nothing before it goes: the dimension it points into is frozen, the others pass.
+A number in a model's code, or in one of its constant tensors, means the same index after a cut only if
+no index before it went. So the dimension that it points into is frozen, and the others pass.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from ocsfast.grouping.labels import Vector
-from ocsfast.grouping.propagate import Node, Value, Walk, freeze, operator_name, rule, shape
-from ocsfast.grouping.rules.pointwise import copies
-from ocsfast.grouping.rules.products import give_up
+from ocsfast.grouping.rules.registry import rule
+from ocsfast.grouping.trace.nodes import Node, operator_name, shape
+from ocsfast.grouping.walk import Value, Walk
 
 
-def _is_mask(index: Any) -> bool:
-    return index.meta["val"].dtype in (torch.bool, torch.uint8)
+@rule("index", "_unsafe_index")
+def index(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """x[indices]."""
+    out = _picked(walk, node, args)
+    return tuple(out) if len(out) == len(shape(node)) else walk.give_up(node)
+
+
+@rule("index_put", "_unsafe_index_put")
+def index_put(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """x[indices] = values: what is written has the labels of the place that it is written to."""
+    picked, values = _picked(walk, node, args), args["values"]
+    own, why = walk.dims(values), walk.reason(node)
+    if len(own) > len(picked):
+        return walk.give_up(node)
+    for back in range(-len(own), 0):
+        if shape(values)[back] > 1:
+            walk.labels.unify(picked[back], own[back], why)
+    if not any(s > 1 for s in shape(values)):  # one number, written everywhere, which may not be zero
+        walk.freeze(own, why)
+    return walk.dims(node.args[0])
 
 
 def _picked(walk: Walk, node: Node, args: dict[str, Any]) -> list[Vector | None]:
-    """The labels of x[indices], which stand together in the place of the first, or in front."""
+    """The labels of x[indices].
+
+    What the indices pick becomes one block of new dimensions: in the place of the first index where all
+    indices are neighbours, in front otherwise. It has no labels.
+    """
     source, why = node.args[0], walk.reason(node)
     dims, out, places, rank = walk.dims(source), [], [], 0
     d = 0
@@ -33,7 +54,7 @@ def _picked(walk: Walk, node: Node, args: dict[str, Any]) -> list[Vector | None]
             continue
         walk.freeze_all(index, why)
         masked = len(shape(index)) if _is_mask(index) else 1
-        freeze(walk, dims[d : d + masked], why)
+        walk.freeze(dims[d : d + masked], why)
         rank = max(rank, 1 if _is_mask(index) else len(shape(index)))
         places.append((d, len(out)))
         d += masked
@@ -43,25 +64,9 @@ def _picked(walk: Walk, node: Node, args: dict[str, Any]) -> list[Vector | None]
     return [*out[:start], *[None] * rank, *out[start:]]
 
 
-@rule("index", "_unsafe_index")
-def index(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    out = _picked(walk, node, args)
-    return tuple(out) if len(out) == len(shape(node)) else give_up(walk, node)
-
-
-@rule("index_put", "_unsafe_index_put")
-def index_put(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """What is written has the labels of the place it is written to."""
-    picked, values = _picked(walk, node, args), args["values"]
-    own, why = walk.dims(values), walk.reason(node)
-    if len(own) > len(picked):
-        return give_up(walk, node)
-    for back in range(-len(own), 0):
-        if shape(values)[back] > 1:
-            walk.labels.unify(picked[back], own[back], why)
-    if not any(s > 1 for s in shape(values)):  # one value everywhere, and no zero
-        freeze(walk, own, why)
-    return walk.dims(node.args[0])
+def _is_mask(index: Any) -> bool:
+    """A mask of n dimensions picks from n dimensions at once; an index of numbers from one."""
+    return index.meta["val"].dtype in (torch.bool, torch.uint8)
 
 
 @rule(
@@ -69,10 +74,10 @@ def index_put(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 )
 @rule("index_add", "index_copy")
 def along_index(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Dimension `dim` of every operand is frozen; the others mean the same in all of full rank."""
+    """Dimension `dim` of every operand is frozen; in the others, operands of full rank are equal."""
     source, dim, why = node.args[0], args.get("dim"), walk.reason(node)
     if dim is None or not shape(source):
-        return give_up(walk, node)
+        return walk.give_up(node)
     rank = len(shape(source))
     dim %= rank
     dims = list(walk.dims(source))
@@ -85,7 +90,7 @@ def along_index(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
             if d == dim or shape(other)[d] != shape(source)[d]:
                 walk.labels.freeze(vector, why)
                 walk.labels.freeze(dims[d], why)
-            # An index of full rank has an entry for every index of the other dimensions.
+            # `gather` and its like take an entry for every position; index_select a vector.
             elif operator_name(node.target) != "index_select":
                 walk.labels.unify(dims[d], vector, why)
     walk.labels.freeze(dims[dim], why)
@@ -95,16 +100,16 @@ def along_index(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 
 @rule("masked_select", "nonzero", "unique", "bincount", "histc", "take", "searchsorted", "bucketize")
 def by_value(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """How much comes out depends on the data."""
-    return give_up(walk, node)
+    """The size of the result depends on the data, so nothing that flows in may go."""
+    return walk.give_up(node)
 
 
 @rule("copy", "slice_scatter", "select_scatter")
 def copy(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """What is written over an operand; a view of it keeps the labels of what it views."""
+    """target.copy_(source): equal labels. The target may be a view, whose labels then stay in force."""
     target, source, why = node.args[0], node.args[1], walk.reason(node)
     if operator_name(node.target) != "copy":
-        return give_up(walk, node)
+        return walk.give_up(node)
     into, own = walk.dims(target), walk.dims(source)
     lead = len(into) - len(own)
     for d, vector in enumerate(into):
@@ -117,39 +122,9 @@ def copy(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     return into
 
 
-# -- copies -------------------------------------------------------------------------------------
-
-
-@rule("repeat", "tile")
-def repeat(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """All copies of an index go with it."""
-    source = node.args[0]
-    lead = len(shape(node)) - len(shape(source))
-    out = [copies(walk, node, place, size) for place, size in enumerate(shape(node)[:lead])]
-    for vector, old, new in zip(walk.dims(source), shape(source), shape(node)[lead:], strict=True):
-        if old == 1:
-            out.append(copies(walk, node, len(out), new))
-        else:
-            out.append(None if vector is None else np.tile(vector, new // max(1, old)))
-    return tuple(out)
-
-
-@rule("repeat_interleave")
-def repeat_interleave(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    source, dim, times = args.get("self"), args.get("dim"), args.get("repeats")
-    if source is None or not isinstance(times, int):
-        return give_up(walk, node)
-    dims = list(walk.dims(source))
-    if dim is None:
-        dims, dim = [walk.labels.merge(dims, list(shape(source)))], 0
-    vector = dims[dim]
-    dims[dim] = None if vector is None else np.repeat(vector, times)
-    return tuple(dims)
-
-
 @rule("roll")
 def roll(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """By how far stands in the module's code."""
+    """By how many places stands in the module's code, so the dimension keeps all its indices."""
     dims = list(walk.dims(node.args[0]))
     for d in args["dims"] or range(len(dims)):
         walk.labels.freeze(dims[d], walk.reason(node))

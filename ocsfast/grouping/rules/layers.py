@@ -1,4 +1,4 @@
-"""Rules of operators with weights, which also state what they cost: convolutions, norms, tables."""
+"""Rules of convolutions, norms and embeddings. A convolution's rule also states its cost."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import math
 from typing import Any
 
 from ocsfast.grouping.labels import Vector
-from ocsfast.grouping.propagate import Node, Value, Walk, freeze, rule, shape
+from ocsfast.grouping.rules.registry import rule
+from ocsfast.grouping.trace.nodes import Node, shape
+from ocsfast.grouping.walk import Value, Walk
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution")
 def convolution(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """weight [out, in / groups, *kernel]. Depthwise is the case groups = in."""
+    """x [N, in, ..], weight [out, in / groups, *kernel]. Depthwise is the case groups = in."""
     if args.get("transposed"):
         return conv_transposed(walk, node, args)
     x, weight, bias, groups = args["input"], args["weight"], args["bias"], args["groups"]
     x_dims, w_dims, why = walk.dims(x), walk.dims(weight), walk.reason(node)
-    channel = len(x_dims) - (len(w_dims) - 1)  # 1, or 0 for a sample without a batch dimension
-    freeze(walk, (*x_dims[channel + 1 :], *w_dims[2:]), why)
+    channel = len(x_dims) - (len(w_dims) - 1)  # 1; 0 for one sample without a batch dimension
+    walk.freeze((*x_dims[channel + 1 :], *w_dims[2:]), why)
     channels, out = x_dims[channel], w_dims[0]
     if groups == 1:
         walk.labels.unify(channels, w_dims[1], why)
@@ -31,7 +33,7 @@ def convolution(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     walk.attribute(node, weight, "in_channels", channels)
     walk.attribute(node, weight, "out_channels", out)
     each = math.prod(shape(node)[channel + 1 :]) * math.prod(shape(weight)[2:])
-    # Samples may be heads too, folded into the batch.
+    # Labels of the batch count too: some code folds heads into it.
     walk.product(
         node, each, (*x_dims[:channel], out, w_dims[1]), (*shape(x)[:channel], *shape(weight)[:2])
     )
@@ -40,11 +42,11 @@ def convolution(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transposed(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """weight [in, out / groups, *kernel]."""
+    """x [N, in, ..], weight [in, out / groups, *kernel]."""
     x, weight, bias, groups = args["input"], args["weight"], args["bias"], args["groups"]
     x_dims, w_dims, why = walk.dims(x), walk.dims(weight), walk.reason(node)
     channel = len(x_dims) - (len(w_dims) - 1)
-    freeze(walk, (*x_dims[channel + 1 :], *w_dims[2:]), why)
+    walk.freeze((*x_dims[channel + 1 :], *w_dims[2:]), why)
     channels, out = x_dims[channel], w_dims[1]
     walk.labels.unify(channels, w_dims[0], why)
     if groups > 1:
@@ -71,7 +73,11 @@ def _grouped(
     num_rows: int,
     groups: int,
 ) -> tuple[Vector | None, Vector | None]:
-    """Input channels and weight rows as (group, rest), the groups the same; both parts of the input."""
+    """Split the input channels, and the weight's rows, into (group, place in it); equate the groups.
+
+    Returns:
+        The labels of the groups, and those of an input channel's place in its group.
+    """
     why = walk.reason(node)
     num_channels = channels.size if channels is not None else groups
     outer, rest = walk.labels.split(channels, [groups, num_channels // groups], why)
@@ -84,20 +90,19 @@ def _grouped(
     return outer, rest
 
 
-# -- norms --------------------------------------------------------------------------------------
-
-
 @rule("batch_norm", "instance_norm", "_native_batch_norm_legit", "cudnn_batch_norm")
 def batch_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """x [N, C, ..]: affine parameters and running statistics go with the channels."""
     dims, why = walk.dims(node.args[0]), walk.reason(node)
     for name in ("weight", "bias", "running_mean", "running_var"):
         if args.get(name) is not None:
             walk.labels.unify(dims[1], walk.dims(args[name])[0], why)
     if args.get("training") or args.get("use_input_stats"):
-        # Statistics of the input itself: over a standardized weight's inputs, say.
+        # Statistics of the input itself. A standardized weight [1, out, in * kernel] takes them over its
+        # inputs, of which some may go; any other dimension that is averaged stays.
         last = len(dims) - 1
         over = set(range(2, len(dims))) | ({0} if args.get("training") else set())
-        freeze(walk, [dims[d] for d in over if d != last or "training" not in args], why)
+        walk.freeze([dims[d] for d in over if d != last or "training" not in args], why)
         if last in over and "training" in args:
             walk.statistic(node, last, dims[last])
     walk.attribute(node, args.get("weight"), "num_features", dims[1])
@@ -106,7 +111,7 @@ def batch_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 
 @rule("layer_norm", "rms_norm")
 def layer_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Its mean and variance run over the indices that are left: the proof knows (see proof.py)."""
+    """After a cut its mean and variance run over fewer features; `proof/reference.py` does the same."""
     dims, why = walk.dims(args["input"]), walk.reason(node)
     normalized = len(args["normalized_shape"])
     for name in ("weight", "bias"):
@@ -114,7 +119,7 @@ def layer_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
             for own, vector in zip(walk.dims(args[name]), dims[-normalized:], strict=True):
                 walk.labels.unify(vector, own, why)
     if normalized > 1:
-        freeze(walk, dims[-normalized:-1], why)
+        walk.freeze(dims[-normalized:-1], why)
     walk.statistic(node, len(dims) - 1, dims[-1])
     walk.kind("width", dims[-1])
     walk.attribute(node, args.get("weight"), "normalized_shape", dims[-1])
@@ -124,10 +129,10 @@ def layer_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 
 @rule("group_norm")
 def group_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Whole groups may go (each has a mean of its own), or channels where there is one group."""
+    """Whole groups may go, since each has a mean of its own. With one group, single channels may go."""
     dims, groups, why = walk.dims(args["input"]), args["num_groups"], walk.reason(node)
     channels = shape(args["input"])[1]
-    freeze(walk, dims[2:], why)
+    walk.freeze(dims[2:], why)
     for name in ("weight", "bias"):
         if args.get(name) is not None:
             walk.labels.unify(dims[1], walk.dims(args[name])[0], why)
@@ -144,25 +149,22 @@ def group_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 
 @rule("_weight_norm", "_weight_norm_interface")
 def weight_norm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """g v / |v|, the norm over all dimensions but one, which g has too: zeros add nothing."""
+    """g v / |v|. The norm runs over all dimensions but one, which g shares; zeros add nothing to it."""
     v, g, why = args["v"], args["g"], walk.reason(node)
     for d, vector in enumerate(walk.dims(g)):
         if shape(g)[d] == shape(v)[d]:
             walk.labels.unify(walk.dims(v)[d], vector, why)
         else:
             walk.labels.freeze(vector, why)
-    if v in walk.names:  # the layer that uses the result produces what v holds
+    if v in walk.names:  # a layer that takes the result for its weight produces the rows of v
         walk.names[node] = walk.names[v]
     value = node.meta["val"]
     return [walk.dims(v), walk.dims(g)] if isinstance(value, (list, tuple)) else walk.dims(v)
 
 
-# -- tables ---------------------------------------------------------------------------------------
-
-
 @rule("embedding")
 def embedding(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Rows are picked by number and stay; the embedded dimension is what the layer produces."""
+    """weight [rows, width]: rows are picked by number and stay; the width is what the layer produces."""
     rows, width = walk.dims(args["weight"])
     walk.labels.freeze(rows, walk.reason(node))
     walk.produces(args["weight"], 1)

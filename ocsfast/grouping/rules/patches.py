@@ -8,25 +8,27 @@ from typing import Any
 import numpy as np
 
 from ocsfast.grouping.labels import Vector
-from ocsfast.grouping.propagate import Node, Value, Walk, freeze, operator_name, rule, shape
+from ocsfast.grouping.rules.registry import rule
+from ocsfast.grouping.trace.nodes import Node, operator_name, shape
+from ocsfast.grouping.walk import Value, Walk, per_result
 
 
 def _frozen_tail(walk: Walk, node: Node, lead: int) -> tuple[Vector | None, ...]:
-    """The first `lead` dimensions of the input; the others are frozen."""
+    """Freeze all dimensions of the input but the first `lead`, and return the labels of these."""
     dims = walk.dims(node.args[0])
-    freeze(walk, dims[lead:], walk.reason(node))
+    walk.freeze(dims[lead:], walk.reason(node))
     return dims[:lead]
 
 
 def _parts(node: Node, lead: int) -> list[int]:
-    """Output channels, and how many input channels become one of them."""
+    """How many output channels there are, and how many input channels become one of them."""
     channels = shape(node)[lead - 1]
     return [channels, shape(node.args[0])[lead - 1] // channels]
 
 
 @rule("unfold")
 def unfold(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Windows along a dimension, their insides a new last one."""
+    """Windows along one dimension; the places inside a window become a new last dimension."""
     dims = list(walk.dims(node.args[0]))
     if dims:
         walk.labels.freeze(dims[args["dimension"]], walk.reason(node))
@@ -56,7 +58,7 @@ def col2im(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 
 @rule("pixel_shuffle", "pixel_unshuffle")
 def pixel_shuffle(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """[.., C * r * r, H, W] -> [.., C, H * r, W * r], and back."""
+    """[.., C * r * r, H, W] -> [.., C, H * r, W * r]; pixel_unshuffle is the way back."""
     lead = len(shape(node)) - 2
     out = list(_frozen_tail(walk, node, lead))
     if operator_name(node.target) == "pixel_unshuffle":
@@ -74,7 +76,7 @@ def channel_shuffle(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     dims, groups = list(walk.dims(node.args[0])), args["groups"]
     channels = shape(node)[1]
     outer, inner = walk.labels.split(dims[1], [groups, channels // groups], walk.reason(node))
-    walk.labels.freeze(outer, walk.reason(node))  # their number stands in the module's code
+    walk.labels.freeze(outer, walk.reason(node))  # the number of groups stands in the module's code
     dims[1] = walk.labels.merge([inner, outer], [channels // groups, groups])
     return tuple(dims)
 
@@ -86,19 +88,17 @@ def channel_shuffle(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     *("fractional_max_pool2d", "mkldnn_max_pool2d", "_upsample_lanczos2d_aa"),
 )
 def resample(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Batch and channels pass, spatial dimensions and all else keep their indices."""
+    """x [N, C, ..]: batch and channels pass; spatial dimensions and other operands are frozen."""
     for other in node.all_input_nodes[1:]:
         walk.freeze_all(other, walk.reason(node))
     lead = _frozen_tail(walk, node, 2)
-    value = node.meta["val"]
     rank = len(shape(node.args[0]))
-    out = (*lead, *[None] * (rank - 2))
-    return [out] * len(value) if isinstance(value, (list, tuple)) else out
+    return per_result(node, (*lead, *[None] * (rank - 2)))
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
 def grid_sample(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Each channel is sampled alike, wherever the grid says."""
+    """Every channel is sampled at the places that the grid says."""
     return resample(walk, node, args)
 
 
@@ -107,26 +107,19 @@ def grid_sample(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     *("replication_pad1d", "replication_pad2d", "replication_pad3d", "_pad_circular"),
 )
 def pad_by_copies(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """The last dimensions are padded with copies of their own indices, and are frozen."""
     padded = len(args.get("padding") or args["pad"]) // 2
     rank = len(shape(node))
     return (*_frozen_tail(walk, node, rank - padded), *[None] * padded)
 
 
 @rule(
-    *(
-        "fft_fft",
-        "fft_ifft",
-        "fft_rfft",
-        "fft_irfft",
-        "fft_fft2",
-        "fft_ifft2",
-        "fft_rfft2",
-        "fft_irfft2",
-    ),
+    *("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft"),
+    *("fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2"),
     *("fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn", "fft_fftshift", "fft_ifftshift"),
 )
 def transform(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """The transformed dimensions mix all their indices, the others pass."""
+    """A transformed dimension mixes all its indices and is frozen; the others pass."""
     dims = list(walk.dims(node.args[0]))
     given = args.get("dim")
     several = given if given is not None else range(len(dims))
@@ -138,20 +131,21 @@ def transform(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 
 @rule("view_as_real")
 def view_as_real(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """The real and the imaginary part become a new last dimension."""
     return (*walk.dims(node.args[0]), None)
 
 
 @rule("view_as_complex")
 def view_as_complex(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """The last dimension is a pair."""
+    """The last dimension, a pair of numbers, disappears."""
     return _frozen_tail(walk, node, len(shape(node)))
 
 
 @rule("tril", "triu", "rot90")
 def triangle(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Which entries stay depends on their numbers."""
+    """Which entries are kept or moved depends on their row and column number."""
     if operator_name(node.target) == "rot90":
-        freeze(walk, walk.dims(node.args[0]), walk.reason(node))
+        walk.freeze(walk.dims(node.args[0]), walk.reason(node))
         return None
     lead = len(shape(node)) - 2
     return (*_frozen_tail(walk, node, lead), None, None)

@@ -1,4 +1,4 @@
-"""Rules of sums of products, with or without weights, which also state what they cost."""
+"""Rules of matrix products, einsum and attention, which also state what they cost."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 
 from ocsfast.grouping.labels import Dims, Vector
-from ocsfast.grouping.propagate import Node, Value, Walk, freeze, rule, shape
+from ocsfast.grouping.rules.registry import rule
+from ocsfast.grouping.trace.nodes import Node, shape
+from ocsfast.grouping.walk import Value, Walk
 
 
 @rule("linear", "addmm")
 def linear(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """y[..., o] = sum_i x[..., i] w[o, i] + b[o]; addmm holds the weight the other way round."""
+    """y[..., o] = sum_i x[..., i] w[o, i] + b[o]. addmm takes the weight as [i, o]."""
     if "weight" in args:
         x, weight, bias, out_axis = args["input"], args["weight"], args["bias"], 0
     else:
         x, weight, bias, out_axis = args["mat1"], args["mat2"], args["self"], 1
     why = walk.reason(node)
     if len(shape(weight)) != 2:
-        return give_up(walk, node)
+        return walk.give_up(node)
     x_dims, w_dims = walk.dims(x), walk.dims(weight)
     walk.labels.unify(x_dims[-1], w_dims[1 - out_axis], why)
     out = w_dims[out_axis]
@@ -29,7 +31,7 @@ def linear(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         own = walk.dims(bias)
         if shape(bias)[-1:] == shape(weight)[out_axis : out_axis + 1]:
             walk.labels.unify(out, own[-1], why)
-        freeze(walk, own[:-1], why)
+        walk.freeze(own[:-1], why)
     walk.produces(weight, out_axis)
     walk.attribute(node, weight, "in_features", x_dims[-1])
     walk.attribute(node, weight, "out_features", out)
@@ -37,13 +39,6 @@ def linear(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     outer, inner = shape(weight)[out_axis], shape(weight)[1 - out_axis]
     walk.product(node, 1, (*x_dims[:-1], out, w_dims[1 - out_axis]), (*leading, outer, inner))
     return (*x_dims[:-1], out)
-
-
-def give_up(walk: Walk, node: Node) -> Value:
-    """A form that a rule does not know: nothing that flows in may go."""
-    for source in node.all_input_nodes:
-        walk.freeze_all(source, walk.reason(node))
-    return None
 
 
 @rule("matmul", "mm", "bmm", "baddbmm", "mv", "dot", "vdot")
@@ -91,6 +86,7 @@ def matmul(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 
 
 def _added(walk: Walk, added: Any, result: Dims, sizes: tuple[int, ...], why: str) -> None:
+    """What is added to a product broadcasts against it: dimensions of equal size have equal labels."""
     own = walk.dims(added)
     for back in range(-len(own), 0):
         if shape(added)[back] == sizes[back]:
@@ -99,6 +95,7 @@ def _added(walk: Walk, added: Any, result: Dims, sizes: tuple[int, ...], why: st
 
 @rule("outer", "ger")
 def outer(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """a [m], b [n] -> [m, n]."""
     return (walk.dims(node.args[0])[0], walk.dims(node.args[1])[0])
 
 
@@ -108,7 +105,7 @@ def einsum(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     why, operands = walk.reason(node), list(args["tensors"])
     terms, result = _letters(args["equation"], [len(shape(n)) for n in operands])
     if any(len(set(t)) != len(t) for t in terms):  # a diagonal
-        return give_up(walk, node)
+        return walk.give_up(node)
     vectors: dict[str, Vector | None] = {}
     sizes: dict[str, int] = {}
     for term, operand in zip(terms, operands, strict=True):
@@ -137,7 +134,7 @@ def einsum(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 
 
 def _letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
-    """The operands' letters and the result's, with letters of their own for "..."."""
+    """The letters of each operand and of the result; letters of their own stand for "..."."""
     inputs, arrow, result = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     spare = "".join(c for c in ascii_letters if c not in equation)
@@ -146,7 +143,7 @@ def _letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
         default=0,
     )
     rest = spare[:covered]
-    if not arrow:  # letters that occur once, in alphabetical order
+    if not arrow:  # then the result has the letters that occur once, in alphabetical order
         every = "".join(terms).replace(".", "")
         result = "..." + "".join(sorted(c for c in set(every) if every.count(c) == 1))
     expanded = []
@@ -157,7 +154,7 @@ def _letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
 
 
 def _name_kinds(walk: Walk, terms: list[str], result: str, vectors: dict[str, Vector | None]) -> None:
-    """As in matmul: what is common to all and stays is a head, what is summed a dimension of it."""
+    """As in `matmul`: letters of all operands and the result are heads, the others lie within a head."""
     common = [letter for letter in result if all(letter in term for term in terms)]
     for letter in common:
         walk.kind("head", vectors.get(letter))
@@ -169,15 +166,16 @@ def _name_kinds(walk: Walk, terms: list[str], result: str, vectors: dict[str, Ve
 
 @rule("_grouped_mm", "grouped_mm", "grouped_mm_fallback", "transformers::grouped_mm_fallback")
 def grouped_mm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """x [tokens, k] times the matrix [experts, k, n] of each token's expert: experts stay.
+    """x [tokens, k] times the matrix of each token's expert, of weight [experts, k, n]. Experts stay.
 
-    torch wants rows of whole 16 bytes, which is 8 numbers under autocast, whatever the weights have.
+    torch demands rows of a multiple of 16 bytes. Under autocast that is 8 numbers, whatever the dtype of
+    the weights, so kept counts are multiples of 8.
     """
     x, weight, why = node.args[0], node.args[1], walk.reason(node)
     if len(shape(x)) != 2 or len(shape(weight)) != 3:
-        return give_up(walk, node)
+        return walk.give_up(node)
     x_dims, w_dims = walk.dims(x), walk.dims(weight)
-    freeze(walk, (x_dims[0], w_dims[0]), why)
+    walk.freeze((x_dims[0], w_dims[0]), why)
     walk.labels.unify(x_dims[1], w_dims[1], why)
     walk.found.multiple = math.lcm(walk.found.multiple, 8)
     bias = args.get("bias")
@@ -193,13 +191,13 @@ def grouped_mm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 def attention(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """softmax(q k^T) v for q [..., H, L, D], k [..., H, S, D], v [..., H, S, E].
 
-    The scale that stands in the code, or is 1 / sqrt(D), must not change: the proof sees to it.
-    With enable_gqa each head of k and v serves several neighbouring ones of q.
+    A cut of D must not change the scale, which is 1 / sqrt(D) unless the code passes one; the proof
+    finds where it would. With enable_gqa each head of k and v serves several neighbouring heads of q.
     """
     why = walk.reason(node)
     q, k, v = (walk.dims(args[name]) for name in ("query", "key", "value"))
     walk.labels.unify(q[-1], k[-1], why)
-    freeze(walk, (q[-2], k[-2], v[-2]), why)
+    walk.freeze((q[-2], k[-2], v[-2]), why)
     *leading, length, width = shape(args["query"])
     keys, value_width = shape(args["value"])[-2:]
     out: list[Vector | None] = []
@@ -215,7 +213,7 @@ def attention(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     mask = args.get("attn_mask")
     if mask is not None:
         of_mask = walk.dims(mask)
-        freeze(walk, of_mask[-2:], why)
+        walk.freeze(of_mask[-2:], why)
         for back in range(-len(of_mask), -2):
             if shape(mask)[back] > 1:
                 walk.labels.unify(out[back + 2], of_mask[back], why)

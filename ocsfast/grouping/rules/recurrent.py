@@ -8,27 +8,28 @@ from typing import Any
 import numpy as np
 
 from ocsfast.grouping.labels import Vector
-from ocsfast.grouping.propagate import Node, Value, Walk, rule, shape
-from ocsfast.grouping.rules.products import give_up
+from ocsfast.grouping.rules.registry import rule
+from ocsfast.grouping.trace.nodes import Node, shape
+from ocsfast.grouping.walk import Value, Walk
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def recurrent(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """A unit whose weights and biases are zero stays at zero, whatever the gates.
+    """A unit whose weights and biases are zero has the output zero, whatever its gates say.
 
-    One attribute counts the hidden units of all layers and directions, so they shrink together.
+    One attribute, `hidden_size`, counts the units of all layers and directions: they shrink together.
     """
     why = walk.reason(node)
     known = ("input", "hx", "params", "has_biases", "num_layers", "bidirectional")
-    if any(name not in args for name in known):  # packed sequences
-        return give_up(walk, node)
+    if any(name not in args for name in known):  # the overload for packed sequences
+        return walk.give_up(node)
     x, ways = args["input"], 2 if args["bidirectional"] else 1
     states = args["hx"] if isinstance(args["hx"], (list, tuple)) else [args["hx"]]
     hidden = shape(states[-1])[-1]
     per_layer = 4 if args["has_biases"] else 2
     params = list(args["params"])
     if len(params) != args["num_layers"] * ways * per_layer or shape(states[0])[-1] != hidden:
-        return give_up(walk, node)  # an LSTM's projection
+        return walk.give_up(node)  # an LSTM with projections
     flowing, units = walk.dims(x)[-1], None
     owner = params[0]
     walk.attribute(node, owner, "input_size", flowing)
@@ -46,7 +47,7 @@ def recurrent(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         parts = [np.zeros(hidden, dtype=np.int64) if v is None else v for v in outputs]
         flowing = np.concatenate(parts)
     walk.attribute(node, owner, "hidden_size", units)
-    for state in states:  # mostly zeros that the module makes, as many as its attribute says
+    for state in states:  # as a rule zeros, of which the module makes `hidden_size`
         walk.labels.unify(units, walk.dims(state)[-1], why)
     leading = walk.dims(x)[:-1]
     for vector in leading:
@@ -58,7 +59,11 @@ def recurrent(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 def _cell(
     walk: Walk, node: Node, params: list[Any], flowing: Vector | None, hidden: int, steps: int
 ) -> Vector | None:
-    """weight_ih [gates * H, I], weight_hh [gates * H, H] and their biases: the labels of H."""
+    """One layer in one direction: weight_ih [gates * H, I], weight_hh [gates * H, H] and biases.
+
+    Returns:
+        The labels of its H hidden units.
+    """
     why = walk.reason(node)
     w_ih, w_hh = params[:2]
     walk.labels.unify(flowing, walk.dims(w_ih)[1], why)

@@ -1,11 +1,13 @@
-"""Rules of operators over whole dimensions: sums, averages, extremes, pooling, padding."""
+"""Rules of operators over whole dimensions: sums, averages, extremes, softmax, pooling, padding."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ocsfast.grouping.propagate import Node, Value, Walk, freeze, operator_name, rule, shape
 from ocsfast.grouping.rules.pointwise import pointwise
+from ocsfast.grouping.rules.registry import rule
+from ocsfast.grouping.trace.nodes import Node, operator_name, shape
+from ocsfast.grouping.walk import Value, Walk, per_result
 
 
 def reduced_dims(args: dict[str, Any], ndim: int) -> list[int]:
@@ -17,26 +19,25 @@ def reduced_dims(args: dict[str, Any], ndim: int) -> list[int]:
 
 
 def _reduced(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """What is left of the labels when the reduced dimensions are gone."""
+    """The labels of the dimensions that are left; with `keepdim` a reduced one has none."""
     dims = walk.dims(node.args[0])
     reduced = reduced_dims(args, len(dims))
     if args.get("keepdim"):
         out = tuple(None if d in reduced else v for d, v in enumerate(dims))
     else:
         out = tuple(v for d, v in enumerate(dims) if d not in reduced)
-    value = node.meta["val"]
-    return [out] * len(value) if isinstance(value, (list, tuple)) else out
+    return per_result(node, out)
 
 
 @rule("sum", "nansum", "linalg_vector_norm", "norm", "linalg_norm", "count_nonzero")
 def contract(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Zeros add nothing: a reduced dimension may lose indices."""
+    """Zeros add nothing to a sum, so a reduced dimension may lose indices."""
     return _reduced(walk, node, args)
 
 
 @rule("mean", "var", "std", "var_mean", "std_mean")
 def average(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """A reduced dimension may lose indices, and the average is then over those that are left."""
+    """A reduced dimension may lose indices; the average then runs over those that are left."""
     dims = walk.dims(node.args[0])
     for d in reduced_dims(args, len(dims)):
         walk.statistic(node, d, dims[d])
@@ -44,6 +45,7 @@ def average(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     return _reduced(walk, node, args)
 
 
+# They return as many indices as they get, or places among these: no dimension disappears.
 ORDERING = ("topk", "sort", "argsort", "kthvalue", "cummax", "cummin", "median", "mode")
 
 
@@ -52,12 +54,12 @@ ORDERING = ("topk", "sort", "argsort", "kthvalue", "cummax", "cummin", "median",
     *ORDERING,
 )
 def reduce(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """A reduced dimension keeps all its indices; the others pass."""
-    if "other" in args:  # max(a, b)
+    """A zero may be the extreme, so a reduced dimension keeps all its indices; the others pass."""
+    if "other" in args:  # max(a, b) works element by element
         return pointwise(walk, node, args)
     dims = walk.dims(node.args[0])
     reduced = reduced_dims(args, len(dims))
-    freeze(walk, tuple(dims[d] for d in reduced), walk.reason(node))
+    walk.freeze(tuple(dims[d] for d in reduced), walk.reason(node))
     if "dim" in args and operator_name(node.target) not in ORDERING:
         return _reduced(walk, node, args)
     out = tuple(None if d in reduced else v for d, v in enumerate(dims))
@@ -69,6 +71,7 @@ def reduce(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp")
 def along(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """An index depends on the others along `dim`, which is frozen; the other dimensions pass."""
     dims = walk.dims(node.args[0])
     walk.labels.freeze(dims[args["dim"]], walk.reason(node))
     return dims
@@ -81,17 +84,15 @@ def along(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     *("upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"),
 )
 def spatial(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Batch and channels pass, spatial dimensions keep all their indices."""
+    """x [N, C, ..]: batch and channels pass; spatial dimensions are frozen."""
     dims = walk.dims(node.args[0])
-    freeze(walk, dims[2:], walk.reason(node))
-    out = (*dims[:2], *[None] * (len(dims) - 2))
-    value = node.meta["val"]
-    return [out] * len(value) if isinstance(value, (list, tuple)) else out
+    walk.freeze(dims[2:], walk.reason(node))
+    return per_result(node, (*dims[:2], *[None] * (len(dims) - 2)))
 
 
 @rule("pad", "constant_pad_nd")
 def pad(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Amounts come in pairs from the last dimension backwards; a padded dimension is frozen."""
+    """`pad` holds a pair for each dimension, the last one first. A padded dimension is frozen."""
     dims = list(walk.dims(node.args[0]))
     amounts = args["pad"]
     for k in range(len(amounts) // 2):

@@ -1,1 +1,1 @@
-"""The model's graph, traced with everything put back that a forward pass writes."""
+"""A model's forward pass as a graph, and what its code did with sizes and attributes on the way."""

@@ -1,4 +1,4 @@
-"""Whether a model's graph in training says anything that its graph in evaluation does not."""
+"""Whether a model's graph in training says more about its structure than its graph in evaluation."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocsfast.grouping.propagate import Node, arguments, shape, writes
 from ocsfast.grouping.trace.export import Trace
+from ocsfast.grouping.trace.nodes import Node, arguments, shape, writes
 from ocsfast.grouping.trace.origins import origins_of
 
-# What a mode changes in operators that are there in both, and leaves their labels as they are.
-_OF_MODE = ("training", "train", "p", "dropout_p")
+# Arguments by which the operators of dropout and batch norm are told the mode. No label depends on them.
+_MODE_ARGUMENTS = ("training", "train", "p", "dropout_p")
 
 
 def same_but_for_mode(a: Trace, b: Trace) -> bool:
-    """Whether two graphs of a model differ by dropout and by batch norms' statistics at most."""
+    """Whether two graphs of a model differ at most by dropout and by batch norms' statistics."""
     if (a.state, a.outputs, a.left) != (b.state, b.outputs, b.left):
         return False
     twins: dict[Any, Any] = {}
@@ -29,20 +29,23 @@ def same_but_for_mode(a: Trace, b: Trace) -> bool:
             return False
         if origins_of(one) != origins_of(two):
             return False
-        if torch.fx.node.map_arg(_plain(one), lambda n: twins.get(n, n)) != _plain(two):
+        if torch.fx.node.map_arg(_without_mode(one), lambda n: twins.get(n, n)) != _without_mode(two):
             return False
     return True
 
 
-def _plain(node: Node) -> dict[str, Any]:
-    """A call's arguments by name, but for those that say the mode."""
+def _without_mode(node: Node) -> dict[str, Any]:
+    """A call's arguments by name, without those that say the mode."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return {"args": node.args, "kwargs": node.kwargs}
-    return {name: value for name, value in arguments(node).items() if name not in _OF_MODE}
+    return {name: value for name, value in arguments(node).items() if name not in _MODE_ARGUMENTS}
 
 
 def _without_counters(traced: Trace) -> list[Node]:
-    """The nodes but those that change an integer buffer: a batch norm counts its batches in training."""
+    """The nodes without those that only change an integer buffer.
+
+    In training a batch norm counts its batches in one; evaluation has no such node.
+    """
 
     def counts(node: Node) -> bool:
         value = node.meta.get("val")

@@ -1,4 +1,9 @@
-"""Which of a call's sizes are integer attributes of modules, as `self.num_heads` in a `view`."""
+"""Sizes that come from a module's integer attributes, such as `self.num_heads` in a `view`.
+
+A cut has to set such an attribute to the width that is left. While the model is traced, every integer
+attribute is an integer that remembers its module and name, and the call that receives it notes both on
+its node.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +16,17 @@ import torch.fx.traceback
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ocsfast.grouping.shapes import SIZES, remembered, sizes_in
+from ocsfast.grouping.trace.shapes import SIZES, remembered, sizes_in
+
+ORIGINS = "ocsfast_origins"  # key of a node's metadata: place -> (module, name, value)
 
 
 class Origin(int):
-    """An integer attribute of a module while it is traced: it knows where it comes from.
-
-    What is computed from it is a plain integer again.
-    """
+    """A module's integer attribute while the model is traced. Arithmetic on it gives a plain integer."""
 
     module: str
-    name: str  # "num_heads", or "splits[1]" for an entry of a sequence
-    read: set[tuple[str, str]]  # where it writes down that it was used
+    name: str  # "num_heads"; "splits[1]" for an entry of a sequence
+    read: set[tuple[str, str]]  # (module, name) of every attribute that was used
 
     @classmethod
     def of(cls, value: int, module: str, name: str, read: set[tuple[str, str]]) -> Origin:
@@ -31,10 +35,12 @@ class Origin(int):
         return known
 
     def use(self) -> None:
+        """Note that the model's code used the attribute."""
         self.read.add((self.module, self.name))
 
 
 def _noted(operator: str) -> Callable[..., Any]:
+    """An operator of integers that also notes which attributes it is used on."""
     plain = getattr(int, operator)
 
     def noted(self: Origin, *others: Any) -> Any:
@@ -55,14 +61,14 @@ for _operator in (
 
 
 class _Origins(TorchFunctionMode):
-    """Writes onto the nodes of a call which of its sizes are a module's attributes."""
+    """Notes on the nodes of every call which of its integers are attributes or tensors' sizes."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         first = int(bool(args) and isinstance(args[0], Tensor))
-        numbers = _numbers([*args[first:], *kwargs.values()])
+        numbers = _integers([*args[first:], *kwargs.values()])
         origins = {k: (n.module, n.name, int(n)) for k, n in enumerate(numbers) if isinstance(n, Origin)}
         sizes = sizes_in(numbers)
         for number in numbers:
@@ -74,42 +80,43 @@ class _Origins(TorchFunctionMode):
             return remembered(func, args, func(*args, **kwargs))
 
 
-ORIGINS = "ocsfast_origins"
-
-
 def entry_names(name: str, length: int) -> list[str]:
-    """What the entries of a sequence of integers are called: the last of `normalized_shape` like it."""
+    """Names for the entries of a sequence of integers: `splits[0]`, `splits[1]` ...
+
+    The last entry of `normalized_shape`, which counts the features, has the name of the whole.
+    """
     names = [f"{name}[{k}]" for k in range(length)]
     return [*names[:-1], name] if name == "normalized_shape" else names
 
 
-def _numbers(values: Iterable[Any]) -> list[int]:
+def _integers(values: Iterable[Any]) -> list[int]:
     """All integers in a call's arguments, in order."""
     found = []
     for value in values:
         if isinstance(value, int) and not isinstance(value, bool):
             found.append(value)
         elif isinstance(value, (tuple, list)):
-            found += _numbers(value)
+            found += _integers(value)
         elif isinstance(value, slice):
-            found += _numbers((value.start, value.stop, value.step))
+            found += _integers((value.start, value.stop, value.step))
     return found
 
 
 def origins_of(node: torch.fx.Node) -> dict[int, tuple[str, str, int]]:
-    """Which integers of a call's arguments are attributes: their place -> (module, name, value).
+    """Which integers of a call are attributes: their place -> (module, name, value).
 
-    Places count all integers behind the tensor that the call is of: in `x.view(2, 3, self.heads)`
-    place 2 is the heads'.
+    A place counts the integers behind the tensor that the call is of. In `x.view(2, 3, self.heads)`
+    place 2 is `self.heads`.
     """
     return dict(node.meta.get("custom", {}).get(ORIGINS, {}))
 
 
 @contextmanager
 def origins(model: nn.Module) -> Iterator[set[tuple[str, str]]]:
-    """Let every integer attribute of the model's modules know where it comes from.
+    """Replace every integer attribute of the model's modules by an `Origin` of the same value.
 
-    Yields those that were used so far, as (module, name).
+    Yields:
+        (module, name) of the attributes that were used; it grows while the model runs.
     """
     read: set[tuple[str, str]] = set()
     before: list[tuple[nn.Module, str, Any]] = []

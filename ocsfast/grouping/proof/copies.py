@@ -1,4 +1,4 @@
-"""Copies of models for trials, whatever else than parameters and buffers these hold."""
+"""Copies of models to try cuts on, whatever else than parameters and buffers the models hold."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ocsfast.grouping.trace.side_effects import Kept
+from ocsfast.grouping.trace.snapshot import Snapshot
 
 
 def copied(model: nn.Module, *, double: bool = False) -> nn.Module:
-    """A deep copy, whatever else than parameters and buffers the model holds.
+    """A deep copy of a model, also of one that `copy.deepcopy` refuses.
 
-    Tensors that are no leaves, as old weight_norm leaves them, are copied by their values; objects that
-    refuse, as locks and open files do, are shared, and so are large tensors and containers that are no
-    part of a module's state: the data of a trainer whose method is a hook.
+    A tensor that is no leaf of autograd, as old weight_norm leaves it, is copied by its values. The copy
+    shares with the model what cannot be copied (locks, open files) and what is large and no state of a
+    module: a trainer's data, reached through a hook that is the trainer's method.
 
     Args:
-        double: whether floating-point tensors become float64, also where no module knows of them.
+        model: what to copy.
+        double: whether floating-point tensors become float64, also those that are no buffers.
     """
     with _Copying(double):
-        kept = Kept(model, values=False)
-        large = {id(thing): thing for thing in kept.large}
+        snapshot = Snapshot(model, values=False)
+        large = {id(thing): thing for thing in snapshot.large}
         try:
             copy_of = copy.deepcopy(model, dict(large))
         except Exception:
-            shared = {id(thing): thing for thing in kept.others if not _copies(thing)}
+            shared = {id(thing): thing for thing in snapshot.others if not _copies(thing)}
             if not shared:
                 raise
             copy_of = copy.deepcopy(model, {**large, **shared})
@@ -36,6 +37,7 @@ def copied(model: nn.Module, *, double: bool = False) -> nn.Module:
 
 
 def _copies(thing: Any) -> bool:
+    """Whether an object can be copied."""
     try:
         copy.deepcopy(thing)
     except Exception:
@@ -44,6 +46,8 @@ def _copies(thing: Any) -> bool:
 
 
 class _Copying(TorchFunctionMode):
+    """While it is entered, `copy.deepcopy` of a plain tensor detaches it."""
+
     def __init__(self, double: bool) -> None:
         super().__init__()
         self._double = double
@@ -55,8 +59,7 @@ class _Copying(TorchFunctionMode):
             tensor, memo = args
             if id(tensor) not in memo:
                 value = tensor.detach().clone()
-                memo[id(tensor)] = (
-                    value.double() if self._double and value.is_floating_point() else value
-                )
+                to_double = self._double and value.is_floating_point()
+                memo[id(tensor)] = value.double() if to_double else value
             return memo[id(tensor)]
         return func(*args, **(kwargs or {}))

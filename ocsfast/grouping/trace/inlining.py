@@ -1,7 +1,8 @@
 """Regions of a traced graph that ran under another autocast or gradient mode, put back in line.
 
-Export wraps each in a graph of its own. The labels, and the proof in float64, care for neither mode;
-what ran without gradients is detached, for those who run the graph.
+torch.export wraps each such region in a graph of its own. The labels and the proof in float64 depend on
+neither mode. Those who run the graph to train it need to know what ran without gradients, so the results
+of such a region are detached.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def inline(graph: torch.fx.GraphModule) -> bool:
     """Replace every call of a wrapped region by the operators in it.
 
     Returns:
-        Whether any of them asked for autocast.
+        Whether any region enabled autocast.
     """
     nodes, autocast = graph.graph, False
     wrapped = [n for n in nodes.nodes if getattr(n.target, "__name__", "") in WRAPPERS]
@@ -26,7 +27,8 @@ def inline(graph: torch.fx.GraphModule) -> bool:
         region, *operands = [node.args[k] for k in places[:1]] + list(node.args[places[0] + 1 :])
         body = getattr(graph, str(region.target))
         autocast |= inline(body)
-        mode = node.args[: places[0]]  # device, dtype, enabled, cache; or whether gradients are
+        # In front of the region: (device, dtype, enabled, cache) of autocast, or (gradients enabled,).
+        mode = node.args[: places[0]]
         autocast |= len(mode) > 1 and bool(mode[2])
         inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
         known: dict[torch.fx.Node, Any] = dict(zip(inputs, operands, strict=True))
@@ -48,6 +50,7 @@ def inline(graph: torch.fx.GraphModule) -> bool:
 
 
 def _detached(nodes: torch.fx.Graph, node: torch.fx.Node) -> torch.fx.Node:
+    """A new node that detaches this one's tensor from autograd."""
     detached = nodes.call_function(torch.ops.aten.detach.default, (node,))
     detached.meta = dict(node.meta)
     return detached

@@ -1,7 +1,8 @@
-"""Sizes read off one tensor and asked of another: `B, N, C = x.shape; y.reshape(B, N, C)`.
+"""Sizes that the code reads off one tensor and asks of another: `B, N, C = x.shape; y.reshape(B, N, C)`.
 
-After a cut the first tensor's size is another, and so is what the code asks for: the two dimensions have
-to shrink together.
+After a cut the size of the first tensor is another, and so is what the code asks of the second. The two
+dimensions therefore have to shrink together. While the model is traced, every size is an integer that
+remembers its tensor and dimension, and the call that receives it notes both on its node.
 """
 
 from __future__ import annotations
@@ -14,20 +15,21 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
-NUMBER = "ocsfast_number"  # on the node whose tensor was asked for its shape
-SIZES = "ocsfast_sizes"  # on the node that was given the size
+# Keys of a node's metadata.
+NUMBER = "ocsfast_number"  # of a node whose tensor was asked for its shape: a number that names it
+SIZES = "ocsfast_sizes"  # of a node that was given such a size: place -> (number, dimension)
 _next = count()
 
 
 class SizeOf(int):
-    """A tensor's size while it is traced. What is computed from it is a plain integer again."""
+    """The size of a traced tensor. Arithmetic on it gives a plain integer."""
 
-    number: int  # of the node that made the tensor
+    number: int  # names the node that made the tensor
     dim: int
 
 
 def remembered(func: Any, args: Any, result: Any) -> Any:
-    """The same sizes, each knowing which tensor's it is, where `func` asked a tensor for its shape."""
+    """The result of `func(*args)`, its sizes as `SizeOf` where `func` asks a tensor for its shape."""
     if func not in (Tensor.size, Tensor.shape.__get__):  # type: ignore[attr-defined]
         return result
     number = _number_of(args[0])
@@ -48,6 +50,7 @@ def _size_of(size: Any, number: int, dim: int) -> Any:
 
 
 def _number_of(tensor: Tensor) -> int | None:
+    """The number of the node that made a tensor, given at the first question; None outside a trace."""
     mode = get_proxy_mode()
     slot: Any = get_proxy_slot(tensor, mode.tracer, None) if mode is not None else None
     if slot is None:
@@ -60,26 +63,28 @@ def _number_of(tensor: Tensor) -> int | None:
 
 
 def sizes_in(numbers: list[int]) -> dict[int, tuple[int, int]]:
-    """Place among a call's integers -> (number of the tensor whose size it is, dimension)."""
+    """Place among a call's integers -> (number of the tensor's node, dimension), for each `SizeOf`."""
     return {k: (n.number, n.dim) for k, n in enumerate(numbers) if isinstance(n, SizeOf)}
 
 
 def whose_size(node: torch.fx.Node, place: int) -> tuple[torch.fx.Node, int] | None:
-    """The tensor whose size the integer at this place of the call is, and the dimension."""
+    """The tensor and dimension whose size the integer at this place of the call is; None: no size."""
     return sizes_of(node).get(place)
 
 
 def sizes_of(node: torch.fx.Node) -> dict[int, tuple[torch.fx.Node, int]]:
-    """Every integer of the call that is a tensor's size: its place -> the tensor, the dimension."""
+    """Every integer of the call that is a tensor's size: its place -> (the tensor, the dimension)."""
     known = node.meta.get("custom", {}).get(SIZES, {})
     if not known:
         return {}
-    numbered = _asked.get(node.graph)
+    numbered = _numbered.get(node.graph)
     if numbered is None:
         custom = ((other, other.meta.get("custom", {})) for other in node.graph.nodes)
-        numbered = _asked[node.graph] = {own[NUMBER]: other for other, own in custom if NUMBER in own}
+        numbered = _numbered[node.graph] = {own[NUMBER]: other for other, own in custom if NUMBER in own}
     return {place: (numbered[n], dim) for place, (n, dim) in known.items() if n in numbered}
 
 
-# The nodes of a graph whose tensors were asked for their shapes, by number.
-_asked: weakref.WeakKeyDictionary[torch.fx.Graph, dict[int, torch.fx.Node]] = weakref.WeakKeyDictionary()
+# Of each graph: the nodes whose tensors were asked for their shapes, by number.
+_numbered: weakref.WeakKeyDictionary[torch.fx.Graph, dict[int, torch.fx.Node]] = (
+    weakref.WeakKeyDictionary()
+)

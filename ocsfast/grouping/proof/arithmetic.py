@@ -1,4 +1,4 @@
-"""Running a model in float64 although its code, or its traced graph, asks for less; without chance."""
+"""The arithmetic of the proof: float64 whatever the model's code asks for, and no random numbers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 GROUPED_MM = ("grouped_mm", "_grouped_mm")
 RELU = ("relu", "relu_")
-
-
-def bent(x: Tensor, *, in_place: bool) -> Tensor:
-    """max(x, -x / 10) in the place of relu, which may be dead on all of an input and hide a label."""
-    out = torch.maximum(x, -0.1 * x)
-    return x.copy_(out) if in_place else out
+# What operators that draw random numbers return instead.
+_DRAWN: dict[tuple[str, ...], float] = {
+    ("bernoulli", "bernoulli_"): 1.0,
+    ("rand", "rand_like", "uniform", "uniform_"): 0.5,
+    ("randn", "randn_like", "normal", "normal_", "normal_functional"): 0.0,
+    ("exponential", "exponential_", "gamma", "geometric", "geometric_", "poisson"): 1.0,
+    ("randint", "randint_like", "random", "random_"): 0.0,
+}
 
 
 class Double(TorchFunctionMode):
-    """While it is entered, casts to narrower types go to float64, so that rounding stays rounding."""
+    """While it is entered, casts to narrower types give float64, so that rounding stays at 1e-16.
+
+    It also replaces ReLU by `bent`, and `grouped_mm`, which torch has for float32 only.
+    """
 
     def __enter__(self) -> Any:
         self._default = torch.get_default_dtype()
@@ -47,9 +52,9 @@ class Double(TorchFunctionMode):
 
 
 class Settled(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, what operators draw is the same for a model and for a part of it.
+    """While it is entered, random numbers are constants, the same for a cut model and the whole one.
 
-    A mask of dropout keeps everything, a uniform number is one half, a normal one is zero.
+    Dropout keeps everything, a uniform number is one half, a normal one is zero.
     """
 
     def __torch_dispatch__(
@@ -68,27 +73,27 @@ class Settled(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-# What operators of chance give instead.
-_DRAWN: dict[tuple[str, ...], float] = {
-    ("bernoulli", "bernoulli_"): 1.0,
-    ("rand", "rand_like", "uniform", "uniform_"): 0.5,
-    ("randn", "randn_like", "normal", "normal_", "normal_functional"): 0.0,
-    ("exponential", "exponential_", "gamma", "geometric", "geometric_", "poisson"): 1.0,
-    ("randint", "randint_like", "random", "random_"): 0.0,
-}
-
-
 def doubled(arguments: Any) -> Any:
-    """The same arguments with float64 in the place of narrower types."""
+    """The same arguments, with float64 in the place of every floating-point dtype."""
     return pytree.tree_map_only(
         torch.dtype, lambda d: torch.float64 if d.is_floating_point else d, arguments
     )
 
 
+def bent(x: Tensor, *, in_place: bool) -> Tensor:
+    """max(x, -x / 10), instead of ReLU, which can be zero on every input and so hide a wrong label."""
+    out = torch.maximum(x, -0.1 * x)
+    return x.copy_(out) if in_place else out
+
+
 def grouped_mm(
     a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, **_: Any
 ) -> Tensor:
-    """Rows of a [n, k], in runs that end at `offs`, times b [runs, k, m]: torch's own is for float32."""
+    """a [n, k] times b [runs, k, m]: the rows of a in runs that end at `offs`, a matrix each; [n, m].
+
+    Raises:
+        NotImplementedError: other shapes, or a bias.
+    """
     if a.dim() != 2 or b.dim() != 3 or offs is None or bias is not None:
         raise NotImplementedError("grouped_mm in float64 is known for rows in runs only")
     ends = offs.tolist()

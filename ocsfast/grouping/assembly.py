@@ -1,4 +1,4 @@
-"""From solved labels to families: the last step of grouping."""
+"""The last step of grouping: families, made of the solved labels and numbered."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from ocsfast.core.families import (
     Product,
     Statistic,
 )
+from ocsfast.grouping.findings import Findings, RawProduct
 from ocsfast.grouping.labels import Labels, Vector
-from ocsfast.grouping.propagate import Findings, RawProduct
-from ocsfast.grouping.unread import unread_sizes
+from ocsfast.grouping.unread_sizes import Numbering, unread_sizes
 
-# A plan's matrices have rows and columns, and one slice a row or column.
+# A plan takes every tensor for a matrix: a row or a column can be in a slice, an index of a third axis
+# cannot. Likewise a cost is a coefficient times at most two kept sizes.
 MAX_AXES = 2
+
+LabelledAxis = tuple[str, int, Vector]  # tensor, axis, solved labels
 
 
 def assemble(
     found: Findings, model: nn.Module, samples: int, kinds: Collection[str] = KINDS
 ) -> Families:
-    """Number the atoms that are left, family by family, and write down where each one lives.
+    """Number the terms that may go, family by family, and write down where each one lives.
 
-    Groups of another kind than `kinds` stay dense.
+    Args:
+        found: what the graphs say. Labels that no family can use are frozen in it.
+        model: whose graphs these are.
+        samples: how many samples the costs are of.
+        kinds: groups of other kinds stay dense.
     """
     parameters = dict(model.named_parameters())
-    for kind in ("head", "head_dim", "width"):
-        if kind not in kinds:
-            for marked in found.kinds.get(kind, ()):
-                found.labels.freeze(marked, f"kinds= leaves {kind} out")
-    for name, dims in found.state.items():
-        if name not in found.used:  # other code may use it, on shapes that nobody has seen
-            for vector in dims:
-                found.labels.freeze(vector, NOT_USED)
+    _freeze_excluded(found, kinds)
     solution = simplify(found)
     axes = [
         (name, axis, solution[vector])
@@ -51,32 +51,22 @@ def assemble(
         for axis, vector in enumerate(dims)
         if vector is not None
     ]
-    kind_of = _kinds(found, solution)
-    order = []
-    for members in _families(found.labels, axes, parameters):
-        if kind_of(members[0]) in kinds:
-            order.append(members)
+    kind_of = _kind_of(found, solution)
+    members = []  # the terms of each family
+    for terms in _families(found.labels, axes, parameters):
+        if kind_of(terms[0]) in kinds:
+            members.append(terms)
         else:
-            why = f"kinds= leaves {kind_of(members[0])} out"
-            found.labels.freeze(np.array(members), why)
-    group_of_term = np.full(solution.size, -1, dtype=np.int64)
-    members = [number for family in order for number in family]
-    group_of_term[members] = np.arange(len(members))
-
-    def numbered(vector: Vector | None) -> Tensor | None:
-        if vector is None:
-            return None
-        groups = group_of_term[solution[vector]]
-        return torch.from_numpy(groups) if groups.max(initial=-1) >= 0 else None
-
+            found.labels.freeze(np.array(terms), f"kinds= leaves {kind_of(terms[0])} out")
+    numbered = _numbering(solution, members)
     labelled = [(name, axis, numbered(vector)) for name, axis, vector in axes]
     records = tuple(Axis(name, axis, groups) for name, axis, groups in labelled if groups is not None)
     counted = ((path, name, numbered(v)) for (path, name), v in found.attributes.items())
     sure, unsure = unread_sizes(model, found, numbered)
     averaged = ((mode, node, dim, numbered(v)) for mode, node, dim, v in found.statistics)
-    named = _named([len(family) for family in order], found, records)
+    named = _named([len(terms) for terms in members], found, records)
     return Families(
-        families=tuple(replace(f, kind=kind_of(m[0])) for f, m in zip(named, order, strict=True)),
+        families=tuple(replace(f, kind=kind_of(m[0])) for f, m in zip(named, members, strict=True)),
         axes=records,
         attributes=(*(Attribute(path, name, g) for path, name, g in counted if g is not None), *sure),
         macs=tuple(_product(raw, numbered, samples) for raw in found.products),
@@ -87,23 +77,23 @@ def assemble(
     )
 
 
-def _kinds(found: Findings, solution: Vector) -> Callable[[int], str]:
-    """What kind of group a settled term stands for."""
-    known = {
-        kind: set(np.unique(solution[np.concatenate(vectors)]).tolist())
-        for kind, vectors in found.kinds.items()
-    }
-
-    def kind_of(term: int) -> str:
-        return next((kind for kind in KINDS if term in known.get(kind, ())), "neuron")
-
-    return kind_of
+def _freeze_excluded(found: Findings, kinds: Collection[str]) -> None:
+    """Freeze groups of kinds that the user leaves out, and tensors that no traced operator reads."""
+    for kind in ("head", "head_dim", "width"):
+        if kind not in kinds:
+            for marked in found.kinds.get(kind, ()):
+                found.labels.freeze(marked, f"kinds= leaves {kind} out")
+    for name, dims in found.state.items():
+        if name not in found.used:  # other code may use it, on shapes that the trace does not show
+            for vector in dims:
+                found.labels.freeze(vector, NOT_USED)
 
 
 def simplify(found: Findings) -> Vector:
-    """Freeze what the plan's tables cannot say: third axes, threefold costs, composite indices.
+    """Freeze what the plan's tables cannot hold: third axes, costs of three widths, composite indices.
 
-    Returns the labels' solution: every term that occurs has at most one atom in it.
+    Returns:
+        `Labels.solution()`, in which every term that occurs has one atom at most.
     """
     labels = found.labels
     for name, dims in found.state.items():
@@ -128,36 +118,73 @@ def simplify(found: Findings) -> Vector:
         composite = [term for term in terms if len(term) > 1]
         if not composite:
             return solution
-        # A channel of a grouped convolution is (group, position within it): whole groups stay
-        # prunable, positions do not.
+        # A channel of a grouped convolution is (group, place within it). Freezing the places leaves
+        # whole groups prunable.
         inner = {atom for term in composite for atom in term if labels.is_inner(atom)}
         spare = inner or {max(term) for term in composite}
         labels.freeze_atoms(spare, "an index that belongs to two groups at once")
 
 
+def _kind_of(found: Findings, solution: Vector) -> Callable[[int], str]:
+    """A function from a solved term to its kind of group; "neuron" where no rule named one."""
+    known = {
+        kind: set(np.unique(solution[np.concatenate(vectors)]).tolist())
+        for kind, vectors in found.kinds.items()
+    }
+
+    def kind_of(term: int) -> str:
+        return next((kind for kind in KINDS if term in known.get(kind, ())), "neuron")
+
+    return kind_of
+
+
+def _numbering(solution: Vector, members: list[list[int]]) -> Numbering:
+    """A function from a label vector to the group of each index, -1 where it stays.
+
+    Groups are numbered in the order of `members`. The function returns None for a vector without any.
+    """
+    group_of_term = np.full(solution.size, -1, dtype=np.int64)
+    terms = [number for family in members for number in family]
+    group_of_term[terms] = np.arange(len(terms))
+
+    def numbered(vector: Vector | None) -> Tensor | None:
+        if vector is None:
+            return None
+        groups = group_of_term[solution[vector]]
+        return torch.from_numpy(groups) if groups.max(initial=-1) >= 0 else None
+
+    return numbered
+
+
 def _families(
-    labels: Labels, axes: list[tuple[str, int, Vector]], parameters: Mapping[str, Tensor]
+    labels: Labels, axes: list[LabelledAxis], parameters: Mapping[str, Tensor]
 ) -> list[list[int]]:
-    """Terms that live on the same axes, equally often, in the order in which they appear."""
-    places: dict[int, list[tuple[int, int]]] = {}
-    weighs: set[int] = set()  # terms with a slice that saliency can see
+    """The terms that live on the same axes equally often, in the order in which they appear.
+
+    A term with no slice but in biases is left out, because saliency could not see it; so is a family of
+    one group, which could never lose it.
+    """
+    places: dict[int, list[tuple[int, int]]] = {}  # of each term: (number of the axis, how often)
+    visible: set[int] = set()  # terms with a slice that saliency sees
     for position, (name, _, vector) in enumerate(axes):
         terms, first, counts = np.unique(vector, return_index=True, return_counts=True)
         for k in np.argsort(first).tolist():
             if labels.term(int(terms[k])):
                 places.setdefault(int(terms[k]), []).append((position, int(counts[k])))
         if name in parameters and not name.endswith("bias"):
-            weighs.update(terms.tolist())
+            visible.update(terms.tolist())
     families: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for term, where in places.items():
-        if term in weighs:
+        if term in visible:
             families.setdefault(tuple(where), []).append(term)
-    # Where a family has one group it can never lose it.
     return [members for members in families.values() if len(members) > 1]
 
 
 def _named(sizes: list[int], found: Findings, records: tuple[Axis, ...]) -> tuple[Family, ...]:
-    """A family is called after the first layer that produces it; every producer counts in Eq. 3."""
+    """The families of these sizes, each named after the first layer that produces it.
+
+    Where no layer does, it is named after the first that holds it.
+    """
     first = [sum(sizes[:f]) for f in range(len(sizes))]
     producers: list[dict[str, None]] = [{} for _ in sizes]
     holders: list[dict[str, None]] = [{} for _ in sizes]
@@ -175,9 +202,8 @@ def _named(sizes: list[int], found: Findings, records: tuple[Axis, ...]) -> tupl
     return tuple(families)
 
 
-def _product(
-    raw: RawProduct, numbered: Callable[[Vector | None], Tensor | None], samples: int
-) -> Product:
+def _product(raw: RawProduct, numbered: Numbering, samples: int) -> Product:
+    """A cost of one sample, with dimensions that never shrink multiplied into the coefficient."""
     coefficient, axes = raw.coefficient, []
     for vector, size in zip(raw.vectors, raw.sizes, strict=True):
         groups = numbered(vector)
@@ -186,14 +212,14 @@ def _product(
         else:
             axes.append(groups)
     rows, cols = (*axes, None, None)[:MAX_AXES]
-    # Rounded up where one sample costs no whole number.
-    return Product(-(-coefficient // samples) if raw.batched else coefficient, rows, cols, raw.where)
+    per_sample = -(-coefficient // samples) if raw.batched else coefficient  # rounded up
+    return Product(per_sample, rows, cols, raw.where)
 
 
 def _frozen(
     found: Findings, records: tuple[Axis, ...], parameters: Mapping[str, Tensor]
 ) -> tuple[Frozen, ...]:
-    """Why a layer's output channels stay, a line a layer; unknown operators; unused parameters."""
+    """Why output channels stay, one entry a layer; operators without rules; parameters without use."""
     labelled = {(record.tensor, record.axis): record.groups for record in records}
     frozen = []
     for name, axis in found.producers:
@@ -209,6 +235,6 @@ def _frozen(
 
 
 def reasons_of(labels: Labels, vector: Vector) -> list[str]:
-    """At most three reasons; a long list tells a person nothing."""
+    """The first three reasons why indices are frozen, and how many more there are."""
     reasons = labels.reasons(vector)
     return [*reasons[:3], f"and {len(reasons) - 3} more"] if len(reasons) > 3 else reasons

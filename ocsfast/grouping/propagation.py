@@ -1,0 +1,199 @@
+"""Labels, carried through a traced graph from its parameters to its outputs by the operators' rules."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ocsfast.grouping.deadline import Deadline
+from ocsfast.grouping.findings import RawProduct
+from ocsfast.grouping.macs import count_macs
+from ocsfast.grouping.rules.factories import FACTORIES
+from ocsfast.grouping.rules.registry import RULES
+from ocsfast.grouping.trace.nodes import (
+    Node,
+    arguments,
+    module_of,
+    operator_name,
+    shape,
+    source_of,
+    spoken,
+    writes,
+)
+from ocsfast.grouping.trace.shapes import sizes_of
+from ocsfast.grouping.walk import Value, Walk
+
+# A rule runs where some operand has a live label: one that may still be removed. The rules of these
+# operators always run, because they also state a cost, or because a size that the model's code passes
+# them may tie their result to an attribute or to another tensor.
+COUNTED = frozenset(
+    {"conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul", "mm", "bmm", "addmm", "einsum"}
+    | {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "scaled_dot_product_attention"}
+)
+SIZED = (*FACTORIES, "expand", "repeat")
+# These freeze nothing although they have no rule: they compute no tensor.
+HARMLESS = frozenset({"_assert_tensor_metadata", "sym_size", "sym_numel", "sym_stride", "size", "numel"})
+
+
+class Propagation:
+    """Runs one graph on labels.
+
+    Args:
+        walk: the graph, and where its findings go.
+        outputs: numbers of the outputs that keep their shape; None: all.
+        alone: whether the graph of the model's other mode is unknown.
+        deadline: looked at before every operator.
+    """
+
+    def __init__(
+        self,
+        walk: Walk,
+        *,
+        outputs: Collection[int] | None = None,
+        alone: bool = False,
+        deadline: Deadline | None = None,
+    ) -> None:
+        self.walk = walk
+        self.outputs = outputs
+        self.alone = alone
+        self.deadline = deadline
+        self._first_names = _first_names(walk.model)
+
+    def run(self) -> None:
+        """Label every node of the graph.
+
+        Raises:
+            GroupingTimeout: the deadline is over.
+        """
+        walk = self.walk
+        walk.found.read |= walk.trace.read
+        position = 0
+        for node in walk.trace.graph.graph.nodes:
+            if any(source in walk.batched for source in node.all_input_nodes) or self._per_sample(node):
+                walk.batched.add(node)
+            if node.op == "placeholder":
+                if position >= len(walk.trace.state):
+                    walk.batched.add(node)
+                walk.values[node] = self._placeholder(node, position)
+                position += 1
+            elif node.op == "output":
+                for number, out in enumerate(node.args[0]):
+                    if isinstance(out, Node) and (self.outputs is None or number in self.outputs):
+                        self._output(number, out)
+            elif node.target is operator.getitem:
+                source = walk.values.get(node.args[0])
+                walk.values[node] = source[node.args[1]] if isinstance(source, list) else None
+            elif node.op == "call_function":
+                self._call(node)
+
+    def _placeholder(self, node: Node, position: int) -> Value:
+        """Fresh atoms for every axis of a parameter or float buffer; inputs and constants have none."""
+        walk, found = self.walk, self.walk.found
+        if position >= len(walk.trace.state) or walk.trace.state[position] is None:
+            return None
+        name = self._first_names[str(walk.trace.state[position])]
+        walk.names[node] = name
+        if node.users:
+            found.used.add(name)
+        if name not in found.state:
+            tensor: Tensor = node.meta["val"]
+            live = tensor.is_floating_point()
+            # An axis of one index can never shrink, and would freeze what it broadcasts against.
+            found.state[name] = tuple(
+                walk.labels.fresh(size) if live and size > 1 else None for size in tensor.shape
+            )
+        return found.state[name]
+
+    def _per_sample(self, node: Node) -> bool:
+        """Whether the call makes a tensor for as many samples as another tensor has."""
+        return any(
+            dim == 0 and other in self.walk.batched and shape(other)[:1] == (self.walk.trace.samples,)
+            for other, dim in sizes_of(node).values()
+        )
+
+    def _call(self, node: Node) -> None:
+        walk = self.walk
+        if self.deadline is not None:
+            self.deadline.check(f"at {source_of(node)}")
+        name = operator_name(node.target)
+        rule = RULES.get(name)
+        if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            rule = RULES["pointwise"]
+        if rule is not None and (name in COUNTED or name in SIZED or self._is_live(node)):
+            walk.values[node] = rule(walk, node, arguments(node))
+        else:
+            self._without_rule(node, name)
+        walk.found.made.setdefault(module_of(node), []).extend(walk.flat(node))
+        if self.alone and not node.users and not writes(node):
+            walk.freeze_all(node, "computed but not returned, and the other mode is not known")
+
+    def _is_live(self, node: Node) -> bool:
+        """Whether some index of an operand may still be removed."""
+        walk = self.walk
+        return any(
+            walk.labels.live(vector) for source in node.all_input_nodes for vector in walk.flat(source)
+        )
+
+    def _without_rule(self, node: Node, name: str) -> None:
+        """Count what the operator costs, and freeze what flows into it."""
+        walk = self.walk
+        if walk.count:
+            macs = _count_macs(node)
+            if macs:
+                batched = node in walk.batched
+                walk.found.products.append(RawProduct(macs, (), (), module_of(node), batched))
+        if name in HARMLESS or not self._is_live(node):
+            return
+        where = source_of(node)
+        walk.found.unknown[where] = spoken(name)
+        for source in node.all_input_nodes:
+            walk.freeze_all(source, f"no rule for {spoken(name)} ({where})")
+
+    def _output(self, number: int, out: Node) -> None:
+        """What the model returns keeps its shape, and so does what its pass leaves behind of the inputs.
+
+        What a pass leaves behind of the parameters alone, as old weight_norm does, the next pass makes
+        anew, so it may shrink.
+        """
+        walk, returned = self.walk, len(self.walk.trace.outputs)
+        if number < returned:
+            walk.freeze_all(out, "model output" + " in training" * walk.training)
+        elif out in walk.batched:
+            walk.freeze_all(out, f"left behind in {walk.trace.left[number - returned]}")
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer -> the first name of the same tensor. Tied ones share it."""
+    first: dict[int, str] = {}
+    names = {}
+    for named in (model.named_parameters, model.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def _count_macs(node: Node) -> int:
+    """MACs of one call by torch's own counter, computed on tensors without data."""
+    computes = isinstance(node.meta.get("val"), (Tensor, tuple, list))
+    if torch.Tag.pointwise in getattr(node.target, "tags", ()) or not computes:
+        return 0
+    if not node.all_input_nodes:  # it makes a tensor: nothing to count, and running it may draw numbers
+        return 0
+
+    def meta(value: Any) -> Any:
+        if not isinstance(value, Node):
+            return value
+        known = value.meta.get("val")
+        return known.to("meta") if isinstance(known, Tensor) else known
+
+    args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), meta)
+    target: Any = node.target
+    try:
+        with torch.no_grad():
+            return count_macs(lambda: target(*args, **kwargs))
+    except Exception:  # every operator that torch counts has a meta implementation
+        return 0

@@ -1,0 +1,67 @@
+"""Why a model could not be traced, in one line, with the place in the user's code and the way out."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ocsfast.core.errors import GroupingError, OcsfastError
+from ocsfast.grouping.trace.batch import with_batch
+from ocsfast.grouping.trace.side_effects import undisturbed
+
+NOT_THE_USERS = r"^<|/torch/|/ocsfast/grouping/"  # files of a traceback that no user wrote
+
+
+def cause(error: BaseException) -> str:
+    """The kind of error, the last line of the user's code that it passed, and its first line."""
+    passed = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    where = re.findall(r'File "([^"]+)", line (\d+)', str(error))
+    user = [place for place in (*passed, *where) if not re.search(NOT_THE_USERS, place[0])]
+    place = f" at {user[-1][0]}:{user[-1][1]}" if user else ""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}{place}: {first[:300]}".rstrip(".")
+
+
+def resized(given: tuple[tuple[Any, ...], dict[str, Any]], samples: int) -> str:
+    """A remark that `with_batch` changed the example inputs, since that may be why the trace failed."""
+    leaves = [x for x in pytree.tree_leaves(given) if isinstance(x, Tensor) and x.dim()]
+    if not leaves or with_batch(*given, samples)[2] == len(leaves[0]):
+        return ""
+    return f" (with {samples} samples, made of the example inputs' {len(leaves[0])})"
+
+
+def way_out(error: BaseException) -> str:
+    """What the user can pass so that the trace succeeds."""
+    other = "example_inputs= of the form that inference takes"
+    if "data-dependent" in str(error) or "DataDependent" in type(error).__name__:
+        return f"It branches on its data: pass {other}, or forward= (a function of model and inputs)"
+    return f"Pass {other}, or in forward= what to run instead (a function of model and inputs)"
+
+
+def require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse inputs on which the model itself fails, without any tracing.
+
+    Raises:
+        GroupingError: the model fails in both modes. The message tells how it failed in evaluation.
+    """
+    said = []
+    for training in (False, True):
+        with undisturbed(model, training=training, real=True), torch.no_grad():
+            try:
+                model(*args, **kwargs)
+                return
+            except OcsfastError:
+                raise
+            except Exception as error:
+                said.append(cause(error))
+    leaves = pytree.tree_leaves((args, kwargs))
+    given = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in leaves)
+    raise GroupingError(
+        f"the model fails on example_inputs= ({given[:200]}): {said[0]}. Pass one batch as the model "
+        "takes it"
+    )

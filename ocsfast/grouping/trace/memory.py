@@ -1,0 +1,251 @@
+"""Things that a forward pass may write to, each with its content from before the pass.
+
+Every class here remembers one kind of thing (a dict, a list, a closure's variable ...). It can say what
+was written there since, and it can put the old content back in place, so that references to the thing
+stay valid.
+"""
+
+from __future__ import annotations
+
+import random
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+EMPTY: Any = object()  # stands for a variable, a slot or a global that has no value
+
+
+class Memory(Protocol):
+    """One thing, and what it held."""
+
+    def written(self) -> Iterator[tuple[str, Any]]:
+        """What the thing holds now and did not hold before: (place, value)."""
+
+    def restore(self) -> None:
+        """Put the old content back."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Entries:
+    """The entries of a dict, in order; a module's attributes are such a dict."""
+
+    label: str
+    thing: dict[Any, Any]
+    before: dict[Any, Any]
+    is_state: bool  # whether the dict holds a module's parameters or buffers, which are no by-product
+
+    def written(self) -> Iterator[tuple[str, Any]]:
+        if self.is_state:
+            return
+        for key, value in self.thing.items():
+            if value is not self.before.get(key, EMPTY):
+                place = f".{key}" if isinstance(key, str) else f"[{key!r}]"
+                yield f"{self.label}{place}".lstrip("."), value
+
+    def restore(self) -> None:
+        same = len(self.thing) == len(self.before) and all(
+            a is b and v is w
+            for (a, v), (b, w) in zip(self.thing.items(), self.before.items(), strict=True)
+        )
+        if not same:
+            kind: Any = OrderedDict if isinstance(self.thing, OrderedDict) else dict
+            kind.clear(self.thing)
+            kind.update(self.thing, self.before)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Items:
+    """The items of a list, a set or a deque."""
+
+    label: str
+    thing: Any
+    before: list[Any]
+
+    def written(self) -> Iterator[tuple[str, Any]]:
+        known = set(map(id, self.before))
+        for n, value in enumerate(self.thing):
+            if id(value) not in known:
+                yield f"{self.label}[{n}]", value
+
+    def restore(self) -> None:
+        if len(self.thing) != len(self.before) or any(
+            a is not b for a, b in zip(self.thing, self.before, strict=True)
+        ):
+            self.thing.clear()
+            (self.thing.update if isinstance(self.thing, set) else self.thing.extend)(self.before)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Slot:
+    """One attribute of an object whose class declares `__slots__`."""
+
+    label: str
+    thing: Any
+    name: str
+    before: Any
+
+    def written(self) -> Iterator[tuple[str, Any]]:
+        if getattr(self.thing, self.name, EMPTY) is not self.before:
+            yield self.label, getattr(self.thing, self.name, None)
+
+    def restore(self) -> None:
+        if getattr(self.thing, self.name, EMPTY) is self.before:
+            return
+        if self.before is EMPTY:
+            delattr(self.thing, self.name)
+        else:
+            setattr(self.thing, self.name, self.before)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Cell:
+    """A variable that a function closes over."""
+
+    label: str
+    cell: types.CellType
+    before: Any
+
+    def written(self) -> Iterator[tuple[str, Any]]:
+        if content(self.cell) is not self.before:
+            yield self.label, content(self.cell)
+
+    def restore(self) -> None:
+        if content(self.cell) is self.before:
+            return
+        if self.before is EMPTY:
+            del self.cell.cell_contents
+        else:
+            self.cell.cell_contents = self.before
+
+
+def content(cell: types.CellType) -> Any:
+    """What a closure's variable holds; EMPTY before it is assigned."""
+    with suppress(ValueError):
+        return cell.cell_contents
+    return EMPTY
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Global:
+    """One global variable of a Python module."""
+
+    name: str
+    module: dict[str, Any]
+    before: Any
+
+    def written(self) -> Iterator[tuple[str, Any]]:
+        if self.module.get(self.name, EMPTY) is not self.before:
+            yield self.name, self.module.get(self.name)
+
+    def restore(self) -> None:
+        if self.before is EMPTY:
+            self.module.pop(self.name, None)
+        else:
+            self.module[self.name] = self.before
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ClassAttributes:
+    """The attributes of a class, without the names in double underscores."""
+
+    owner: type
+    before: dict[str, Any]
+
+    def written(self) -> Iterator[tuple[str, Any]]:
+        for name, value in vars(self.owner).items():
+            if isinstance(value, Tensor) and self.before.get(name) is not value:
+                yield f"{self.owner.__name__}.{name}", value
+
+    def restore(self) -> None:
+        for name, value in list(vars(self.owner).items()):
+            if name not in self.before and not is_dunder(name):
+                delattr(self.owner, name)
+            elif name in self.before and value is not self.before[name]:
+                setattr(self.owner, name, self.before[name])
+        for name in self.before.keys() - vars(self.owner).keys():
+            setattr(self.owner, name, self.before[name])
+
+
+def is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+class _Internal:
+    """The base of memories of what no loss reads: nothing written there is a by-product of the pass."""
+
+    __slots__ = ()
+
+    def written(self) -> Iterator[tuple[str, Any]]:
+        return iter(())
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Cache(_Internal):
+    """A function behind `functools.cache`. What it cached in a trace are tensors without data."""
+
+    function: Any
+    misses: int
+
+    def restore(self) -> None:
+        if self.function.cache_info().misses != self.misses:
+            self.function.cache_clear()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Values(_Internal):
+    """The numbers in a tensor."""
+
+    tensor: Tensor
+    before: Tensor
+
+    def restore(self) -> None:
+        if self.tensor.shape != self.before.shape:
+            self.tensor.data = self.before
+        elif not torch.equal(self.tensor, self.before):
+            self.tensor.data.copy_(self.before)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Training(_Internal):
+    """Whether a parameter trains, and its gradient."""
+
+    parameter: Tensor
+    trains: bool
+    grad: Tensor | None
+
+    def restore(self) -> None:
+        if self.parameter.requires_grad != self.trains:
+            self.parameter.requires_grad_(self.trains)
+        if self.parameter.grad is not self.grad:
+            self.parameter.grad = self.grad
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Generator(_Internal):
+    """The state of a generator of random numbers."""
+
+    put_back: Callable[[], None]
+
+    def restore(self) -> None:
+        self.put_back()
+
+
+def generator_of(thing: Any) -> Generator | None:
+    """The memory of a generator of Python's, torch's or NumPy's; None for any other object."""
+    if isinstance(thing, random.Random):
+        return Generator(partial(thing.setstate, thing.getstate()))
+    if isinstance(thing, torch.Generator):
+        return Generator(partial(_set_state, thing, thing.get_state()))
+    bits = getattr(thing, "bit_generator", None) if type(thing).__module__.startswith("numpy") else None
+    return None if bits is None else Generator(partial(setattr, bits, "state", bits.state))
+
+
+def _set_state(generator: torch.Generator, state: Tensor) -> None:
+    generator.set_state(state)
