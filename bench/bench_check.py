@@ -15,7 +15,7 @@ from ocsfast.core.families import Families, Family, Product
 from ocsfast.grouping.engines import group
 from ocsfast.ops import functions as ops
 from ocsfast.ops.cost import build_cost_model
-from ocsfast.ops.plan import build_plan
+from ocsfast.ops.planning import build_plan
 
 
 @pytest.mark.parametrize("by", ["ocsfast", "deep copies"])

@@ -20,7 +20,8 @@ from ocsfast.core.families import Axis, Families, Family
 from ocsfast.grouping.engines import group
 from ocsfast.ops import functions as ops
 from ocsfast.ops.cost import CostModel, build_cost_model, parameter_products
-from ocsfast.ops.plan import Plan, build_plan
+from ocsfast.ops.plan import Plan
+from ocsfast.ops.planning import build_plan
 from ocsfast.train.models import build_model
 
 # A cache line, which is what a processor fetches when it touches one element.

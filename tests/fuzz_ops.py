@@ -23,7 +23,8 @@ from ocsfast.core.families import Axis, Families, Family, Product
 from ocsfast.ops import extension, reference
 from ocsfast.ops import functions as ops
 from ocsfast.ops.cost import build_cost_model
-from ocsfast.ops.plan import Plan, build_plan
+from ocsfast.ops.plan import Plan
+from ocsfast.ops.planning import build_plan
 
 DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SIZES = (0, 1, 2, 3, 5, 15, 16, 17, 31, 33, 64, 65, 129, 300, 1500)

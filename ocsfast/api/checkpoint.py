@@ -57,7 +57,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: the path cannot be written; the model is sharded; or its state dict holds
             something besides tensors.
 
-    Example: see `load`.
+    Example:
+        >>> import os, tempfile, torch, ocsfast
+        >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+        >>> ocsfast.save(torch.nn.Linear(2, 2), path)
+        >>> os.path.exists(path)
+        True
     """
     model = plain(model)
     if is_sharded(model):

@@ -20,7 +20,7 @@ from ocsfast.grouping.graph.sizes import Sizes
 from ocsfast.grouping.proof.trials import CUT_FAILS
 from ocsfast.ops.bound import Bound
 from ocsfast.ops.cost import CostModel, build_cost_model, parameter_products
-from ocsfast.ops.plan import build_plan
+from ocsfast.ops.planning import build_plan
 
 
 @dataclass(frozen=True)

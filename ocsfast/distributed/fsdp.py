@@ -30,7 +30,8 @@ from ocsfast.cut.shards import lies_by_rows, local_of, part_of
 from ocsfast.distributed.processes import Processes
 from ocsfast.ops import functions as ops
 from ocsfast.ops.bound import Bound
-from ocsfast.ops.plan import Plan, shard_plan
+from ocsfast.ops.plan import Plan
+from ocsfast.ops.planning import shard_plan
 from ocsfast.ops.tables import group_scores, lasso_slopes, matrices, slice_sums
 from ocsfast.optim import coupled
 from ocsfast.optim.coupled import steps_in_one_pass

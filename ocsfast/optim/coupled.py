@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from ocsfast.core.errors import StateError
 from ocsfast.core.families import Families
 from ocsfast.ops.bound import Bound, Weights
-from ocsfast.ops.plan import Plan, build_plan
+from ocsfast.ops.plan import Plan
+from ocsfast.ops.planning import build_plan
 from ocsfast.optim.one_pass import walkable
 from ocsfast.optim.owners import owned
 from ocsfast.optim.param_groups import Scalar, learning_rate, momentum_gain, same_scalar

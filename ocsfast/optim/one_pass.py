@@ -16,7 +16,7 @@ from ocsfast.ops import functions as ops
 from ocsfast.ops.bound import Bound
 from ocsfast.ops.capture import is_capturing
 from ocsfast.ops.extension import MISSING, build_info
-from ocsfast.ops.plan import build_plan
+from ocsfast.ops.planning import build_plan
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -12,7 +12,7 @@ from ocsfast.core.config import Config
 from ocsfast.core.errors import ConfigError
 from ocsfast.core.families import Family, Product
 from ocsfast.ops import functions as ops
-from ocsfast.ops.plan import build_plan
+from ocsfast.ops.planning import build_plan
 
 
 def two_blocks(sizes=(6, 6, 4), kinds=("neuron", "neuron", "head")):

@@ -14,7 +14,7 @@ from ocsfast.grouping.macs import count_macs
 from ocsfast.grouping.scope import Scope
 from ocsfast.ops import functions as ops
 from ocsfast.ops.cost import build_cost_model
-from ocsfast.ops.plan import build_plan
+from ocsfast.ops.planning import build_plan
 
 torchvision = pytest.importorskip("torchvision")
 

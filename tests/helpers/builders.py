@@ -12,7 +12,8 @@ from ocsfast.core.families import Axis, Families, Family, Product
 from ocsfast.ops import functions as ops
 from ocsfast.ops.bound import Bound
 from ocsfast.ops.functions import Penalty
-from ocsfast.ops.plan import Plan, build_plan
+from ocsfast.ops.plan import Plan
+from ocsfast.ops.planning import build_plan
 
 
 def families(

@@ -14,7 +14,8 @@ from ocsfast.core.families import Product
 from ocsfast.ops import functions as ops
 from ocsfast.ops import reference
 from ocsfast.ops.cost import CostModel, build_cost_model
-from ocsfast.ops.plan import Plan, build_plan
+from ocsfast.ops.plan import Plan
+from ocsfast.ops.planning import build_plan
 
 
 def chain(sizes: list[int], device: str = "cpu") -> tuple[Plan, CostModel]:

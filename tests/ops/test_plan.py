@@ -7,7 +7,8 @@ from helpers.builders import families, mixed_case
 from ocsfast.core.errors import StateError
 from ocsfast.core.memory_format import is_channels_last
 from ocsfast.ops import functions as ops
-from ocsfast.ops.plan import COUNTS, TABLES, build_plan, shard_plan
+from ocsfast.ops.plan import COUNTS, TABLES
+from ocsfast.ops.planning import build_plan, shard_plan
 
 
 def test_tables_of_a_small_plan():

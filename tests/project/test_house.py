@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import ocsfast
 from ocsfast import optim
@@ -136,10 +137,10 @@ def test_a_public_object_says_what_it_is(name: str) -> None:
 def test_its_example_runs(name: str) -> None:
     value = public()[name]
     finder = doctest.DocTestFinder(recurse=False)
-    module = sys.modules[value.__module__]
+    known = {"torch": torch, "ocsfast": ocsfast, value.__name__: value}  # type: ignore[attr-defined]
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     runner = doctest.DocTestRunner(optionflags=flags)
-    for example in finder.find(value, name, globs=dict(vars(module))):
+    for example in finder.find(value, name, globs=dict(known)):
         said: list[str] = []
         runner.run(example, out=said.append)
         assert not runner.failures, "".join(said)
