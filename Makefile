@@ -101,7 +101,7 @@ lint: setup
 
 # The documentation as a site, in build/site; a broken link or anchor is an error. Needs no network once set up.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv* build dist runs *.egg-info ocsfast/_C*.so

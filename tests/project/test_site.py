@@ -188,6 +188,68 @@ def test_templates_of_issues_have_a_head(template: Path) -> None:
     assert {"name", "about", "labels"} <= head.keys()
 
 
+# Private names of torch.
+
+# Where texts with an underscore are names of operators, and what else is no name of torch's.
+OPERATORS = tuple(f"grouping/{name}" for name in ("rules", "macs.py", "proof", "propagate.py", "graph"))
+OURS = {
+    *(
+        "_ocsfast_cut",
+        "_functions",
+        "_head",
+        "_predictor",
+        "_roi_pool",
+        "_row",
+        "_col",
+        "_steps",
+        "_hooks",
+    ),
+}
+PRIVATE = re.compile(r"_[a-zA-Z]\w*")
+
+
+def is_own(node: ast.Attribute) -> bool:
+    """Whether it is an attribute of the object whose method this is."""
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def private_names() -> dict[str, str]:
+    """Names with an underscore that the package reads and does not define itself, and a file of each."""
+    trees = {p: ast.parse(p.read_text()) for p in (ROOT / "ocsfast").rglob("*.py")}
+    own: set[str] = set()
+    read: dict[str, str] = {}
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                own.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                own.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node):
+                own.add(node.attr)
+    theirs = {*dir(nn.Module()), *dir(torch.Tensor)}
+    for path, tree in trees.items():
+        place = str(path.relative_to(ROOT / "ocsfast"))
+        for node in ast.walk(tree):
+            names: list[str] = []
+            if isinstance(node, ast.Attribute):
+                from_torch = node.attr in theirs and not is_own(node)
+                names = [node.attr] if from_torch or node.attr not in own else []
+            elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("ocsfast"):
+                names = [*str(node.module).split("."), *(alias.name for alias in node.names)]
+            elif isinstance(node, ast.Constant) and not place.startswith(OPERATORS):
+                names = [node.value] if isinstance(node.value, str) and node.value not in OURS else []
+            read |= {name: place for name in names if PRIVATE.fullmatch(name)}
+    return read
+
+
+def test_the_page_of_private_names_has_all_of_them_and_no_other() -> None:
+    page = text_of("docs/private-names.md")
+    before, _, behind = page.partition("## Names of operators")
+    behind = behind[behind.index("\n## ") :]
+    told = set(re.findall(r"(?<!\w)_[a-zA-Z]\w*", before + behind))
+    assert told == private_names().keys()
+
+
 # What is shown.
 
 # Pages whose blocks other tests run: these.
@@ -273,7 +335,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         pytest.importorskip(package)
     site = tmp_path / "site"
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)],
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
