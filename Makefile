@@ -28,7 +28,7 @@ TO_FORMAT := $(filter %.h %.cuh %.cpp %.cu,$(SOURCES))
 # of the demo five to ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test pytest test-oldest sanitize emulated bench bench-gpu lint clean
+.PHONY: setup demo test pytest test-oldest sanitize emulated bench bench-gpu lint docs clean
 
 setup: $(STAMP)
 
@@ -98,6 +98,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(TO_FORMAT)
+
+# The documentation as a site, in build/site; a broken link or anchor is an error. Needs no network once set up.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv* build dist runs *.egg-info ocsfast/_C*.so
