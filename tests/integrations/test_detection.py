@@ -167,8 +167,8 @@ def targets(model: nn.Module, count: int) -> list[dict[str, Tensor]]:
 
 
 def grouped(model: nn.Module) -> Families:
-    choice = Scope(forward=ocsfast.detection.forward)
-    return group(model, (torch.zeros(1, 3, SIDE, SIDE),), choice=choice)
+    scope = Scope(forward=ocsfast.detection.forward)
+    return group(model, (torch.zeros(1, 3, SIDE, SIDE),), scope=scope)
 
 
 def some(families: Families, share: float) -> Tensor:
@@ -307,8 +307,8 @@ def test_fewer_boxes_cost_less():
     ]
     head = (WIDTH * 49 * 40) + 40 * 40 + 40 * (3 + 12)
     assert [cost - costs[0] for cost in costs] == [0, 2 * head, 5 * head, 6 * head]
-    choice = Scope(forward=partial(ocsfast.detection.forward, proposals=3))
-    assert predicted(group(model, (x,), choice=choice, verify=False)) == costs[1]
+    scope = Scope(forward=partial(ocsfast.detection.forward, proposals=3))
+    assert predicted(group(model, (x,), scope=scope, verify=False)) == costs[1]
 
 
 @pytest.mark.parametrize(
