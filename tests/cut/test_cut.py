@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.choices import families_of, some
 from helpers.networks import OPTIMIZERS, Net, batch, net, sgd, train
 from helpers.planted import Planted, PlantedError, require_same
 from torch import nn
@@ -17,21 +18,6 @@ from ocsfast.cut import layout as slicing
 from ocsfast.cut import removal as cut
 from ocsfast.grouping.engines import group
 from ocsfast.optim import penalty
-
-
-def families_of(model):
-    x, _ = batch(0, next(p.dtype for p in model.parameters()))
-    return group(model, (x,), {})
-
-
-def some(families, seed=0):
-    """A random choice of about 40 % of each family."""
-    generator = torch.Generator().manual_seed(seed)
-    pruned = torch.zeros(families.num_groups, dtype=torch.bool)
-    for family in families.families:
-        order = torch.randperm(family.size, generator=generator)
-        pruned[family.first + order[: max(1, int(0.4 * family.size))]] = True
-    return pruned
 
 
 def crop(tensor, name, families, pruned):

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.blocks import BLOCKS, Case, Detections, image, tokens
+from helpers.blocks import BLOCKS, make
+from helpers.blocks.parts import Case, image, tokens
+from helpers.choices import predicted_macs, third
+from helpers.trees import tensors
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ocsfast.core.errors import GroupingError, StateError
 from ocsfast.cut.removal import cut_model
-from ocsfast.grouping.engines import Families, group
+from ocsfast.grouping.engines import group
 from ocsfast.grouping.macs import count_macs
-from ocsfast.ops.cost import build_cost_model
 
 # What may go of each block: family, kind and number of groups; more may be found one day.
 PRUNABLE = {
@@ -114,32 +115,9 @@ DENSE = {
     "several_inputs": ("words.weight", "embedding_bag"),
 }
 
-torch.export.register_dataclass(Detections)
-
-
-def make(name: str) -> Case:
-    torch.manual_seed(0)
-    return BLOCKS[name]()
-
-
-def tensors(output: Any) -> list[Tensor]:
-    return [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
-
 
 def counted_macs(case: Case) -> int:
     return count_macs(lambda: case.model.eval()(*case.args, **case.kwargs))
-
-
-def predicted_macs(families: Families) -> int:
-    return int(build_cost_model(families, families.macs, "MACs")([f.size for f in families.families]))
-
-
-def third(families: Families) -> Tensor:
-    pruned = torch.zeros(families.num_groups, dtype=torch.bool)
-    for family in families.families:
-        count = max(1, family.size // 3)
-        pruned[family.first + torch.randperm(family.size)[:count]] = True
-    return pruned
 
 
 def train_a_step(case: Case) -> None:
@@ -237,9 +215,9 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 @pytest.mark.filterwarnings("ignore:.*Sparse CSR")
 def test_refused(kind):
-    make, message = REFUSED[kind]
+    build, message = REFUSED[kind]
     with pytest.raises(GroupingError, match=message):
-        group(make(), (torch.ones(2, 7),))
+        group(build(), (torch.ones(2, 7),))
 
 
 def test_a_buffer_that_holds_nan():

@@ -4,35 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.builders import families
+from helpers.builders import chain
 from helpers.tolerance import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ocsfast.core.families import Product
 from ocsfast.ops import functions as ops
 from ocsfast.ops import reference
-from ocsfast.ops.cost import CostModel, build_cost_model
-from ocsfast.ops.plan import Plan, build_plan
-
-
-def chain(sizes: list[int], device: str = "cpu") -> tuple[Plan, CostModel]:
-    """Layers one behind the other: each family is the columns of one and the rows of the next."""
-    first, groups = 0, []
-    for size in sizes:
-        groups.append(torch.arange(first, first + size))
-        first += size
-    products = [
-        Product(9 + k, rows, cols, f"layer{k}")
-        for k, (cols, rows) in enumerate(zip([None, *groups], [*groups, None], strict=True))
-    ]
-    labels = {f"w{k}": {0: rows} for k, rows in enumerate(groups)}
-    found = families(sizes, labels, macs=products)
-    parameters = {f"w{k}": torch.zeros(len(rows), device=device) for k, rows in enumerate(groups)}
-    return build_plan(found, parameters), build_cost_model(found, found.macs, "MACs").to(
-        torch.device(device)
-    )
+from ocsfast.ops.cost import CostModel
 
 
 def run(
