@@ -207,7 +207,7 @@ def test_a_cut_at_half_of_the_cost_trains_on():
     assert steps(30) < first
 
 
-def test_the_one_line():
+def test_the_one_line_cuts_a_graph():
     model = net()
     optimizer = sgd(model)
     graph = ocsfast.as_graph(model, torch.randn(8, 3, 8, 8))
@@ -254,7 +254,7 @@ def test_save_and_load(tmp_path):
         ocsfast.load(vision_transformer(), tmp_path / "pruned.safetensors")
 
 
-def test_inputs_by_name():
+def test_inputs_may_come_by_name():
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -16,7 +16,7 @@ from ocsfast.ops import functions as ops
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_whole_run(name):
+def test_a_whole_run_passes_all_stages_and_cuts_once(name):
     model, optimizer, pruner = run(name)
     names = [id(p) for p in model.parameters()]
     reports = epochs(model, optimizer, pruner, 20)
@@ -36,7 +36,7 @@ def test_a_whole_run(name):
     assert not optimizer._optimizer_step_pre_hooks
 
 
-def test_predicted_cost_is_the_counted_one():
+def test_the_predicted_cost_is_the_counted_one():
     model, optimizer, pruner = run()
     train(model, optimizer, 3)
     report = pruner.cut()
@@ -45,7 +45,7 @@ def test_predicted_cost_is_the_counted_one():
     assert report.cut
 
 
-def test_same_seed_same_bits():
+def test_the_same_seed_gives_the_same_bits():
     def once():
         model, optimizer, pruner = run()
         reports = epochs(model, optimizer, pruner, 14)
@@ -99,7 +99,7 @@ def test_replaced_parameters_are_refused():
         pruner.step()
 
 
-def test_unreachable_ratio_names_the_largest():
+def test_an_unreachable_ratio_names_the_largest():
     model = net()
     with pytest.raises(ConfigError) as error:
         attach(model, sgd(model), ratio=0.97)
@@ -121,7 +121,7 @@ def test_no_family_loses_more_than_its_limit_and_kept_counts_are_round():
     assert all(n >= 0.4 * size for n, size in kept.values())
 
 
-def test_cut_and_detach_by_hand():
+def test_a_pruner_may_be_cut_and_detached_by_hand():
     model, optimizer, pruner = run()
     train(model, optimizer, 2)
     assert pruner.cut().cut
@@ -136,7 +136,7 @@ def test_cut_and_detach_by_hand():
     assert not optimizer._optimizer_step_pre_hooks
 
 
-def test_checks_in_inference_mode():
+def test_checks_may_run_in_inference_mode():
     """Validation loops leave it on; what is made in it could not be trained."""
     model = net()
     optimizer = sgd(model)

@@ -26,13 +26,13 @@ def unchanged(model, optimizer):
 
 
 @pytest.mark.parametrize("wrong", ["sgd", net().parameters()])
-def test_an_optimizer_that_is_none(wrong):
+def test_what_is_no_optimizer_is_refused(wrong):
     with pytest.raises(ConfigError, match=r"one torch\.optim\.Optimizer is expected"):
         ocsfast.attach(net(), 0.5, optimizer=wrong, example_inputs=batch(0)[0])
 
 
 @pytest.mark.parametrize("ratio", [0, 1, 1.5, -1, float("nan"), "0.5"])
-def test_bad_ratio(ratio):
+def test_a_bad_ratio_is_refused(ratio):
     model = net()
     optimizer = sgd(model)
     train(model, optimizer, 2)
@@ -57,7 +57,7 @@ def test_ratio_and_options_cannot_change():
     ocsfast.step(model, 0.5)
 
 
-def test_before_any_training_step():
+def test_a_call_before_any_training_step_is_refused():
     model = net()
     optimizer = sgd(model)
     check = unchanged(model, optimizer)
@@ -72,7 +72,7 @@ def test_before_any_training_step():
     check()
 
 
-def test_no_forward_pass_seen():
+def test_a_call_before_any_forward_pass_is_refused():
     model = net()
     optimizer = sgd(model)
     train(model, optimizer, 1)
@@ -81,7 +81,7 @@ def test_no_forward_pass_seen():
         ocsfast.step(model, 0.5)
 
 
-def test_two_owners_and_none():
+def test_two_owners_or_none_are_refused():
     model = net()
     first, second = sgd(model), torch.optim.Adam(model.parameters())
     train(model, first, 1)
@@ -97,7 +97,7 @@ def test_two_owners_and_none():
     check()
 
 
-def test_an_optimizer_that_took_over():
+def test_an_optimizer_that_took_over_is_refused():
     model = net()
     optimizer = sgd(model)
     ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0])
@@ -109,7 +109,7 @@ def test_an_optimizer_that_took_over():
     assert new is not optimizer
 
 
-def test_unsupported_optimizer():
+def test_an_optimizer_that_cannot_be_cut_is_refused():
     model = net()
 
     class Sketched(torch.optim.Adam):
@@ -124,7 +124,7 @@ def test_unsupported_optimizer():
     check()
 
 
-def test_nothing_to_prune():
+def test_a_model_of_which_nothing_can_go_is_refused():
     model = nn.Sequential(nn.Linear(4, 3))
     optimizer = sgd(model)
     check = unchanged(model, optimizer)
@@ -135,7 +135,7 @@ def test_nothing_to_prune():
     assert str(refused.value) == said
 
 
-def test_why_too_little_can_be_pruned():
+def test_a_ratio_out_of_reach_says_what_stays_and_why():
     """How many layers stay for which reason; and of the ways out, those that apply."""
     model = net()
     for name in ("conv1", "bn1"):
@@ -163,7 +163,7 @@ def test_why_too_little_can_be_pruned():
     assert nothing.endswith(f"To prune it, {frozen}")
 
 
-def test_input_of_another_shape():
+def test_inputs_of_another_shape_are_refused():
     model = net()
     optimizer = sgd(model)
     check = unchanged(model, optimizer)
@@ -172,7 +172,7 @@ def test_input_of_another_shape():
     check()
 
 
-def test_integer_and_complex_parameters():
+def test_integer_and_complex_parameters_are_refused():
     for extra in (
         nn.Parameter(torch.arange(3), requires_grad=False),
         nn.Parameter(torch.zeros(3, dtype=torch.complex64)),

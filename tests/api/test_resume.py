@@ -223,7 +223,7 @@ def test_kept_counts_follow_from_shapes():
 
 
 @pytest.mark.parametrize("stop", [3, 9, 14])
-def test_resume_is_the_same_run(stop, tmp_path):
+def test_a_resumed_run_is_the_same_run(stop, tmp_path):
     model, optimizer, pruner = run()
     epochs(model, optimizer, pruner, stop)
     torch.save(

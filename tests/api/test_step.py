@@ -46,7 +46,7 @@ def test_a_late_first_call_still_shrinks_before_the_cut():
     assert reports[-1].nats == pytest.approx(3.0, rel=0.1)
 
 
-def test_in_the_inner_loop():
+def test_it_may_stand_in_the_inner_loop():
     model = net()
     optimizer = sgd(model)
     checks = []
@@ -64,14 +64,14 @@ def test_in_the_inner_loop():
 @pytest.mark.parametrize(
     "inputs", [batch(0)[0], (batch(0)[0],), [batch(0)[0]], {"x": batch(0)[0]}], ids=type
 )
-def test_example_inputs_attach_at_once(inputs):
+def test_with_example_inputs_it_attaches_at_once(inputs):
     model = net()
     train(model, sgd_kept := sgd(model), EPOCH)
     assert ocsfast.step(model, 0.5, example_inputs=inputs).check == 1
     assert sgd_kept._optimizer_step_post_hooks
 
 
-def test_attach_ahead_of_the_loop():
+def test_attach_may_come_ahead_of_the_loop():
     model = net()
     optimizer = sgd(model)
     pruner = ocsfast.attach(
@@ -154,7 +154,7 @@ def test_a_compiled_model_is_unwrapped():
     torch.testing.assert_close(compiled.eval()(x), model.eval()(x))
 
 
-def test_keep():
+def test_what_is_kept_is_not_pruned():
     model = net()
     optimizer = sgd(model)
     pruner = ocsfast.attach(
@@ -166,7 +166,7 @@ def test_keep():
         ocsfast.attach(model, 0.3, optimizer=optimizer, example_inputs=batch(0)[0], keep="fc9")
 
 
-def test_accumulated_gradients_and_scaler():
+def test_accumulated_gradients_and_a_scaler_are_counted_by_steps():
     model = net()
     optimizer = sgd(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)

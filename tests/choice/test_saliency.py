@@ -46,7 +46,7 @@ def test_a_criterion_without_what_it_needs_says_who_has_it(name, criterion, told
         pruner.step()
 
 
-def test_a_criterion_of_your_own():
+def test_a_criterion_may_be_ones_own():
     calls = []
 
     def magnitude(weight, grad, state):

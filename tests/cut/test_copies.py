@@ -59,7 +59,7 @@ def test_the_average_of_cut_models_is_the_cut_average():
     torch.testing.assert_close(average.eval()(x), cut_first.eval()(x))
 
 
-def test_timm_ema():
+def test_timms_average_is_cut_with_the_model():
     timm = pytest.importorskip("timm.utils")
     model = net()
     optimizer = sgd(model)
@@ -142,7 +142,7 @@ class HoldsAnother:
 
 
 @pytest.mark.parametrize("trained_only", [False, True])
-def test_averages_in_a_list(trained_only):
+def test_averages_in_a_list_are_cut(trained_only):
     model = net()
     model.fc2.bias.requires_grad_(False)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
@@ -187,7 +187,7 @@ def test_a_list_resumes_after_the_model():
     assert held.stage == "observe"
 
 
-def test_a_copy_among_an_objects_attributes():
+def test_a_copy_among_an_objects_attributes_is_cut():
     model = net()
     optimizer = sgd(model)
     ema = HoldsAnother(model)
@@ -226,7 +226,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_tensors_themselves(form):
+def test_copies_may_be_tensors_themselves(form):
     model = net()
     optimizer = sgd(model)
     average = FORMS[form](model)

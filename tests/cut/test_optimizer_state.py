@@ -125,7 +125,7 @@ def test_optimizers_go_on_after_the_cut(name):
     assert {key: tuple(made[key].shape) for key in shapes} == shapes
 
 
-def test_a_registered_slicer():
+def test_a_registered_slicer_cuts_what_it_knows():
     model = net()
     optimizer = Shampoo(model.parameters())
     train(model, optimizer, 2)
@@ -141,7 +141,7 @@ def test_a_registered_slicer():
     train(model, optimizer, 2, first=2)
 
 
-def test_a_wrapper_around_an_optimizer():
+def test_a_wrapper_around_an_optimizer_is_cut_as_a_copy():
     model = net()
     optimizer = SAM(list(model.parameters()), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))
     x, y = batch(0)

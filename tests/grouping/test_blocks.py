@@ -140,7 +140,7 @@ def test_every_block_has_an_expectation():
 
 @pytest.mark.filterwarnings("ignore:.*were assigned during export")
 @pytest.mark.parametrize("name", BLOCKS)
-def test_block(name):
+def test_a_block_is_cut_exactly_and_trains_on(name):
     case = make(name)
     families = group(case.model, case.args, case.kwargs)
     found = {f"{f.name}:{f.kind}:{f.size}" for f in families.families}
@@ -214,26 +214,26 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 @pytest.mark.filterwarnings("ignore:.*Sparse CSR")
-def test_refused(kind):
+def test_what_cannot_be_grouped_says_so(kind):
     build, message = REFUSED[kind]
     with pytest.raises(GroupingError, match=message):
         group(build(), (torch.ones(2, 7),))
 
 
-def test_a_buffer_that_holds_nan():
+def test_a_buffer_that_holds_nan_is_named():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3))
     model[1].running_mean.fill_(float("nan"))
     with pytest.raises(StateError, match=r"1\.running_mean holds NaN: the training has diverged"):
         group(model, (torch.ones(2, 3, 8, 8),))
 
 
-def test_no_samples():
+def test_inputs_without_a_sample_are_refused():
     with pytest.raises(GroupingError, match="hold no sample"):
         group(mlp(), (torch.ones(0, 7),))
 
 
 @pytest.mark.parametrize("wrap", ["whole", "in place", "part", "replicas"])
-def test_wrapped_models(wrap):
+def test_wrapped_models_are_grouped_as_what_is_inside(wrap):
     model: nn.Module = mlp()
     if wrap == "whole":
         model = torch.compile(model, backend="eager")

@@ -73,7 +73,7 @@ class Deformed(nn.Module):
         ({"offset_groups": 2}, []),
     ],
 )
-def test_deformable_convolution(options, found):
+def test_deformable_convolutions_pass_channels_unless_in_groups(options, found):
     torch.manual_seed(0)
     model = Deformed(**options)
     x = torch.rand(2, 3, 8, 8)

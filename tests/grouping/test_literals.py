@@ -33,7 +33,7 @@ def test_halves_of_a_chunk_are_families_of_their_own():
     graph.train()(x).sum().backward()
 
 
-def test_a_literal_view():
+def test_a_view_with_its_sizes_written_out_is_cut():
     class Literal(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -66,7 +66,7 @@ def test_every_literal_is_an_attribute_of_its_own():
     assert size_attributes(graph) == size_attributes(graph.body.cv1) == {}
 
 
-def test_vision_transformer_of_torchvision():
+def test_torchvisions_vision_transformer_loses_heads_and_width():
     """Heads and width, which the checks of nn.MultiheadAttention hold in the module."""
     kinds = {f.kind for f in ocsfast.inspect(vision_transformer(), IMAGES).families}
     assert kinds == {"neuron"}

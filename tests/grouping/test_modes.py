@@ -302,7 +302,7 @@ class Lora(nn.Linear):
         return y if self.merged else y + x @ self.down.T @ self.up.T
 
 
-def test_a_mode_that_changes_weights():
+def test_a_mode_that_changes_weights_is_put_back():
     torch.manual_seed(0)
     model = nn.Sequential(Lora(8, 16), nn.ReLU(), nn.Linear(16, 3))
     x = torch.randn(2, 8)
@@ -312,7 +312,7 @@ def test_a_mode_that_changes_weights():
     assert not unchanged(model, lambda: ocsfast.inspect(model, x, 0.3))
 
 
-def test_a_mode_that_freezes():
+def test_a_mode_that_freezes_is_put_back():
     class Freezing(nn.Sequential):
         def train(self, mode=True):
             return super().train(mode).requires_grad_(mode)

@@ -145,7 +145,7 @@ def remembered(size):
     return MADE[size]
 
 
-def test_caches_of_the_functions_that_a_pass_calls():
+def test_caches_of_the_functions_that_a_pass_calls_are_put_back():
     class Positions(nn.Module):
         def __init__(self):
             super().__init__()
@@ -209,7 +209,7 @@ def of_a_global(size):
 
 
 @pytest.mark.parametrize("get", [CACHE.get, Positions.shared, SLOTS.get, of_a_global])
-def test_caches_anywhere_in_the_module(get):
+def test_caches_anywhere_in_the_module_are_put_back(get):
     class Using(nn.Module):
         def __init__(self):
             super().__init__()
@@ -237,7 +237,7 @@ def test_caches_anywhere_in_the_module(get):
     globals().pop("MADE_ONCE", None)
 
 
-def test_stores_that_are_long_or_far():
+def test_stores_that_are_long_or_far_are_put_back():
     class Manager:
         def __init__(self):
             self.stores = {"b": Store()}
@@ -291,7 +291,7 @@ def test_generators_of_a_module_are_put_back():
     assert states(model) == before
 
 
-def test_a_call_of_its_own():
+def test_a_model_may_have_a_call_of_its_own():
     class Calling(nn.Sequential):
         def __call__(self, x):
             return super().__call__(x).log_softmax(-1)

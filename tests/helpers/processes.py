@@ -67,7 +67,10 @@ def interpreter(number: int = 0) -> Interpreter:
         f"from helpers.processes import serve; serve(Connection({theirs.fileno()}))"
     )
     server = subprocess.Popen(
-        [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+        [sys.executable, "-c", code],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},  # the other check cannot be forked
     )
     theirs.close()
 

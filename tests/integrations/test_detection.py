@@ -195,7 +195,7 @@ def train_a_step(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_detector(name):
+def test_a_detector_is_cut_exactly_and_trains_on(name):
     torch.manual_seed(0)
     make, number, dense = DETECTORS[name]
     model = make()
@@ -272,7 +272,7 @@ def test_one_line_prunes_saves_and_loads(tmp_path):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_pyramid_and_pooled_regions_are_one_family():
+def test_the_pyramid_and_pooled_regions_are_one_family():
     """The levels' convolutions, what the heads read, and 49 columns each of the first linear layer."""
     torch.manual_seed(0)
     model = frozen_faster_rcnn()

@@ -41,7 +41,7 @@ values = st.sampled_from([-1.5, -0.0, 0.0, 0.25, 0.5, 1.0, 1e-40, 3e38, float("i
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_against_every_threshold(data: st.DataObject) -> None:
+def test_the_choice_is_the_best_of_every_threshold(data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
     scores = torch.tensor(
@@ -95,7 +95,7 @@ def test_kept_counts_are_multiples(device: str, round_to: int, kept: int) -> Non
     assert mask.count(False) == kept
 
 
-def test_many_groups_at_once(device: str) -> None:
+def test_many_groups_are_ranked_at_once(device: str) -> None:
     """Too many for the quadratic reference; every threshold's cost is at hand for one family."""
     gen = torch.Generator().manual_seed(1)
     scores = torch.randn(50_000, generator=gen).to(device)
@@ -109,7 +109,7 @@ def test_many_groups_at_once(device: str) -> None:
     assert (int(reached), int(status)) == (cost([20_000]), 0)
 
 
-def test_same_bits(device: str) -> None:
+def test_every_run_gives_the_same_bits(device: str) -> None:
     plan, cost = chain([30, 50], device)
     scores = torch.rand(80, device=device)
     limits, budget = (
@@ -119,7 +119,7 @@ def test_same_bits(device: str) -> None:
     assert_same_bits(lambda: list(ops.partition(plan, cost, scores, limits, budget, 4)))
 
 
-def test_opcheck(device: str) -> None:
+def test_the_op_passes_opcheck(device: str) -> None:
     plan, cost = chain([5, 6], device)
     arguments = (
         torch.rand(11, device=device),

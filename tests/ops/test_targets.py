@@ -8,7 +8,7 @@ from ocsfast.grouping.engines import group
 from ocsfast.ops.cost import build_cost_model, target_products
 
 
-def test_target_params():
+def test_the_ratio_may_be_of_parameters():
     model, optimizer, pruner = run(target="params", ratio=0.6)
     dense = sum(p.numel() for p in model.parameters())
     train(model, optimizer, 3)
@@ -49,7 +49,7 @@ def test_a_weighted_target_lies_between_its_parts():
     assert shares({"flops": 1})[2].kept == shares("flops")[2].kept
 
 
-def test_target_of_your_own():
+def test_the_ratio_may_be_of_products_of_ones_own():
     model, optimizer, pruner = run(target=lambda families: families.macs[:1])
     train(model, optimizer, 3)
     assert pruner.cut().cost_dense == 8 * 3 * 9 * 64

@@ -13,7 +13,7 @@ from ocsfast import Config
 from ocsfast.optim.strength import paper_lambda
 
 
-def test_no_penalty_before_and_after():
+def test_nothing_is_penalized_before_the_stage():
     plain = net()
     train(plain, sgd(plain), 8)
     model = net()
@@ -50,7 +50,7 @@ def factors(model, families, mask, factor):
     return result
 
 
-def test_one_step_of_the_paper_to_the_letter():
+def test_a_step_is_the_papers_to_the_letter():
     lr = 0.3
     model = net().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
@@ -124,7 +124,7 @@ def test_shrinkage_never_turns_signs():
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad"])
-def test_fused_optimizer_scales_and_skips(name):
+def test_a_fused_optimizer_scales_and_skips(name):
     """A fused optimizer unscales and skips by itself: Eq. 8 must be scaled, Eq. 9 skipped."""
 
     def steps(fused):
@@ -190,7 +190,7 @@ def test_steps_at_rate_0_do_not_count():
     assert pruner.steps == 4
 
 
-def test_learning_rate_as_a_tensor():
+def test_a_learning_rate_may_be_a_tensor():
     def once(tensor):
         model = net()
         lr = torch.tensor(0.05) if tensor else 0.05

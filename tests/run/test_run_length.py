@@ -32,7 +32,7 @@ def test_the_deadline_cuts_and_says_so(most, level, told, caplog, monkeypatch):
     assert ("larger span= or nats=" in said.getMessage()) == (level == "WARNING")
 
 
-def test_deadline_as_a_share_and_start_in_time(caplog):
+def test_the_stage_starts_in_time_for_a_deadline_as_a_share(caplog):
     model, optimizer, pruner = run(tau=0.0, epsilon=0.0, max_residual=1e-9, lag=9)
     reports = epochs(model, optimizer, pruner, 13)
     assert pruner.t_sl == 8  # 0.6 - 0.2 of 20 epochs, as Eq. 5 cannot be judged by then
@@ -41,7 +41,7 @@ def test_deadline_as_a_share_and_start_in_time(caplog):
     assert reports[11].nats == pytest.approx(3.0)
 
 
-def test_length_from_the_scheduler():
+def test_the_scheduler_tells_the_length():
     model = net()
     optimizer = sgd(model)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
@@ -83,7 +83,7 @@ def test_a_run_of_unknown_length_says_what_it_plans(caplog, never_stable):
     assert (pruner.t_sl, pruner.t_cut) == (24, 72)
 
 
-def test_a_run_of_unknown_length_by_step(caplog, never_stable):
+def test_the_call_that_only_listens_is_counted(caplog, never_stable):
     """The call that only listens is one of those that are counted."""
     model = net()
     optimizer = sgd(model)
@@ -105,7 +105,7 @@ def test_a_run_of_unknown_length_by_step(caplog, never_stable):
         ({"check_every": 5, "strength": "paper"}, "groups shrink once the choice has settled, and the"),
     ],
 )
-def test_calls_that_are_no_checks(options, told, caplog):
+def test_a_plan_by_checks_is_told_in_checks(options, told, caplog):
     model, optimizer, pruner = run(total_steps=None, tau=0.0, epsilon=0.0, **options)
     for k in range(10):
         train(model, optimizer, 1, first=k)
@@ -137,7 +137,7 @@ def test_a_run_that_is_planned_has_nothing_to_warn_of(options, caplog):
     assert unknown_length(caplog) == []
 
 
-def test_check_every():
+def test_check_every_counts_optimizer_steps():
     model, optimizer, pruner = run(check_every=4)
     checks = []
     for k in range(13):
@@ -163,7 +163,7 @@ def test_inner_loop_calls_check_fifty_times_in_a_run_of_known_length():
         assert pruner.step().check == (k + 1) // 3
 
 
-def test_a_length_that_is_over_already():
+def test_a_length_that_is_over_already_is_refused():
     model, optimizer, pruner = run(total_steps=2)
     train(model, optimizer, 3)
     with pytest.raises(ConfigError, match="total_steps=2, but the optimizer has taken 3 already"):
