@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from helpers.ranks import Ranks
 
 if torch.cuda.is_available():  # TF32 has three digits, too few where results are compared
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -13,3 +16,11 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 def device(request: pytest.FixtureRequest) -> str:
     """Every device of this machine, in turn."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Two processes of one gloo group: `ranks(worker, *args)` runs worker(rank, *args) in both."""
+    both = Ranks()
+    yield both
+    both.end()

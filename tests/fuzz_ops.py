@@ -117,65 +117,42 @@ def adamw_step(
             close(a, b, "adamw_step_")
 
 
-def right_arguments(pick: random.Random) -> None:
-    families, parameters, others = draw_families(pick)
-    plan = build_plan(families, parameters, others=others)
-    weights = [parameters[name] for name in plan.names]
-    groups = plan.count("groups")
-    mask = torch.rand(groups) < pick.choice([0.0, 0.3, 1.0])
-    factor, strength = torch.tensor(pick.random()), torch.tensor(pick.random())
-    torch.set_num_threads(pick.choice([1, 2, 3]))
+def beside(pick: random.Random, weights: list[Tensor]) -> list[Tensor | None]:
+    """A tensor like each weight, but for a few."""
+    return [None if pick.random() < 0.2 else torch.randn_like(w) for w in weights]
 
-    def pair() -> tuple[ops.Bound, ops.Bound]:
-        return ops.Bound(plan, [w.clone() for w in weights]), ops.Bound(
-            plan, [w.clone() for w in weights]
-        )
 
-    def beside() -> list[Tensor | None]:
-        return [None if pick.random() < 0.2 else torch.randn_like(w) for w in weights]
+def sgd_step(
+    pick: random.Random,
+    ours: ops.Bound,
+    theirs: ops.Bound,
+    grads: list[Tensor | None],
+    penalty: ops.Penalty | None,
+) -> None:
+    momentum = pick.choice([0.0, 0.9])
+    momenta = [None if g is None or momentum == 0 else torch.randn_like(g) for g in grads]
+    copies = [None if m is None else m.clone() for m in momenta]
+    options = {
+        "first": [t for t in range(len(grads)) if pick.random() < 0.2],
+        "momentum": momentum,
+        "dampening": pick.choice([0.0, 0.5]),
+        "weight_decay": pick.choice([0.0, 0.1]),
+        "nesterov": pick.random() < 0.5,
+        "maximize": pick.random() < 0.2,
+        "penalty": penalty,
+        **draw_scaling(pick),
+    }
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    ops.sgd_step_(ours, grads, momenta, lr, **options)
+    reference.sgd_step_(theirs, grads, copies, lr, **options)
+    for a, b in zip([*ours.weights, *momenta], [*theirs.weights, *copies], strict=True):
+        if a is not None and b is not None:
+            close(a, b, "sgd_step_")
 
-    ours, theirs = pair()
-    criterion = pick.choice([*CRITERIA])
-    extra = () if not CRITERIA[criterion].x else beside()
-    for a, b in zip(
-        ops.group_saliency(ours, criterion, extra),
-        reference.group_saliency(theirs, criterion, extra),
-        strict=True,
-    ):
-        if criterion not in ("taylor", "taylor_state", "obd_state"):  # these sums cancel
-            close(a, b, criterion)
-    for _ in range(2):
-        ops.shrink_(ours, mask, factor)
-        reference.shrink_(theirs, mask, factor)
-        grads = beside()
-        copies = [None if g is None else g.clone() for g in grads]
-        ops.lasso_grad_(ours, grads, mask, strength)
-        reference.lasso_grad_(theirs, copies, mask, strength)
-        for a, b in zip(grads, copies, strict=True):
-            if a is not None and b is not None:
-                close(a, b, "lasso_grad_")
-        momentum = pick.choice([0.0, 0.9])
-        grads = beside()
-        momenta = [None if g is None or momentum == 0 else torch.randn_like(g) for g in grads]
-        copies = [None if m is None else m.clone() for m in momenta]
-        options = {
-            "first": [t for t in range(len(grads)) if pick.random() < 0.2],
-            "momentum": momentum,
-            "dampening": pick.choice([0.0, 0.5]),
-            "weight_decay": pick.choice([0.0, 0.1]),
-            "nesterov": pick.random() < 0.5,
-            "maximize": pick.random() < 0.2,
-            "penalty": ops.Penalty(mask, strength, factor) if pick.random() < 0.7 else None,
-            **draw_scaling(pick),
-        }
-        lr = torch.tensor(0.1, dtype=torch.float64)
-        ops.sgd_step_(ours, grads, momenta, lr, **options)
-        reference.sgd_step_(theirs, grads, copies, lr, **options)
-        for a, b in zip([*ours.weights, *momenta], [*theirs.weights, *copies], strict=True):
-            if a is not None and b is not None:
-                close(a, b, "sgd_step_")
-        adamw_step(pick, ours, theirs, beside(), options["penalty"])
-    scores = torch.rand(groups, dtype=pick.choice([torch.float32, torch.float64]))
+
+def right_choice(pick: random.Random, families: Families, plan: Plan, mask: Tensor) -> None:
+    """A partition to some budget, and how far it is from another mask."""
+    scores = torch.rand(len(mask), dtype=pick.choice([torch.float32, torch.float64]))
     sizes = [f.size for f in families.families]
     products = tuple(
         Product(pick.randint(1, 9), torch.arange(f.first, f.first + f.size), None, f.name)
@@ -186,6 +163,39 @@ def right_arguments(pick: random.Random) -> None:
     budget = torch.tensor(pick.randint(-1, model(sizes) + 1))
     got = ops.partition(plan, model, scores, limits, budget, pick.choice([1, 1, 4]))
     ops.jaccard(plan, got[0], mask)
+
+
+def right_arguments(pick: random.Random) -> None:
+    families, parameters, others = draw_families(pick)
+    plan = build_plan(families, parameters, others=others)
+    weights = [parameters[name] for name in plan.names]
+    mask = torch.rand(plan.count("groups")) < pick.choice([0.0, 0.3, 1.0])
+    factor, strength = torch.tensor(pick.random()), torch.tensor(pick.random())
+    torch.set_num_threads(pick.choice([1, 2, 3]))
+    ours, theirs = (ops.Bound(plan, [w.clone() for w in weights]) for _ in range(2))
+    criterion = pick.choice([*CRITERIA])
+    extra = () if not CRITERIA[criterion].x else beside(pick, weights)
+    for a, b in zip(
+        ops.group_saliency(ours, criterion, extra),
+        reference.group_saliency(theirs, criterion, extra),
+        strict=True,
+    ):
+        if criterion not in ("taylor", "taylor_state", "obd_state"):  # these sums cancel
+            close(a, b, criterion)
+    for _ in range(2):
+        ops.shrink_(ours, mask, factor)
+        reference.shrink_(theirs, mask, factor)
+        grads = beside(pick, weights)
+        copies = [None if g is None else g.clone() for g in grads]
+        ops.lasso_grad_(ours, grads, mask, strength)
+        reference.lasso_grad_(theirs, copies, mask, strength)
+        for a, b in zip(grads, copies, strict=True):
+            if a is not None and b is not None:
+                close(a, b, "lasso_grad_")
+        penalty = ops.Penalty(mask, strength, factor) if pick.random() < 0.7 else None
+        sgd_step(pick, ours, theirs, beside(pick, weights), penalty)
+        adamw_step(pick, ours, theirs, beside(pick, weights), penalty)
+    right_choice(pick, families, plan, mask)
 
 
 def spoil(pick: random.Random, plan: Plan) -> Plan:
@@ -212,43 +222,74 @@ def harmless(call: Callable[[], object]) -> bool:
     return False
 
 
+def every_op(plan: Plan, weights: list[Tensor], mask: Tensor) -> None:
+    """All ops that walk the weights, by this plan."""
+    one, lr = torch.tensor(0.5), torch.tensor(0.1, dtype=torch.float64)
+    bound = ops.Bound(plan, weights)
+    ops.group_saliency(bound)
+    ops.shrink_(bound, mask, one)
+    grads = [torch.randn_like(w) for w in weights]
+    ops.lasso_grad_(bound, grads, mask, one)
+    penalty = ops.Penalty(mask, one, one)
+    ops.sgd_step_(bound, grads, grads, lr, momentum=0.9, penalty=penalty)
+    counts = [torch.zeros(()) for _ in grads]
+    ops.adamw_step_(bound, grads, grads, grads, counts, lr, penalty=penalty)
+
+
+def spoilt_weight(pick: random.Random, bound: ops.Bound, mask: Tensor) -> bool:
+    """A weight that has become another one since it was bound."""
+    victim = pick.choice(bound.weights)
+    change = pick.choice(
+        [
+            lambda: setattr(victim, "data", victim.new_empty(0)),
+            lambda: setattr(victim, "data", victim.clone().flatten()[:1].clone()),
+            lambda: setattr(victim, "data", victim.to(torch.float64, copy=True)),
+            lambda: victim.resize_(3),
+        ]
+    )
+    return harmless(change) or harmless(lambda: ops.shrink_(bound, mask, torch.tensor(0.5)))
+
+
+def spoilt_state(pick: random.Random, bound: ops.Bound) -> bool:
+    """Averages and counts of other numbers and shapes than the weights'."""
+    weights = bound.weights
+    count = pick.choice([0, len(weights), len(weights) + 1])
+    tensors = [
+        [torch.randn(pick.choice(SIZES), pick.choice([1, 3])) for _ in range(count)] for _ in range(2)
+    ]
+    grads = [torch.randn_like(w) for w in weights]
+    steps = [torch.zeros(pick.choice([(), (1,), (0,)]))] * pick.choice([count, len(weights)])
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    return harmless(lambda: ops.adamw_step_(bound, grads, *tensors, steps, lr))
+
+
+def spoilt_choice(pick: random.Random, families: Families, plan: Plan, mask: Tensor) -> bool:
+    """A plan and a cost model with wrong numbers in their tables."""
+    wrong = spoil(pick, plan)
+    products = (Product(1, torch.arange(len(mask)), None, "all"),) if len(families.families) == 1 else ()
+    model = build_cost_model(families, products, "units")
+    if model.tables.numel() and pick.random() < 0.5:
+        model.tables[pick.randrange(model.tables.numel())] = pick.choice([-1, 2**40, 5])
+    limits = torch.ones(len(families.families), dtype=torch.int64)
+    scores, budget = torch.rand(len(mask)), torch.tensor(0)
+    return harmless(lambda: ops.partition(wrong, model, scores, limits, budget)) | harmless(
+        lambda: ops.jaccard(wrong, mask, mask)
+    )
+
+
 def spoilt_arguments(pick: random.Random) -> bool:
+    """Whether an op refused one of them; what is neither refused nor harmless ends the process."""
     families, parameters, others = draw_families(pick)
     plan = build_plan(families, parameters, others=others)
     weights = [parameters[name] for name in plan.names]
-    groups = plan.count("groups")
-    mask, one = torch.rand(groups) < 0.5, torch.tensor(0.5)
-    lr = torch.tensor(0.1, dtype=torch.float64)
+    mask, one = torch.rand(plan.count("groups")) < 0.5, torch.tensor(0.5)
     kind = pick.randrange(6)
     if kind == 0:
-        wrong = spoil(pick, plan)
-
-        def all_ops() -> None:
-            bound = ops.Bound(wrong, weights)
-            ops.group_saliency(bound)
-            ops.shrink_(bound, mask, one)
-            grads = [torch.randn_like(w) for w in weights]
-            ops.lasso_grad_(bound, grads, mask, one)
-            penalty = ops.Penalty(mask, one, one)
-            ops.sgd_step_(bound, grads, grads, lr, momentum=0.9, penalty=penalty)
-            counts = [torch.zeros(()) for _ in grads]
-            ops.adamw_step_(bound, grads, grads, grads, counts, lr, penalty=penalty)
-
-        return harmless(all_ops)
+        wrong_plan = spoil(pick, plan)
+        return harmless(lambda: every_op(wrong_plan, weights, mask))
     bound = ops.Bound(plan, weights)
     if kind == 1 and weights:
-        victim = pick.choice(weights)
-        change = pick.choice(
-            [
-                lambda: setattr(victim, "data", victim.new_empty(0)),
-                lambda: setattr(victim, "data", victim.clone().flatten()[:1].clone()),
-                lambda: setattr(victim, "data", victim.to(torch.float64, copy=True)),
-                lambda: victim.resize_(3),
-            ]
-        )
-        if harmless(change):
-            return True
-        return harmless(lambda: ops.shrink_(bound, mask, one))
+        return spoilt_weight(pick, bound, mask)
     if kind == 2:
         grads = [torch.randn(pick.choice(SIZES), pick.choice([1, 3])) for _ in weights]
         return harmless(lambda: ops.lasso_grad_(bound, grads, mask, one))
@@ -256,25 +297,8 @@ def spoilt_arguments(pick: random.Random) -> bool:
         wrong = pick.choice([mask[:-1], mask.float(), mask[None], mask.repeat_interleave(2)[::2], one])
         return harmless(lambda: ops.shrink_(bound, wrong, one))
     if kind == 4:
-        count = pick.choice([0, len(weights), len(weights) + 1])
-        tensors = [
-            [torch.randn(pick.choice(SIZES), pick.choice([1, 3])) for _ in range(count)]
-            for _ in range(2)
-        ]
-        grads = [torch.randn_like(w) for w in weights]
-        steps = [torch.zeros(pick.choice([(), (1,), (0,)]))] * pick.choice([count, len(weights)])
-        return harmless(lambda: ops.adamw_step_(bound, grads, *tensors, steps, lr))
-    wrong = spoil(pick, plan)
-    products = (Product(1, torch.arange(groups), None, "all"),) if len(families.families) == 1 else ()
-    model = build_cost_model(families, products, "units")
-    if model.tables.numel() and pick.random() < 0.5:
-        model.tables[pick.randrange(model.tables.numel())] = pick.choice([-1, 2**40, 5])
-    limits = torch.ones(len(families.families), dtype=torch.int64)
-    scores = torch.rand(groups)
-    budget = torch.tensor(0)
-    return harmless(lambda: ops.partition(wrong, model, scores, limits, budget)) | harmless(
-        lambda: ops.jaccard(wrong, mask, mask)
-    )
+        return spoilt_state(pick, bound)
+    return spoilt_choice(pick, families, plan, mask)
 
 
 def main() -> None:

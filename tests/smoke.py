@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from helpers.builders import Case, draw_mask, mixed_case, one_of_each
-from test_partition import chain
+from helpers.builders import Case, chain, draw_mask, mixed_case, one_of_each
 from torch import Tensor
 
 from ocsfast.ops import functions as ops

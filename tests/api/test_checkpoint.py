@@ -7,11 +7,11 @@ import pickle
 
 import pytest
 import torch
+from helpers.choices import families_of, some
 from helpers.networks import Net, batch, net
 from helpers.planted import Planted
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_cut import families_of, some
 from torch import nn
 
 from ocsfast import CheckpointError, cut_model, load, save

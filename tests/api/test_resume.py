@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.networks import EPOCH, Net, batch, epochs, net, sgd
+from helpers.runs import run
 from torch import nn
 
 import ocsfast
@@ -219,3 +220,52 @@ def test_kept_counts_follow_from_shapes():
     assert [int((~pruned[f.first : f.first + f.size]).sum()) for f in families.families] == [5, 7, 2]
     some = {"conv2.weight": smaller["conv2.weight"]}  # the rest is not there
     assert int(surplus(families, some).sum()) == 3 + 5
+
+
+@pytest.mark.parametrize("stop", [3, 9, 14])
+def test_a_resumed_run_is_the_same_run(stop, tmp_path):
+    model, optimizer, pruner = run()
+    epochs(model, optimizer, pruner, stop)
+    torch.save(
+        {"pruner": pruner.state_dict(), "model": model.state_dict(), "opt": optimizer.state_dict()},
+        tmp_path / "state",
+    )
+    epochs(model, optimizer, pruner, 16 - stop, first=stop)
+
+    state = torch.load(tmp_path / "state", weights_only=True)
+    other, other_optimizer, resumed = run(seed=3)
+    resumed.load_state_dict(state["pruner"])
+    other.load_state_dict(state["model"])
+    other_optimizer.load_state_dict(state["opt"])
+    epochs(other, other_optimizer, resumed, 16 - stop, first=stop)
+    assert (resumed.t_sl, resumed.t_cut, resumed.steps) == (pruner.t_sl, pruner.t_cut, pruner.steps)
+    assert torch.equal(resumed.mask, pruner.mask)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key])
+    plain = [(r.check, r.stage, r.stability, r.nats) for r in pruner.history]
+    assert [(r.check, r.stage, r.stability, r.nats) for r in resumed.history] == plain
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    model, optimizer, pruner = run()
+    epochs(model, optimizer, pruner, 2)
+    good = pruner.state_dict()
+    _, _, other = run(ratio=0.4)
+    bad = [
+        ({}, "not a pruner's state"),
+        (other.state_dict(), "ratio=0.4"),
+        (run(lag=1)[2].state_dict(), "lag=1, here it is 2"),
+        ({**good, "facts": {**good["facts"], "processes": 4}}, "processes=4, here it is 1"),
+        ({**good, "version": 9}, "version 9"),
+        ({**good, "facts": {**good["facts"], "families": [["x", 3]]}}, "another model"),
+        ({**good, "facts": {}}, "what it is of"),
+        ({**good, "mask": good["mask"][1:]}, "do not fit"),
+        ({**good, "mask": good["mask"].float()}, "not boolean"),
+        ({**good, "progress": {**good["progress"], "stage": "lunch"}}, "not a pruner's state"),
+        ({**good, "progress": {**good["progress"], "steps": "x"}}, "not a pruner's state"),
+        ({**good, "progress": {**good["progress"], "history": [{"a": 1}]}}, "not a pruner's state"),
+    ]
+    for state, said in bad:
+        with pytest.raises(StateError, match=said):
+            pruner.load_state_dict(state)
+    assert pruner.state_dict()["progress"] == good["progress"]

@@ -23,7 +23,7 @@ from ocsfast.core.config import make_config
         (True, "a number"),
     ],
 )
-def test_bad_ratio(ratio, said):
+def test_a_bad_ratio_is_refused(ratio, said):
     with pytest.raises(ConfigError, match=r".*") as error:
         checked_ratio(ratio)
     assert said in str(error.value)
@@ -60,7 +60,7 @@ def test_budget_takes_the_ratio_as_written():
         ({"tua": 1e-3}, "did you mean tau=?"),
     ],
 )
-def test_bad_option(options, said):
+def test_a_bad_option_is_refused(options, said):
     with pytest.raises(ConfigError) as error:
         make_config(options)
     assert said in str(error.value)
@@ -73,7 +73,7 @@ def test_keep_takes_one_or_many():
     assert make_config({"keep": ["fc", layer]}).keep == ("fc", layer)
 
 
-def test_paper_presets():
+def test_the_presets_are_the_papers():
     cifar, imagenet = Config.paper("cifar"), Config.paper("imagenet")
     assert (cifar.lambda0, cifar.delta, cifar.delta_every, cifar.epsilon) == (1e-4, 1e-4, 1, 1e-3)
     assert (imagenet.lambda0, imagenet.delta, imagenet.delta_every, imagenet.tau) == (

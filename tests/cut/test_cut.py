@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.choices import families_of, some
 from helpers.networks import OPTIMIZERS, Net, batch, net, sgd, train
 from helpers.planted import Planted, PlantedError, require_same
 from torch import nn
@@ -17,21 +18,6 @@ from ocsfast.cut import layout as slicing
 from ocsfast.cut import removal as cut
 from ocsfast.grouping.engines import group
 from ocsfast.optim import penalty
-
-
-def families_of(model):
-    x, _ = batch(0, next(p.dtype for p in model.parameters()))
-    return group(model, (x,), {})
-
-
-def some(families, seed=0):
-    """A random choice of about 40 % of each family."""
-    generator = torch.Generator().manual_seed(seed)
-    pruned = torch.zeros(families.num_groups, dtype=torch.bool)
-    for family in families.families:
-        order = torch.randperm(family.size, generator=generator)
-        pruned[family.first + order[: max(1, int(0.4 * family.size))]] = True
-    return pruned
 
 
 def crop(tensor, name, families, pruned):
@@ -73,7 +59,7 @@ def test_twenty_steps_equal_those_of_a_small_network(name):
         torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12, msg=key)
 
 
-def test_module_attributes_and_families_left():
+def test_sizes_in_modules_and_the_families_left_are_the_new_ones():
     model = net()
     families = families_of(model)
     pruned = some(families)
@@ -158,7 +144,7 @@ def _snapshot(model, optimizer):
     )
 
 
-def test_whole_or_not_at_all():
+def test_a_cut_is_made_whole_or_not_at_all():
     model = net()
     optimizer = sgd(model)
     families = families_of(model)
@@ -269,7 +255,7 @@ def test_the_length_of_a_run_is_still_known_after_a_check_that_failed(monkeypatc
     assert plans[0] == plans[1]
 
 
-def test_in_inference_mode(tmp_path):
+def test_a_cut_in_inference_mode_leaves_what_trains(tmp_path):
     """As a validation loop may leave it on: what is left can still be trained."""
     model, x = net(), batch(0)[0]
     families, fresh = families_of(model), net(1)

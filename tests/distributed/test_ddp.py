@@ -5,10 +5,9 @@ import time
 
 import pytest
 import torch
-import torch.distributed as dist
-from helpers.networks import batch, net, sgd, train
+from helpers.networks import EPOCH, batch, net, sgd, train
 from helpers.planted import Planted, PlantedError
-from helpers.ranks import EPOCH, EPOCHS, RANKS, passed, smooth, spawn, step, whole_run
+from helpers.ranks import EPOCHS, RANKS, same_everywhere, smooth, spawn, step, whole_run
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,9 +33,7 @@ def replicated(rank, folder, wrapped, more):
     def drive():
         ocsfast.step(ddp if wrapped else model, 0.5)
         weights = [p.detach().double().sum().item() for p in model.parameters()]
-        everywhere = [None] * RANKS
-        dist.all_gather_object(everywhere, (weights, pruner.stage, pruner.mask.tolist()))
-        assert everywhere[0] == everywhere[1]
+        same_everywhere((weights, pruner.stage, pruner.mask.tolist()))
         return pruner
 
     masks = whole_run(ddp, optimizer, drive, rank)
@@ -55,8 +52,8 @@ def replicated(rank, folder, wrapped, more):
     ],
     ids=["plain", "static_graph", "unused"],
 )
-def test_two_ranks_equal_one_with_twice_the_batch(tmp_path, wrapped, more):
-    passed(tmp_path, spawn(replicated, tmp_path, wrapped, more))
+def test_two_ranks_equal_one_with_twice_the_batch(ranks, tmp_path, wrapped, more):
+    ranks(replicated, tmp_path, wrapped, more)
     model = smooth()
     optimizer = sgd(model)
     pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, **options())
@@ -73,8 +70,7 @@ def test_two_ranks_equal_one_with_twice_the_batch(tmp_path, wrapped, more):
             torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-5)
 
 
-def one_line_and_the_two(rank, folder):
-    """`step` finds everything by itself; and the module inside, wrapped anew by hand after the cut."""
+def by_one_line(rank):
     model = smooth()
     ddp = DistributedDataParallel(model)
     optimizer = sgd(ddp)
@@ -86,6 +82,12 @@ def one_line_and_the_two(rank, folder):
     with ddp.no_sync():
         step(ddp, optimizer, 0, rank)
 
+
+def test_one_line_finds_everything_by_itself(ranks):
+    ranks(by_one_line)
+
+
+def wrapped_anew(rank):
     model = smooth()
     ddp = DistributedDataParallel(model)
     optimizer = sgd(model)
@@ -98,11 +100,21 @@ def one_line_and_the_two(rank, folder):
             cuts += 1
     assert cuts == 1
 
-    # What is refused, on every rank and before anything changes.
+
+def test_the_module_inside_may_be_wrapped_anew_after_the_cut(ranks):
+    ranks(wrapped_anew)
+
+
+def attached(ratio=0.5):
+    """A wrapped model, its optimizer and pruner."""
     model = smooth()
     ddp = DistributedDataParallel(model)
     optimizer = sgd(model)
-    pruner = ocsfast.attach(ddp, 0.5, optimizer=optimizer, **options())
+    return ddp, optimizer, ocsfast.attach(ddp, ratio, optimizer=optimizer, **options())
+
+
+def between_steps(rank):
+    ddp, optimizer, pruner = attached()
     with ddp.no_sync():
         step(ddp, optimizer, 0, rank)
         with pytest.raises(StateError, match="no_sync"):
@@ -112,35 +124,48 @@ def one_line_and_the_two(rank, folder):
     with pytest.raises(StateError, match="drifted apart: progress of rank 1"):
         pruner.cut()
     assert pruner.stage == "observe"
-    ocsfast.detach(model)
-    pruner = ocsfast.attach(ddp, 0.5 if rank == 0 else 0.4, optimizer=optimizer, **options())
+
+
+def test_a_cut_within_no_sync_or_after_other_steps_is_refused(ranks):
+    ranks(between_steps)
+
+
+def other_arguments(rank):
+    ddp, optimizer, pruner = attached(0.5 if rank == 0 else 0.4)
     step(ddp, optimizer, 1, rank)
     with pytest.raises(StateError, match="drifted apart: ratio of rank 1"):
         pruner.cut()
-    ocsfast.detach(model)
+    assert pruner.stage == "observe"
+
+
+def test_ranks_with_other_ratios_are_refused(ranks):
+    ranks(other_arguments)
+
+
+def other_models(rank):
+    model = smooth()
+    optimizer = sgd(model)
     if rank == 1:
         model.fc2.double()
-    ddp.module = nn.Identity()  # so that the forward pass of the odd rank is not needed
     ddp = DistributedDataParallel(model.fc1)
-    ddp.module = model
+    ddp.module = model  # so that the forward pass of the odd rank is not needed
     pruner = ocsfast.attach(ddp, 0.5, optimizer=optimizer, **options())
     with pytest.raises(StateError, match="drifted apart: dtypes of rank 1"):
         pruner.cut()
     ddp.mixed_precision = object()
     with pytest.raises(StateError, match=r"Give ocsfast\.step the module inside"):
         pruner.cut()
+    assert pruner.stage == "observe"
 
 
-def test_the_one_line_the_two_lines_and_what_is_refused(tmp_path):
-    passed(tmp_path, spawn(one_line_and_the_two, tmp_path))
+def test_ranks_with_other_dtypes_and_wrappers_in_mixed_precision_are_refused(ranks):
+    ranks(other_models)
 
 
-def not_rebuilt(rank, folder):
+def not_rebuilt(rank):
     """New buckets cannot be made: the cut is undone, the old ones work, and a later cut is made."""
-    model = smooth()
-    optimizer = sgd(model)
-    ddp = DistributedDataParallel(model)
-    pruner = ocsfast.attach(ddp, 0.5, optimizer=optimizer, **options())
+    ddp, optimizer, pruner = attached()
+    model = ddp.module
     step(ddp, optimizer, 0, rank)
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.MonkeyPatch.context() as patch:
@@ -152,24 +177,19 @@ def not_rebuilt(rank, folder):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     for k in (1, 2):
         step(ddp, optimizer, k, rank)
-        mine = [p.detach().double().sum().item() for p in model.parameters()]
-        everywhere = [None] * RANKS
-        dist.all_gather_object(everywhere, mine)
-        assert everywhere[0] == everywhere[1]
+        same_everywhere([p.detach().double().sum().item() for p in model.parameters()])
         if k == 1:
             pruner.cut()
             assert model.conv2.out_channels < 12
 
 
-def test_a_wrapper_that_cannot_be_rebuilt(tmp_path):
-    passed(tmp_path, spawn(not_rebuilt, tmp_path))
+def test_a_cut_is_undone_where_the_wrapper_cannot_be_rebuilt(ranks):
+    ranks(not_rebuilt)
 
 
 def dies(rank, folder):
-    model = smooth()
-    optimizer = sgd(model)
-    ddp = DistributedDataParallel(model)
-    pruner = ocsfast.attach(ddp, 0.5, optimizer=optimizer, **options())
+    ddp, optimizer, pruner = attached()
+    model = ddp.module
     for e in range(EPOCHS):
         for k in range(EPOCH):
             step(ddp, optimizer, e * EPOCH + k, rank)
@@ -202,12 +222,12 @@ def goes_on(rank, folder):
     replicated(rank, folder, True, {})
 
 
-def test_a_killed_rank_ends_the_others_and_the_run_goes_on_from_its_checkpoint(tmp_path):
+def test_a_killed_rank_ends_the_others_and_the_run_goes_on_from_its_checkpoint(ranks, tmp_path):
     begun = time.perf_counter()
     codes = spawn(dies, tmp_path)
     assert codes == [3, 9], codes
     assert time.perf_counter() - begun < 150
-    passed(tmp_path, spawn(goes_on, tmp_path))
+    ranks(goes_on, tmp_path)
     _, whole = torch.load(tmp_path / "rank0")
     for rank in range(RANKS):
         for key, value in torch.load(tmp_path / f"end{rank}").items():

@@ -1,74 +1,21 @@
-"""Models sharded by fully_shard, for real: two gloo processes on the CPU."""
+"""Models sharded by fully_shard, for real: two gloo processes train and cut as one would."""
 
-import functools
 import weakref
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from helpers.networks import batch, net
-from helpers.ranks import EPOCH, EPOCHS, RANKS, passed, smooth, spawn, step, whole_run
+from helpers.fully_sharded import OPTIMIZERS, attached, options, sharded, states, structure, values
+from helpers.networks import batch
+from helpers.ranks import RANKS, same_everywhere, smooth, step, whole_run
 from torch import nn
 from torch.distributed.checkpoint import state_dict as of_parts
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import ocsfast
-from ocsfast import CheckpointError, ConfigError, OcsfastError, StateError
-from ocsfast.cut.layout import crop
-from ocsfast.cut.shards import crop_shards, local_of
-
-OPTIMIZERS = {
-    "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-4),
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=3e-3),
-}
-
-
-def options():
-    return {"total_steps": EPOCHS * EPOCH}
-
-
-@functools.cache
-def structure():
-    return ocsfast.group(smooth(), batch(0)[0])
-
-
-def sharded(seed=0):
-    """Two units and what is left: the root keeps its parameters gathered after a forward pass."""
-    model, families = smooth(seed), structure()
-    mesh = init_device_mesh("cpu", (RANKS,))
-    for layer in (model.conv2, model.fc1):
-        fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh), families
-
-
-def attached(kind, seed=0):
-    model, families = sharded(seed)
-    optimizer = OPTIMIZERS[kind](model.parameters())
-    pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, families=families, **options())
-    return model, optimizer, pruner
-
-
-def values(model, optimizer):
-    """Of weights and optimizer state, whole."""
-
-    def whole(state):
-        if isinstance(state, dict):
-            return {key: whole(value) for key, value in state.items()}
-        return state.full_tensor() if isinstance(state, DTensor) else state
-
-    parts = states(model, optimizer)
-    return whole({"model": dict(parts["model"]), "state": parts["optimizer"]["state"]})
-
-
-def states(model, optimizer):
-    return {
-        "model": of_parts.get_model_state_dict(model),
-        "optimizer": of_parts.get_optimizer_state_dict(model, optimizer),
-    }
+from ocsfast.cut.shards import local_of
 
 
 def save(folder, model, optimizer, pruner):
@@ -91,157 +38,57 @@ def evaluate(model):
         model(batch(0)[0])
 
 
-def trained(rank, folder):
-    for kind in OPTIMIZERS:
-        model, optimizer, pruner = attached(kind)
-        parameters = list(model.parameters())
-        saved = []
+def trained(rank, folder, kind):
+    """A whole run, and runs that go on from its checkpoints; with AdamW from one, as SGD tries each."""
+    model, optimizer, pruner = attached(kind)
+    parameters = list(model.parameters())
+    saved = []
 
-        def drive(kind=kind, model=model, optimizer=optimizer, pruner=pruner, saved=saved):
-            evaluate(model)
-            ocsfast.step(model, 0.5)
-            everywhere = [None] * RANKS
-            dist.all_gather_object(everywhere, (pruner.stage, pruner.mask.tolist()))
-            assert everywhere[0] == everywhere[1]
-            if pruner.stage != (saved[-1] if saved else None):  # a checkpoint at the start of each stage
-                saved.append(pruner.stage)
-                save(f"{folder}/{kind} {pruner.stage}", model, optimizer, pruner)
-            return pruner
-
-        masks = whole_run(model, optimizer, drive, rank)
-        assert saved == ["observe", "sparsify", "pruned"]
-        model.reshard()
-        assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
-        end = values(model, optimizer)
-        torch.save((masks, end, pruner.t_sl, pruner.t_cut), f"{folder}/{kind}{rank}")
-
-        for stage in saved if kind == "SGD" else saved[1:2]:
-            model, optimizer, pruner = attached(kind, seed=4)
-            load(f"{folder}/{kind} {stage}", model, optimizer, pruner)
-            assert pruner.stage == stage
-            done = pruner.t_cut or len(pruner.history)
-            whole_run(model, optimizer, lambda p=pruner: p.step() and None, rank, first=done)
-            torch.testing.assert_close(values(model, optimizer), end, rtol=0, atol=0)
-
-
-def test_two_ranks_equal_one_with_twice_the_batch(tmp_path):
-    passed(tmp_path, spawn(trained, tmp_path))
-    for kind, made in OPTIMIZERS.items():
-        model = smooth()
-        optimizer = made(model.parameters())
-        pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], **options())
-        masks = whole_run(model, optimizer, lambda p=pruner: p.step() and p)
-        for rank in range(RANKS):
-            theirs, end, *times = torch.load(tmp_path / f"{kind}{rank}")
-            assert times == [pruner.t_sl, pruner.t_cut]
-            assert all(torch.equal(a, b) for a, b in zip(masks, theirs, strict=True))
-            torch.testing.assert_close(end, values(model, optimizer), rtol=1e-4, atol=1e-5)
-
-
-def refused(rank, folder):
-    """On every rank, and before anything changes."""
-    model, families = sharded()
-    optimizer = OPTIMIZERS["SGD"](model.parameters())
-
-    def attach(said, model=model, error=StateError, ratio=0.5, **more):
-        given = {"optimizer": optimizer, "families": families, **options(), **more}
-        before = [local_of(p).clone() for p in model.parameters()]
-        with pytest.raises(error, match=said):
-            ocsfast.attach(model, ratio, **given)
-        for parameter, old in zip(model.parameters(), before, strict=True):
-            assert torch.equal(local_of(parameter), old)
-
-    lines = r"families = ocsfast\.group\(model, example_inputs\)\n *fully_shard\(model\)"
-    attach(lines, families=None)
-    attach(lines, families=None, example_inputs=batch(0)[0])
-    for call in (ocsfast.inspect, ocsfast.group):
-        with pytest.raises(StateError, match=lines):
-            call(model, batch(0)[0])
-    with pytest.raises(StateError, match=lines):
+    def drive():
+        evaluate(model)
         ocsfast.step(model, 0.5)
-    with pytest.raises(CheckpointError, match="the model is sharded: gather"):
-        ocsfast.save(model, f"{folder}/never")
-    attach("ratio=0.999 cannot be reached", error=ConfigError, ratio=0.999)
-    attach("drifted apart: ratio of rank 1", ratio=0.4 + rank / 10)
-    attach("drifted apart: config of rank 1", tau=0.01 + rank / 100)
-    own = ocsfast.optim.SGD(model.parameters(), lr=0.1)
-    attach(r"use torch\.optim\.SGD", optimizer=own)
-    other = ocsfast.group(net(), batch(0)[0])
-    attach(r"of another model: bn1\.\w+ should have 8 indices along axis 0, here it is", families=other)
+        same_everywhere((pruner.stage, pruner.mask.tolist()))
+        if pruner.stage != (saved[-1] if saved else None):  # a checkpoint at the start of each stage
+            saved.append(pruner.stage)
+            save(f"{folder}/{pruner.stage}", model, optimizer, pruner)
+        return pruner
 
-    for more in (
-        {"ratio": 0.5 + rank},
-        {"families": (structure(), other)[rank]},
-        {"also": [None] * rank},
-    ):
-        attach(
-            "ratio|of another model|also=" if rank == 1 else "^rank 1 refused: ",
-            error=OcsfastError,
-            **more,
-        )
+    masks = whole_run(model, optimizer, drive, rank)
+    assert saved == ["observe", "sparsify", "pruned"]
+    model.reshard()
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    end = values(model, optimizer)
+    torch.save((masks, end, pruner.t_sl, pruner.t_cut), f"{folder}/rank{rank}")
 
-    line = init_device_mesh("cpu", (RANKS,))
-    plane = init_device_mesh("cpu", (1, RANKS), mesh_dim_names=("copies", "rows"))
-    columns = {"shard_placement_fn": lambda p: Shard(1) if p.dim() == 2 else None}
-    offload = {"offload_policy": CPUOffloadPolicy(pin_memory=False)}
-    for said, shard in (
-        ("a mesh of 2 dimensions", lambda m: fully_shard(m, mesh=plane)),
-        (r"Shard\(dim=1\)", lambda m: fully_shard(m, mesh=line, **columns)),
-        ("not sharded, while others are", lambda m: fully_shard(m.fc2, mesh=line) and m),
-        ("without CPUOffloadPolicy", lambda m: fully_shard(m, mesh=line, **offload)),
-        ("as of tensor parallel", lambda m: parallelize_module(m, line, {"fc1": ColwiseParallel()})),
-    ):
-        odd = shard(smooth())
-        attach(said, odd, optimizer=OPTIMIZERS["SGD"](odd.parameters()))
-
-    pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, families=families, **options())
-    model.set_requires_gradient_sync(False)
-    step(model, optimizer, 0, rank)
-    with pytest.raises(StateError, match=r"set_requires_gradient_sync\(False\)"):
-        pruner.cut()
-    model.set_requires_gradient_sync(True)
-    step(model, optimizer, 0, rank)
-    if rank == 1:
-        local_of(model.fc1.weight)[0, 0] = torch.nan
-    with pytest.raises(StateError, match=r"fc1\.weight holds NaN"):
-        pruner.cut()
-    assert pruner.stage == "observe"
-    assert model.conv2.weight.shape[0] == 12
+    for stage in saved if kind == "SGD" else saved[1:2]:
+        model, optimizer, pruner = attached(kind, seed=4)
+        load(f"{folder}/{stage}", model, optimizer, pruner)
+        assert pruner.stage == stage
+        done = pruner.t_cut or len(pruner.history)
+        whole_run(model, optimizer, lambda p=pruner: p.step() and None, rank, first=done)
+        torch.testing.assert_close(values(model, optimizer), end, rtol=0, atol=0)
 
 
-def cropped_as_whole_tensors(rank, folder):
-    mesh = init_device_mesh("cpu", (RANKS,))
-
-    def spread(tensor):
-        return distribute_tensor(tensor, mesh, [Shard(0)], src_data_rank=None)
-
-    torch.manual_seed(0)
-    for shape in ((7, 5), (1, 4, 3), (2,), (9,), (6, 4, 3, 3)):
-        for dtype in (torch.float32, torch.bfloat16, torch.int64):
-            whole = (torch.rand(shape) * 100).to(dtype)
-            for share in (0.1, 0.5, 0.9):
-                kept = {}
-                for axis in range(min(2, len(shape))):
-                    stays = torch.rand(shape[axis]) < share
-                    stays[-1] = True
-                    kept[axis] = stays.nonzero().flatten()
-                dist.broadcast_object_list(box := [kept])
-                split, move = crop_shards(
-                    distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None), box[0]
-                )
-                move.run()
-                again = distribute_tensor(crop(whole, box[0]), mesh, [Shard(0)], src_data_rank=None)
-                assert split.shape == again.shape
-                assert split.stride() == again.stride()
-                assert torch.equal(local_of(split), local_of(again))
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_two_ranks_equal_one_with_twice_the_batch(kind, ranks, tmp_path):
+    ranks(trained, tmp_path, kind)
+    model = smooth()
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, families=structure(), **options())
+    masks = whole_run(model, optimizer, lambda: pruner.step() and pruner)
+    for rank in range(RANKS):
+        theirs, end, *times = torch.load(tmp_path / f"rank{rank}")
+        assert times == [pruner.t_sl, pruner.t_cut]
+        assert all(torch.equal(a, b) for a, b in zip(masks, theirs, strict=True))
+        torch.testing.assert_close(end, values(model, optimizer), rtol=1e-4, atol=1e-5)
 
 
-def as_one_process(rank, folder):
+def worth(weight, grad, state):
+    return weight.abs() * grad.abs()
+
+
+def as_one_process(rank):
     """Criteria of each kind, and what is kept through a cut: gradients, hooks, references, copies."""
-
-    def worth(weight, grad, state):
-        return weight.abs() * grad.abs()
-
     for criterion in ("linf", "obd_state", worth):
         made = {"criterion": criterion, **options()}
         kind = "AdamW" if criterion == "obd_state" else "SGD"
@@ -274,7 +121,11 @@ def as_one_process(rank, folder):
         del alive
 
 
-def in_low_precision(rank, folder):
+def test_a_sharded_cut_is_that_of_one_process(ranks):
+    ranks(as_one_process)
+
+
+def in_low_precision(rank):
     """Computed in bfloat16, kept in float32, gathered from the forward pass to the backward pass."""
     model, families = smooth(), structure()
     mesh = init_device_mesh("cpu", (RANKS,))
@@ -287,6 +138,10 @@ def in_low_precision(rank, folder):
     assert model.conv2.out_channels < 12
     assert model.fc1.weight.dtype == torch.float32
     assert all(bool(p.full_tensor().isfinite().all()) for p in model.parameters())
+
+
+def test_a_run_in_mixed_precision_is_cut(ranks):
+    ranks(in_low_precision)
 
 
 class Wide(nn.Module):
@@ -322,7 +177,7 @@ def traffic(work):
     return sizes
 
 
-def small(rank, folder):
+def sent_and_held(rank):
     """A check sends little, and a cut never holds more than a rank's own rows."""
     torch.manual_seed(0)
     model = Wide()
@@ -348,13 +203,5 @@ def small(rank, folder):
     assert max(cut) <= largest  # what a rank sends and gets of one tensor
 
 
-def the_rest(rank, folder):
-    refused(rank, folder)
-    cropped_as_whole_tensors(rank, folder)
-    as_one_process(rank, folder)
-    in_low_precision(rank, folder)
-    small(rank, folder)
-
-
-def test_what_is_refused_and_what_is_kept(tmp_path):
-    passed(tmp_path, spawn(the_rest, tmp_path))
+def test_a_check_sends_little_and_a_cut_holds_no_whole_parameter(ranks):
+    ranks(sent_and_held)

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.blocks import BLOCKS, Case, Detections, image, tokens
+from helpers.blocks import BLOCKS, make
+from helpers.blocks.parts import Case, image, tokens
+from helpers.choices import predicted_macs, third
+from helpers.trees import tensors
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ocsfast.core.errors import GroupingError, StateError
-from ocsfast.core.families import Families
 from ocsfast.cut.removal import cut_model
 from ocsfast.grouping.engines import group
 from ocsfast.grouping.macs import count_macs
-from ocsfast.ops.cost import build_cost_model
 
 # What may go of each block: family, kind and number of groups; more may be found one day.
 PRUNABLE = {
@@ -115,32 +115,9 @@ DENSE = {
     "several_inputs": ("words.weight", "embedding_bag"),
 }
 
-torch.export.register_dataclass(Detections)
-
-
-def make(name: str) -> Case:
-    torch.manual_seed(0)
-    return BLOCKS[name]()
-
-
-def tensors(output: Any) -> list[Tensor]:
-    return [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
-
 
 def counted_macs(case: Case) -> int:
     return count_macs(lambda: case.model.eval()(*case.args, **case.kwargs))
-
-
-def predicted_macs(families: Families) -> int:
-    return int(build_cost_model(families, families.macs, "MACs")([f.size for f in families.families]))
-
-
-def third(families: Families) -> Tensor:
-    pruned = torch.zeros(families.num_groups, dtype=torch.bool)
-    for family in families.families:
-        count = max(1, family.size // 3)
-        pruned[family.first + torch.randperm(family.size)[:count]] = True
-    return pruned
 
 
 def train_a_step(case: Case) -> None:
@@ -163,7 +140,7 @@ def test_every_block_has_an_expectation():
 
 @pytest.mark.filterwarnings("ignore:.*were assigned during export")
 @pytest.mark.parametrize("name", BLOCKS)
-def test_block(name):
+def test_a_block_is_cut_exactly_and_trains_on(name):
     case = make(name)
     families = group(case.model, case.args, case.kwargs)
     found = {f"{f.name}:{f.kind}:{f.size}" for f in families.families}
@@ -237,26 +214,26 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 @pytest.mark.filterwarnings("ignore:.*Sparse CSR")
-def test_refused(kind):
-    make, message = REFUSED[kind]
+def test_what_cannot_be_grouped_says_so(kind):
+    build, message = REFUSED[kind]
     with pytest.raises(GroupingError, match=message):
-        group(make(), (torch.ones(2, 7),))
+        group(build(), (torch.ones(2, 7),))
 
 
-def test_a_buffer_that_holds_nan():
+def test_a_buffer_that_holds_nan_is_named():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3))
     model[1].running_mean.fill_(float("nan"))
     with pytest.raises(StateError, match=r"1\.running_mean holds NaN: the training has diverged"):
         group(model, (torch.ones(2, 3, 8, 8),))
 
 
-def test_no_samples():
+def test_inputs_without_a_sample_are_refused():
     with pytest.raises(GroupingError, match="hold no sample"):
         group(mlp(), (torch.ones(0, 7),))
 
 
 @pytest.mark.parametrize("wrap", ["whole", "in place", "part", "replicas"])
-def test_wrapped_models(wrap):
+def test_wrapped_models_are_grouped_as_what_is_inside(wrap):
     model: nn.Module = mlp()
     if wrap == "whole":
         model = torch.compile(model, backend="eager")

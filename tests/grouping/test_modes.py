@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from helpers.untouched import attach, unchanged
 from torch import nn
 from torch.nn import functional as F
 
@@ -280,3 +281,43 @@ def test_training_is_compared_without_chance():
     with torch.no_grad():
         assert Trial(model, families, setting).difference([0, 1]) is None
     assert copy.deepcopy(model).training
+
+
+class Lora(nn.Linear):
+    """An adapter that is merged into the weight where the mode is set, as loralib does."""
+
+    def __init__(self, i, o):
+        super().__init__(i, o)
+        self.down, self.up = nn.Parameter(torch.randn(2, i)), nn.Parameter(torch.randn(o, 2))
+        self.merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += (-1 if mode else 1) * self.up @ self.down
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        y = F.linear(x, self.weight, self.bias)
+        return y if self.merged else y + x @ self.down.T @ self.up.T
+
+
+def test_a_mode_that_changes_weights_is_put_back():
+    torch.manual_seed(0)
+    model = nn.Sequential(Lora(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    x = torch.randn(2, 8)
+    assert not unchanged(model, lambda: ocsfast.inspect(model, x, 0.3), lambda: attach(model, x))
+    assert ocsfast.inspect(model, x).families[0].groups == 16
+    model.eval()
+    assert not unchanged(model, lambda: ocsfast.inspect(model, x, 0.3))
+
+
+def test_a_mode_that_freezes_is_put_back():
+    class Freezing(nn.Sequential):
+        def train(self, mode=True):
+            return super().train(mode).requires_grad_(mode)
+
+    model = Freezing(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    x = torch.randn(2, 8)
+    assert not unchanged(model, lambda: attach(model, x))

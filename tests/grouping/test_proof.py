@@ -6,7 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.blocks import C2f, Classifier, Conv, Mixer, SeparateAttention, Sequence, SwiGlu, UNet, Vit
+from helpers.blocks.attention import SeparateAttention
+from helpers.blocks.convolutional import C2f, UNet
+from helpers.blocks.gates import Mixer, SwiGlu, Vit
+from helpers.blocks.parts import Classifier, Conv, Sequence
 from torch import nn
 from torch.utils import _pytree as pytree
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ocsfast.core.families import Axis, Families, Family, Product
 from ocsfast.ops import functions as ops
 from ocsfast.ops.bound import Bound
+from ocsfast.ops.cost import CostModel, build_cost_model
 from ocsfast.ops.functions import Penalty
 from ocsfast.ops.plan import Plan
 from ocsfast.ops.planning import build_plan
@@ -109,7 +110,7 @@ def mixed_case(
     first = torch.arange(13)
     second = torch.cat([13 + torch.arange(24) // 8, torch.tensor([-1])])
     fourth = torch.where(torch.arange(37) % 5 == 2, -1, 17 + torch.arange(37))
-    labels = {
+    labels: dict[str, dict[int, Sequence[int] | Tensor]] = {
         "conv1.weight": {0: first},
         "norm.weight": {0: first},
         "conv2.weight": {0: second, 1: first},
@@ -207,3 +208,21 @@ def one_of_each(made: Case) -> dict[str, Callable[[], object]]:
         "sgd_step_": sgd_step,
         "adamw_step_": adamw_step,
     }
+
+
+def chain(sizes: list[int], device: str = "cpu") -> tuple[Plan, CostModel]:
+    """Layers one behind the other: each family is the columns of one and the rows of the next."""
+    first, groups = 0, []
+    for size in sizes:
+        groups.append(torch.arange(first, first + size))
+        first += size
+    products = [
+        Product(9 + k, rows, cols, f"layer{k}")
+        for k, (cols, rows) in enumerate(zip([None, *groups], [*groups, None], strict=True))
+    ]
+    labels = {f"w{k}": {0: rows} for k, rows in enumerate(groups)}
+    found = families(sizes, labels, macs=products)
+    parameters = {f"w{k}": torch.zeros(len(rows), device=device) for k, rows in enumerate(groups)}
+    return build_plan(found, parameters), build_cost_model(found, found.macs, "MACs").to(
+        torch.device(device)
+    )

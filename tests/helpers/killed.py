@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
-from helpers.networks import batch, net, sgd, train
 
 import ocsfast
+from helpers.networks import batch, net, sgd, train
 from ocsfast.api import files
 from ocsfast.cut import layout as slicing
 
@@ -37,7 +38,7 @@ def watch(clock: Clock, owner: object, name: str) -> None:
     """A moment before and after every call of a function."""
     inner = getattr(owner, name)
 
-    def watched(*args, **kwargs):
+    def watched(*args: Any, **kwargs: Any) -> Any:
         clock.moment()
         result = inner(*args, **kwargs)
         clock.moment()
@@ -72,7 +73,12 @@ def _train(folder: Path, clock: Clock) -> None:
     optimizer = sgd(model)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0])
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "pruner": pruner}
+    parts: dict[str, Any] = {
+        "model": model,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "pruner": pruner,
+    }
     first = 0
     path = folder / "checkpoint.pt"
     if path.exists():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.choices import portion, predicted_macs
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import ops
@@ -30,7 +31,6 @@ from ocsfast.grouping.engines import group
 from ocsfast.grouping.macs import count_macs
 from ocsfast.grouping.proof.weights import randomize
 from ocsfast.grouping.scope import Scope
-from ocsfast.ops.cost import build_cost_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "detectors.md"
 SIDE = 64
@@ -171,14 +171,6 @@ def grouped(model: nn.Module) -> Families:
     return group(model, (torch.zeros(1, 3, SIDE, SIDE),), scope=scope)
 
 
-def some(families: Families, share: float) -> Tensor:
-    pruned = torch.zeros(families.num_groups, dtype=torch.bool)
-    for family in families.families:
-        count = min(family.size - 1, round(share * family.size))
-        pruned[family.first + torch.randperm(family.size)[:count]] = True
-    return pruned
-
-
 def zero(model: nn.Module, families: Families, pruned: Tensor) -> None:
     """Every slice of the pruned groups, in parameters and buffers alike."""
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -193,10 +185,6 @@ def counted(run: Callable[[], Any]) -> int:
         return count_macs(run)
 
 
-def predicted(families: Families) -> int:
-    return build_cost_model(families, families.macs, "MACs")([f.size for f in families.families])
-
-
 def train_a_step(model: nn.Module) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-4)
@@ -209,7 +197,7 @@ def train_a_step(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_detector(name):
+def test_a_detector_is_cut_exactly_and_trains_on(name):
     torch.manual_seed(0)
     make, number, dense = DETECTORS[name]
     model = make()
@@ -219,7 +207,7 @@ def test_detector(name):
     # Only what has to stay does: outputs, and frozen layers. No family failed the proof.
     for frozen in families.frozen:
         assert re.fullmatch(dense, frozen.where), frozen
-    pruned = some(families, 0.4)
+    pruned = portion(families, 0.4)
 
     # The model's own prediction, boxes picked and all, is what zeroing the slices gives. In float64.
     reference = copy.deepcopy(model).double().eval()
@@ -235,17 +223,17 @@ def test_detector(name):
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-6)
 
-    before = predicted(families)
+    before = predicted_macs(families)
     left = cut_model(model, families, pruned)
-    assert predicted(left) < 0.7 * before
+    assert predicted_macs(left) < 0.7 * before
     for parameter, tensor in model.named_parameters():
         layer, _, kind = parameter.rpartition(".")
         if not tensor.requires_grad or (kind == "bias" and re.fullmatch(dense, layer)):
             assert tensor.shape == shapes[parameter], parameter
     model.eval()
     batch = torch.rand(1, 3, SIDE, SIDE)
-    assert predicted(left) == counted(lambda: ocsfast.detection.forward(model, batch))
-    assert predicted(left) == counted(lambda: model(images(1)))
+    assert predicted_macs(left) == counted(lambda: ocsfast.detection.forward(model, batch))
+    assert predicted_macs(left) == counted(lambda: model(images(1)))
     train_a_step(model)
     (found,) = model.eval()(images(1))
     assert all(value.isfinite().all() for value in found.values())
@@ -286,7 +274,7 @@ def test_one_line_prunes_saves_and_loads(tmp_path):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_pyramid_and_pooled_regions_are_one_family():
+def test_the_pyramid_and_pooled_regions_are_one_family():
     """The levels' convolutions, what the heads read, and 49 columns each of the first linear layer."""
     torch.manual_seed(0)
     model = frozen_faster_rcnn()
@@ -308,7 +296,7 @@ def test_fewer_boxes_cost_less():
     head = (WIDTH * 49 * 40) + 40 * 40 + 40 * (3 + 12)
     assert [cost - costs[0] for cost in costs] == [0, 2 * head, 5 * head, 6 * head]
     scope = Scope(forward=partial(ocsfast.detection.forward, proposals=3))
-    assert predicted(group(model, (x,), scope=scope, verify=False)) == costs[1]
+    assert predicted_macs(group(model, (x,), scope=scope, verify=False)) == costs[1]
 
 
 @pytest.mark.parametrize(
@@ -322,82 +310,6 @@ def test_fewer_boxes_cost_less():
 def test_what_is_no_detector_says_so(model, inputs, message):
     with pytest.raises(OcsfastError, match=message):
         group(model, (inputs,), scope=Scope(forward=ocsfast.detection.forward))
-
-
-# -- the operators ------------------------------------------------------------------------------------
-
-
-class Pools(nn.Module):
-    """Every way to pool a region, each with its own layer behind it."""
-
-    def __init__(self, pool: Callable[..., Tensor], channels: int, left: int) -> None:
-        super().__init__()
-        self.pool = pool
-        self.stem = nn.Conv2d(3, channels, 3, 2, 1)
-        self.head = nn.Linear(left * 9, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        far = torch.linspace(0.5, 1.0, 4, dtype=x.dtype) * x.shape[-1]
-        boxes = torch.stack([torch.zeros_like(far), torch.zeros_like(far), far, far], 1)
-        features = self.stem(x).relu()
-        return self.head(self.pool(features, [boxes] * len(x), 3, 0.5).flatten(1))
-
-
-@pytest.mark.parametrize(
-    ("pool", "channels", "groups"),
-    [
-        (ops.roi_align, 12, 12),
-        (ops.roi_pool, 12, 12),
-        (ops.ps_roi_align, 54, 6),
-        (ops.ps_roi_pool, 54, 6),
-    ],
-)
-def test_pooling_passes_channels_through(pool, channels, groups):
-    torch.manual_seed(0)
-    model = Pools(pool, channels, groups)
-    x = torch.rand(2, 3, 16, 16)
-    families = group(model, (x,))
-    assert [(f.name, f.size) for f in families.families] == [("stem", groups)]
-    cut_model(model, families, some(families, 0.5))
-    assert model.head.in_features == groups // 2 * 9
-    assert model(x).shape == (8, 5)
-
-
-class Deformed(nn.Module):
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.offset = nn.Conv2d(8, 18 * options.pop("offset_groups", 1), 3, padding=1)
-        self.deform = ops.DeformConv2d(8, 10, 3, padding=1, **options)
-        self.head = nn.Conv2d(10, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
-        return self.head(self.deform(x, self.offset(x)).relu())
-
-
-@pytest.mark.parametrize(
-    ("options", "found"),
-    [
-        ({}, [("stem", 8), ("deform", 10)]),
-        ({"bias": False}, [("stem", 8), ("deform", 10)]),
-        ({"groups": 2}, []),
-        ({"offset_groups": 2}, []),
-    ],
-)
-def test_deformable_convolution(options, found):
-    torch.manual_seed(0)
-    model = Deformed(**options)
-    x = torch.rand(2, 3, 8, 8)
-    families = group(model, (x,))
-    assert [(f.name, f.size) for f in families.families] == found
-    if found:
-        cut_model(model, families, some(families, 0.5))
-        assert (model.deform.in_channels, model.deform.out_channels) == (4, 5)
-        assert model(x).shape == (2, 4, 8, 8)
-
-
-# -- the page -----------------------------------------------------------------------------------------
 
 
 def test_the_page_runs(monkeypatch, capsys):

@@ -37,7 +37,7 @@ def learning_rate(device: str, value: float = 0.1) -> Tensor:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_a_step(
+def test_a_step_is_as_good_as_torchs(
     device: str,
     settings: dict[str, Any],
     dtype: torch.dtype,
@@ -134,7 +134,7 @@ def test_a_square_too_small_for_half_precision_does_no_harm(device: str, dtype: 
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_same_bits(device: str, channels_last: bool) -> None:
+def test_every_run_gives_the_same_bits(device: str, channels_last: bool) -> None:
     made = with_uncoupled(mixed_case(channels_last=channels_last, device=device))
     penalty, lr = penalty_of(made, 0.4), learning_rate(device)
 
@@ -148,7 +148,7 @@ def test_same_bits(device: str, channels_last: bool) -> None:
     assert_same_bits(run)
 
 
-def test_opcheck(device: str) -> None:
+def test_the_op_passes_opcheck(device: str) -> None:
     made = mixed_case(device=device)
     bound, one = made.bound(), torch.tensor(0.5, device=device)
     states = draw(made, 2), draw_squares(made, 3)

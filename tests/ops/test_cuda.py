@@ -13,10 +13,9 @@ from typing import Any, cast
 
 import pytest
 import torch
-from helpers.builders import Case, case, draw_mask, families, mixed_case, one_of_each, scalar
+from helpers.builders import Case, case, chain, draw_mask, families, mixed_case, one_of_each, scalar
 from helpers.networks import Net, batch, net
 from helpers.tolerance import DTYPES
-from test_partition import chain
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer

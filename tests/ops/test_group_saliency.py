@@ -33,7 +33,9 @@ def equation_2(made: Case, squared: bool = False) -> Tensor:
 @pytest.mark.parametrize("squared", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_equation_2(device: str, dtype: torch.dtype, channels_last: bool, squared: bool) -> None:
+def test_scores_are_those_of_equation_2(
+    device: str, dtype: torch.dtype, channels_last: bool, squared: bool
+) -> None:
     made = mixed_case(dtype, channels_last=channels_last, device=device)
     criterion = "l2_squared" if squared else "l2"
     scores, slice_sq = ops.group_saliency(made.bound(), criterion)
@@ -97,19 +99,19 @@ def test_empty_tensors_score_zero(device: str, shape: tuple[int, ...]) -> None:
     assert scores.tolist() == [0.0] * made.plan.count("groups")
 
 
-def test_no_tensor_at_all() -> None:
+def test_no_tensor_at_all_gives_no_score() -> None:
     made = case(families([], {}), {})
     scores, slice_sq = ops.group_saliency(made.bound())
     assert scores.shape == slice_sq.shape == (0,)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_same_bits(device: str, channels_last: bool) -> None:
+def test_every_run_gives_the_same_bits(device: str, channels_last: bool) -> None:
     made = mixed_case(channels_last=channels_last, device=device)
     assert_same_bits(lambda: list(ops.group_saliency(made.bound())))
 
 
-def test_opcheck(device: str) -> None:
+def test_the_op_passes_opcheck(device: str) -> None:
     made = mixed_case(device=device)
     bound = made.bound()
     scores = torch.empty(made.plan.count("groups"), device=device)
@@ -142,7 +144,9 @@ def loops(made: Case, criterion: str, others: list[Tensor | None]) -> Tensor:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("criterion", ["l1", "linf", "taylor", "taylor_state", "obd", "obd_state"])
-def test_other_criteria(device: str, criterion: str, dtype: torch.dtype, channels_last: bool) -> None:
+def test_other_criteria_are_those_of_the_reference(
+    device: str, criterion: str, dtype: torch.dtype, channels_last: bool
+) -> None:
     made = mixed_case(dtype, channels_last=channels_last, device=device)
     gen = torch.Generator().manual_seed(3)
     others: list[Tensor | None] = []

@@ -26,7 +26,7 @@ def equation_3(made: Case, a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_equation_3(device: str, seed: int) -> None:
+def test_the_index_is_that_of_equation_3(device: str, seed: int) -> None:
     made = mixed_case(device=device)
     a, b = draw_mask(made.plan, 0.5, seed), draw_mask(made.plan, 0.7, seed + 100)
     ours = ops.jaccard(made.plan, a, b)
@@ -36,7 +36,7 @@ def test_equation_3(device: str, seed: int) -> None:
     assert float(reference.jaccard(made.plan, a, b)) == pytest.approx(float(ours), abs=1e-15)
 
 
-def test_bounds(device: str) -> None:
+def test_the_index_lies_between_its_bounds(device: str) -> None:
     made = mixed_case(device=device)
     none, everything = draw_mask(made.plan, 0.0), draw_mask(made.plan, 1.0)
     assert float(ops.jaccard(made.plan, none, none)) == 1.0
@@ -44,19 +44,19 @@ def test_bounds(device: str) -> None:
     assert float(ops.jaccard(made.plan, none, everything)) == 0.0
 
 
-def test_no_family_at_all() -> None:
+def test_without_any_family_the_choice_is_stable() -> None:
     made = make(families([], {}), {})
     nothing = torch.zeros(0, dtype=torch.bool)
     assert float(ops.jaccard(made.plan, nothing, nothing)) == 1.0
 
 
-def test_same_bits(device: str) -> None:
+def test_every_run_gives_the_same_bits(device: str) -> None:
     made = mixed_case(device=device)
     a, b = draw_mask(made.plan, 0.5, 1), draw_mask(made.plan, 0.5, 2)
     assert_same_bits(lambda: [ops.jaccard(made.plan, a, b)])
 
 
-def test_opcheck(device: str) -> None:
+def test_the_op_passes_opcheck(device: str) -> None:
     made = mixed_case(device=device)
     mask = draw_mask(made.plan, 0.5)
     torch.library.opcheck(

@@ -33,7 +33,9 @@ def random_grads(made: Case) -> list[Tensor]:
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_equation_8(device: str, dtype: torch.dtype, channels_last: bool, share: float) -> None:
+def test_gradients_grow_by_equation_8(
+    device: str, dtype: torch.dtype, channels_last: bool, share: float
+) -> None:
     made = mixed_case(dtype, channels_last=channels_last, device=device)
     made.parameters["big.weight"][:, 3] = 0  # slices of norm 0
     made.parameters["scale.weight"][0] = 0
@@ -57,7 +59,7 @@ def test_missing_gradients_are_left_out(device: str) -> None:
     ops.lasso_grad_(made.bound(), [None] * len(some), mask, STRENGTH.to(device))
 
 
-def test_gradients_with_other_strides(device: str) -> None:
+def test_gradients_may_have_other_strides(device: str) -> None:
     made = mixed_case(device=device)
     mask = draw_mask(made.plan, 0.5)
     plain = random_grads(made)
@@ -79,7 +81,7 @@ def test_gradients_beside_pruned_slices_stay_as_they_are(device: str) -> None:
     assert grad[0, 0].signbit()
 
 
-def test_version_is_raised(device: str) -> None:
+def test_the_gradients_version_is_raised(device: str) -> None:
     made = mixed_case(device=device)
     grads = random_grads(made)
     before = [g._version for g in grads]
@@ -88,7 +90,7 @@ def test_version_is_raised(device: str) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_same_bits(device: str, channels_last: bool) -> None:
+def test_every_run_gives_the_same_bits(device: str, channels_last: bool) -> None:
     made = mixed_case(channels_last=channels_last, device=device)
     mask, grads = draw_mask(made.plan, 0.4), random_grads(made)
 
@@ -100,7 +102,7 @@ def test_same_bits(device: str, channels_last: bool) -> None:
     assert_same_bits(run)
 
 
-def test_opcheck(device: str) -> None:
+def test_the_op_passes_opcheck(device: str) -> None:
     made = mixed_case(device=device)
     mask, bound = draw_mask(made.plan, 0.4), made.bound()
     arguments = (bound.ticket, random_grads(made), mask, STRENGTH.to(device), False)

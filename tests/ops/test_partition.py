@@ -4,36 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.builders import families
+from helpers.builders import chain
 from helpers.tolerance import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ocsfast.core.families import Product
 from ocsfast.ops import functions as ops
 from ocsfast.ops import reference
-from ocsfast.ops.cost import CostModel, build_cost_model
-from ocsfast.ops.plan import Plan
-from ocsfast.ops.planning import build_plan
-
-
-def chain(sizes: list[int], device: str = "cpu") -> tuple[Plan, CostModel]:
-    """Layers one behind the other: each family is the columns of one and the rows of the next."""
-    first, groups = 0, []
-    for size in sizes:
-        groups.append(torch.arange(first, first + size))
-        first += size
-    products = [
-        Product(9 + k, rows, cols, f"layer{k}")
-        for k, (cols, rows) in enumerate(zip([None, *groups], [*groups, None], strict=True))
-    ]
-    labels = {f"w{k}": {0: rows} for k, rows in enumerate(groups)}
-    found = families(sizes, labels, macs=products)
-    parameters = {f"w{k}": torch.zeros(len(rows), device=device) for k, rows in enumerate(groups)}
-    return build_plan(found, parameters), build_cost_model(found, found.macs, "MACs").to(
-        torch.device(device)
-    )
+from ocsfast.ops.cost import CostModel
 
 
 def run(
@@ -62,7 +41,7 @@ values = st.sampled_from([-1.5, -0.0, 0.0, 0.25, 0.5, 1.0, 1e-40, 3e38, float("i
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_against_every_threshold(data: st.DataObject) -> None:
+def test_the_choice_is_the_best_of_every_threshold(data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
     scores = torch.tensor(
@@ -116,7 +95,7 @@ def test_kept_counts_are_multiples(device: str, round_to: int, kept: int) -> Non
     assert mask.count(False) == kept
 
 
-def test_many_groups_at_once(device: str) -> None:
+def test_many_groups_are_ranked_at_once(device: str) -> None:
     """Too many for the quadratic reference; every threshold's cost is at hand for one family."""
     gen = torch.Generator().manual_seed(1)
     scores = torch.randn(50_000, generator=gen).to(device)
@@ -130,7 +109,7 @@ def test_many_groups_at_once(device: str) -> None:
     assert (int(reached), int(status)) == (cost([20_000]), 0)
 
 
-def test_same_bits(device: str) -> None:
+def test_every_run_gives_the_same_bits(device: str) -> None:
     plan, cost = chain([30, 50], device)
     scores = torch.rand(80, device=device)
     limits, budget = (
@@ -140,7 +119,7 @@ def test_same_bits(device: str) -> None:
     assert_same_bits(lambda: list(ops.partition(plan, cost, scores, limits, budget, 4)))
 
 
-def test_opcheck(device: str) -> None:
+def test_the_op_passes_opcheck(device: str) -> None:
     plan, cost = chain([5, 6], device)
     arguments = (
         torch.rand(11, device=device),

@@ -11,7 +11,7 @@ from ocsfast.ops.plan import COUNTS, TABLES
 from ocsfast.ops.planning import build_plan, shard_plan
 
 
-def test_tables_of_a_small_plan():
+def test_the_tables_of_a_small_plan_are_as_written():
     found = families([2, 1], {"a.weight": {0: [0, 0, 1, -1], 1: [2, 2]}, "a.bias": {0: [0, 0, 1, -1]}})
     plan = build_plan(found, {"a.weight": torch.zeros(4, 2, 3), "a.bias": torch.zeros(4)})
     assert plan.names == ("a.weight",)  # biases do not count
@@ -60,7 +60,7 @@ def test_every_row_and_column_of_a_slice_is_listed():
         assert entries[starts[s] : starts[s + 1]] == [i for i, of in enumerate(slice_of) if of == s]
 
 
-def test_channels_last():
+def test_channels_last_needs_no_copies():
     x = torch.zeros(4, 3, 2, 2)
     assert not is_channels_last(x)
     assert is_channels_last(x.to(memory_format=torch.channels_last))
@@ -81,12 +81,12 @@ def test_channels_last():
         ({0: [0, 1]}, torch.zeros(2, 4).t()[:2].t()[:, :2].t(), "strides"),
     ],
 )
-def test_refused(labels, tensor, said):
+def test_what_no_plan_can_hold_is_refused(labels, tensor, said):
     with pytest.raises(StateError, match=said):
         build_plan(families([2], {"a": labels}), {"a": tensor})
 
 
-def test_nothing_coupled():
+def test_a_plan_may_couple_nothing():
     plan = build_plan(families([], {}), {})
     assert [plan.count(c) for c in COUNTS] == [0, 0, 0, 0]
 

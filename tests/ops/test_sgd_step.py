@@ -27,7 +27,7 @@ SETTINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_a_step(
+def test_a_step_is_as_good_as_torchs(
     device: str,
     settings: dict[str, Any],
     dtype: torch.dtype,
@@ -132,7 +132,7 @@ def test_what_shrink_leaves_is_what_the_next_lasso_needs(device: str) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_same_bits(device: str, channels_last: bool) -> None:
+def test_every_run_gives_the_same_bits(device: str, channels_last: bool) -> None:
     made = with_uncoupled(mixed_case(channels_last=channels_last, device=device))
     penalty, lr = penalty_of(made, 0.4), torch.tensor(0.1, dtype=torch.float64, device=device)
 
@@ -145,7 +145,7 @@ def test_same_bits(device: str, channels_last: bool) -> None:
     assert_same_bits(run)
 
 
-def test_opcheck(device: str) -> None:
+def test_the_op_passes_opcheck(device: str) -> None:
     made = mixed_case(device=device)
     bound, one = made.bound(), torch.tensor(0.5, device=device)
     mask, lr = draw_mask(made.plan, 0.4), torch.tensor(0.1, dtype=torch.float64, device=device)

@@ -27,7 +27,9 @@ def equation_9(made: Case, mask: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_equation_9(device: str, dtype: torch.dtype, channels_last: bool, share: float) -> None:
+def test_weights_shrink_by_equation_9(
+    device: str, dtype: torch.dtype, channels_last: bool, share: float
+) -> None:
     made = mixed_case(dtype, channels_last=channels_last, device=device)
     mask, exact = draw_mask(made.plan, share), equation_9(made, draw_mask(made.plan, share).cpu())
     ours, torchs = [w.clone() for w in made.weights], [w.clone() for w in made.weights]
@@ -68,7 +70,7 @@ def test_a_backward_pass_that_needs_the_old_weights_fails(device: str) -> None:
         loss.backward()
 
 
-def test_same_bits(device: str) -> None:
+def test_every_run_gives_the_same_bits(device: str) -> None:
     made = mixed_case(device=device)
     mask = draw_mask(made.plan, 0.4)
 
@@ -80,7 +82,7 @@ def test_same_bits(device: str) -> None:
     assert_same_bits(run)
 
 
-def test_opcheck(device: str) -> None:
+def test_the_op_passes_opcheck(device: str) -> None:
     made = mixed_case(device=device)
     bound = made.bound()
     arguments = (bound.ticket, draw_mask(made.plan, 0.4), FACTOR.to(device))

@@ -43,7 +43,7 @@ def assert_steps_as_the_reference(made: Case, weights: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_more_tensors_than_a_launch_takes(device: str) -> None:
+def test_more_tensors_than_a_launch_takes_are_walked(device: str) -> None:
     """On CUDA pointers go by value: 1984 tensors in a launch, 1344 in one of AdamW."""
     gen = torch.Generator().manual_seed(0)
     parameters = {
@@ -55,7 +55,7 @@ def test_more_tensors_than_a_launch_takes(device: str) -> None:
     assert_steps_as_the_reference(made, made.weights)
 
 
-def test_weights_that_are_not_aligned(device: str) -> None:
+def test_weights_that_are_not_aligned_are_walked(device: str) -> None:
     """As parts of a larger buffer they may begin anywhere; loads of 16 bytes may not."""
     made = with_uncoupled(mixed_case(device=device))
     for offset in (1, 2, 3):

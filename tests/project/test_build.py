@@ -26,7 +26,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=where)
 
 
-def test_build_info() -> None:
+def test_build_info_says_what_was_built() -> None:
     info = extension.build_info()
     assert set(info) == {"version", "cuda", "cuda_version", "cuda_archs", "compiler", "torch_target"}
     assert info["torch_target"] == "2.10"

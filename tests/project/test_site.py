@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import ocsfast
-from ocsfast.grouping.propagate import RULES
+from ocsfast.grouping.rules.registry import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
 BESIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")

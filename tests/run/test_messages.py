@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from helpers.networks import EPOCH, batch, epochs, net, sgd, train
-from test_pruner import attach, run
+from helpers.runs import attach, run
 
 import ocsfast
 from ocsfast import ConfigError

@@ -6,6 +6,7 @@ import math
 
 import pytest
 from helpers.networks import EPOCH, net, sgd, train
+from helpers.runs import attach
 from torch.optim import lr_scheduler as sched
 
 from ocsfast import Config
@@ -180,8 +181,6 @@ def test_timms_tell_epochs_or_updates():
 def test_a_run_that_timm_plans(per_epoch):
     """By calls of `step` where timm counts epochs, by optimizer steps where it counts updates."""
     timm = pytest.importorskip("timm.scheduler")
-    from test_pruner import attach
-
     model = net()
     optimizer = sgd(model)
     scheduler, _ = timm.create_scheduler_v2(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.networks import EPOCH, batch, epochs, net, sgd, train
-from test_pruner import attach, run
+from helpers.runs import attach, run
 from torch import nn
 
 import ocsfast

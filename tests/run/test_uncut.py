@@ -2,16 +2,13 @@
 
 import gc
 import logging
-import os
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.networks import EPOCH, epochs, net, sgd, train
-from test_pruner import attach, run
+from helpers.processes import run_script
+from helpers.runs import attach, run
 
 import ocsfast
 from ocsfast.distributed.ddp import Replicas
@@ -280,15 +277,7 @@ SCRIPT = """
 )
 def test_a_process_that_ends(kind, told, tmp_path):
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
-    here = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "script.py", kind],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_script(tmp_path, kind)
     assert done.returncode == (1 if kind == "raised" else 0), done.stderr
     assert done.stderr.count(NEVER) == (0 if told is None else 1)
     assert told is None or told in done.stderr

@@ -1,36 +1,23 @@
 """Killed at random moments and resumed, a run ends with the same bits."""
 
-import multiprocessing
 import random
 import signal
 
 import pytest
 import torch
 from helpers.killed import run
-
-# Forked from a process that has done nothing but import: autograd's threads, which other tests leave
-# behind, do not survive a fork.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["torch", "killed"])
+from helpers.processes import interpreter
 
 
-def tell(folder, until, pipe):
+def tell(folder, until):
     torch.set_num_threads(1)
-    pipe.send(run(folder, until))
+    moments = run(folder, until)
+    (folder / "moments").write_text(str(moments))
 
 
 def in_a_process(folder, until=None):
-    """How a run in a process of its own ended, and the number of moments if it did."""
-    read, write = processes.Pipe(duplex=False)
-    child = processes.Process(target=tell, args=(folder, until, write))
-    child.start()
-    write.close()
-    try:
-        moments = read.recv()
-    except EOFError:
-        moments = None
-    child.join()
-    return child.exitcode, moments
+    """How a run in a process of its own ended."""
+    return interpreter().start(tell, folder, until).code()
 
 
 def bits(folder):
@@ -52,18 +39,16 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("points", [6, pytest.param(100, marks=pytest.mark.slow)])
-def test_any_moment(points, tmp_path):
+def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_bits(points, tmp_path):
     (tmp_path / "whole").mkdir()
-    code, moments = in_a_process(tmp_path / "whole")
-    assert code == 0
+    assert in_a_process(tmp_path / "whole") == 0
+    moments = int((tmp_path / "whole" / "moments").read_text())
     expected = bits(tmp_path / "whole")
     assert expected["pruner"]["progress"]["stage"] == "pruned"
     chosen = random.Random(points).sample(range(1, moments + 1), min(points, moments))
     for until in chosen:
         folder = tmp_path / str(until)
         folder.mkdir()
-        code, _ = in_a_process(folder, until)
-        assert code == -signal.SIGKILL
-        code, _ = in_a_process(folder)
-        assert code == 0
+        assert in_a_process(folder, until) == -signal.SIGKILL
+        assert in_a_process(folder) == 0
         assert equal(bits(folder), expected), f"killed at moment {until} of {moments}"

@@ -1,18 +1,17 @@
-"""The cut of sharded models: whole or not at all, and refused at attach where torch is another one."""
+"""The cut of sharded models: as whole tensors would be cut, and whole or not at all."""
 
 import copy
 
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.networks import batch
+from helpers.fully_sharded import OPTIMIZERS, attached, options, sharded, structure, values
 from helpers.planted import Planted, PlantedError, require_same
-from helpers.ranks import RANKS, passed, smooth, spawn, step
-from test_fsdp import OPTIMIZERS, attached, options, sharded, structure, values
+from helpers.ranks import RANKS, smooth, step
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import ocsfast
 from ocsfast import StateError
@@ -20,7 +19,39 @@ from ocsfast.cut import layout as slicing
 from ocsfast.cut import removal as cut
 from ocsfast.cut import shards as resharding
 from ocsfast.cut.fsdp_records import records_of
-from ocsfast.cut.shards import local_of
+from ocsfast.cut.layout import crop
+from ocsfast.cut.shards import crop_shards, local_of
+
+
+def cropped_as_whole_tensors(rank):
+    mesh = init_device_mesh("cpu", (RANKS,))
+
+    def spread(tensor):
+        return distribute_tensor(tensor, mesh, [Shard(0)], src_data_rank=None)
+
+    torch.manual_seed(0)
+    for shape in ((7, 5), (1, 4, 3), (2,), (9,), (6, 4, 3, 3)):
+        for dtype in (torch.float32, torch.bfloat16, torch.int64):
+            whole = (torch.rand(shape) * 100).to(dtype)
+            for share in (0.1, 0.5, 0.9):
+                kept = {}
+                for axis in range(min(2, len(shape))):
+                    stays = torch.rand(shape[axis]) < share
+                    stays[-1] = True
+                    kept[axis] = stays.nonzero().flatten()
+                dist.broadcast_object_list(box := [kept])
+                split, move = crop_shards(
+                    distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None), box[0]
+                )
+                move.run()
+                again = distribute_tensor(crop(whole, box[0]), mesh, [Shard(0)], src_data_rank=None)
+                assert split.shape == again.shape
+                assert split.stride() == again.stride()
+                assert torch.equal(local_of(split), local_of(again))
+
+
+def test_shards_are_cropped_as_whole_tensors(ranks):
+    ranks(cropped_as_whole_tensors)
 
 
 def everything(model, optimizer, pruner):
@@ -38,7 +69,7 @@ def everything(model, optimizer, pruner):
     return values, objects
 
 
-def failing(rank, folder):
+def failing(rank):
     """A failure planted at each step of the cut, on both ranks and on one; then none."""
     model, optimizer, pruner = attached("AdamW")
     for k in range(3):
@@ -83,7 +114,11 @@ def failing(rank, folder):
     torch.testing.assert_close(values(model, optimizer), values(untouched, other), rtol=0, atol=0)
 
 
-def refused(rank, folder):
+def test_a_cut_that_fails_on_any_rank_is_undone_on_all(ranks):
+    ranks(failing)
+
+
+def unfit_torchs(rank):
     """What a torch lacks, or keeps besides, by name: at attach, before anything changes."""
 
     def attach(said, change):
@@ -130,7 +165,11 @@ def smooth_state():
     return model._get_fsdp_state()
 
 
-def odd_copies(rank, folder):
+def test_what_torch_lacks_or_keeps_besides_is_named_at_attach(ranks):
+    ranks(unfit_torchs)
+
+
+def odd_copies(rank):
     """Copies that the cut could not follow are refused at attach too."""
     model, families = sharded()
     optimizer = OPTIMIZERS["SGD"](model.parameters())
@@ -142,40 +181,14 @@ def odd_copies(rank, folder):
     with pytest.raises(StateError, match=r"fc1\.weight has the placements \(Shard\(dim=1\),\)"):
         ocsfast.attach(model, 0.5, optimizer=optimizer, families=families, also=[columns], **options())
     with pytest.raises(StateError, match="only rows over one dimension can be cut"):
-        resharding.crop_shards(columns.fc1.weight, {0: torch.arange(4)})
+        crop_shards(columns.fc1.weight, {0: torch.arange(4)})
 
 
-def other_states(rank, folder):
-    """Ranks that load other states than each other say so, instead of waiting for each other."""
-    model, optimizer, pruner = attached("SGD")
-    states = [pruner.state_dict()]
-    step(model, optimizer, 0, rank)
-    pruner.cut()
-    states.append(pruner.state_dict())
-    model, _, pruner = attached("SGD", seed=3)
-    with pytest.raises(StateError, match="drifted apart: the state's stage of rank 1"):
-        pruner.load_state_dict(states[rank])
-    assert pruner.stage == "observe"
-    pruner.load_state_dict(states[1])
-    assert pruner.stage == "pruned"
+def test_copies_that_the_cut_could_not_follow_are_refused(ranks):
+    ranks(odd_copies)
 
 
-def unreduced(rank, folder):
-    """Gradients that wait in another dtype than the parameters' are seen as well."""
-    model, families = smooth(), structure()
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    mesh = init_device_mesh("cpu", (RANKS,))
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    optimizer = OPTIMIZERS["SGD"](model.parameters())
-    pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, families=families, **options())
-    step(model, optimizer, 0, rank)
-    model.set_requires_gradient_sync(False)
-    model(batch(0)[0]).float().sum().backward()
-    with pytest.raises(StateError, match="gradients wait to be reduced"):
-        pruner.cut()
-
-
-def dtypes_of_gradients(rank, folder):
+def dtypes_of_gradients(rank):
     """What a user has said of them is kept by the parameter and by its record."""
     model, families = smooth(), structure()
     if not hasattr(model.conv2.weight, "_has_grad_dtype_override"):
@@ -193,14 +206,5 @@ def dtypes_of_gradients(rank, folder):
     assert model.conv2.weight.grad_dtype == torch.float64
 
 
-def all_of_it(rank, folder):
-    failing(rank, folder)
-    refused(rank, folder)
-    odd_copies(rank, folder)
-    other_states(rank, folder)
-    unreduced(rank, folder)
-    dtypes_of_gradients(rank, folder)
-
-
-def test_whole_or_not_at_all(tmp_path):
-    passed(tmp_path, spawn(all_of_it, tmp_path))
+def test_dtypes_that_a_user_gave_gradients_are_kept(ranks):
+    ranks(dtypes_of_gradients)
