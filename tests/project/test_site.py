@@ -135,9 +135,9 @@ def test_the_reference_has_every_public_name() -> None:
 
 
 def test_the_method_has_every_criterion() -> None:
-    from ocsfast.choice.saliency import NAMES
+    from ocsfast.core.criteria import CRITERIA
 
-    assert set(re.findall(r'^\| `"(\w+)"`', text_of("docs/method.md"), re.MULTILINE)) == set(NAMES)
+    assert set(re.findall(r'^\| `"(\w+)"`', text_of("docs/method.md"), re.MULTILINE)) == set(CRITERIA)
 
 
 def test_every_room_has_its_floor_and_its_row() -> None:
