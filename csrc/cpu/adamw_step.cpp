@@ -10,12 +10,12 @@ void adamw_step(const Tensor& ticket, const std::vector<Tensor>& grads,
                 const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
                 const std::vector<Tensor>& steps, const Tensor& lr, double beta1, double beta2,
                 double eps, double weight_decay, bool maximize, const std::optional<Tensor>& mask,
-                const Tensor& strength, const Tensor& factor, bool known,
+                const Tensor& lam, const Tensor& factor, bool known,
                 const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
   constexpr const char* kOp = "adamw_step_";
-  const Use bound(kOp, ticket);
-  const Step step =
-      check_step(kOp, *bound, grads, lr, maximize, mask, strength, factor, known, grad_scale, found_inf);
+  const LockedBound bound(kOp, ticket);
+  const StepArguments step =
+      check_step(kOp, *bound, grads, lr, maximize, mask, lam, factor, known, grad_scale, found_inf);
   const AdamwArguments a = check_adamw(kOp, *bound, step, exp_avgs, exp_avg_sqs, steps, beta1, beta2);
   std::vector<Correction> corrections(a.steps.size());
   for (size_t t = 0; t < a.steps.size(); ++t) {

@@ -32,9 +32,8 @@ void write(const Plan& plan, const double* slices, const Criterion& criterion, c
 void group_saliency(const Tensor& ticket, const Tensor& scores, const Tensor& slice_out,
                     const std::vector<Tensor>& others, const std::string& name, bool known) {
   constexpr const char* kOp = "group_saliency";
-  const Use bound(kOp, ticket);
-  const Criterion criterion = find_criterion(name);
-  const std::vector<void*> pointers = check_saliency(kOp, *bound, scores, slice_out, others, criterion);
+  const LockedBound bound(kOp, ticket);
+  const auto& [criterion, pointers] = check_saliency(kOp, *bound, scores, slice_out, others, name);
   std::vector<double> own;
   const double* slices = bound->slice_sq.const_data_ptr<double>();
   if (criterion.element != Element::kSquare) {
@@ -44,7 +43,7 @@ void group_saliency(const Tensor& ticket, const Tensor& scores, const Tensor& sl
   } else if (!known) {
     slices = sum_squares(*bound);
   }
-  if (bound->wide) {
+  if (bound->any_double) {
     write<double>(bound->plan, slices, criterion, scores, slice_out);
   } else {
     write<float>(bound->plan, slices, criterion, scores, slice_out);

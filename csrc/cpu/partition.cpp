@@ -148,10 +148,8 @@ std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& scores, const Tensor&
                                              const Tensor& limits, int64_t round_to,
                                              const Tensor& budget) {
   constexpr const char* kOp = "partition";
-  const Plan plan = check_plan(kOp, tables, layout);
-  check_families(kOp, plan);
-  const CostModel cost = check_cost(kOp, cost_tables, cost_layout, tables, plan.families);
-  check_partition(kOp, scores, limits, round_to, budget, tables, plan);
+  const auto& [plan, cost] =
+      check_partition(kOp, scores, tables, layout, cost_tables, cost_layout, limits, round_to, budget);
   Tensor mask = torch::stable::new_empty(tables, {plan.groups}, ScalarType::Bool);
   Tensor reached = torch::stable::new_empty(tables, {}, ScalarType::Long);
   Tensor status = torch::stable::new_empty(tables, {}, ScalarType::Int);

@@ -7,12 +7,11 @@ namespace {
 
 void shrink(const Tensor& ticket, const Tensor& mask, const Tensor& factor) {
   constexpr const char* kOp = "shrink_";
-  const Use bound(kOp, ticket);
-  check_array(kOp, mask, {"mask", ScalarType::Bool, bound->plan.groups, 1}, bound->tables);
-  check_array(kOp, factor, {"factor", ScalarType::Float, 1, 0}, bound->tables);
+  const LockedBound bound(kOp, ticket);
+  const ShrinkArguments a = check_shrink(kOp, *bound, mask, factor);
   Penalty penalty;
-  penalty.mask = mask.const_data_ptr<bool>();
-  penalty.factor = *factor.const_data_ptr<float>();
+  penalty.mask = a.mask;
+  penalty.factor = *a.factor;
   if (!prunes_any(penalty, bound->plan)) return;
   Sums sums(*bound, bound->slice_sq.mutable_data_ptr<double>(), true);
   for_each_task(*bound, [&](const Task& task, State& state) {

@@ -3,18 +3,17 @@
 
 #include <optional>
 
-#include "../step.h"
 #include "walk.h"
 
 namespace ocsfast::cpu {
 
 // What gradients are multiplied by: -1 to climb, divided by the loss's scale.
 template <class A>
-A gradient_sign(const Step& step) {
+A gradient_sign(const StepArguments& step) {
   return (step.maximize ? A(-1) : A(1)) / (step.grad_scale ? static_cast<A>(*step.grad_scale) : A(1));
 }
 
-inline bool is_skipped(const Step& step) {
+inline bool is_skipped(const StepArguments& step) {
   return step.found_inf && *step.found_inf != 0;
 }
 
@@ -22,11 +21,11 @@ inline bool is_skipped(const Step& step) {
 // having pointed bands.state at `states`; a weight without one is shrunk. Leaves all slices' sums of
 // squares behind where there is a penalty.
 template <size_t kStates, class By>
-void take_step(const Bound& bound, const Step& step, const std::vector<void*>* const (&states)[kStates],
-               const By& by) {
+void take_step(const Bound& bound, const StepArguments& step,
+               const std::vector<void*>* const (&states)[kStates], const By& by) {
   static_assert(kStates <= kMostStates);
   if (is_skipped(step)) {
-    if (step.mask && !step.known) sum_squares(bound);
+    if (step.mask && !step.squares_known) sum_squares(bound);
     return;
   }
   Penalty penalty;
@@ -34,8 +33,8 @@ void take_step(const Bound& bound, const Step& step, const std::vector<void*>* c
   if (step.mask) {
     penalty.mask = step.mask;
     penalty.factor = *step.factor;
-    if (!step.known && prunes_any(penalty, bound.plan)) sum_squares(bound);
-    slopes = take_slopes(bound, step.mask, *step.strength);
+    if (!step.squares_known && prunes_any(penalty, bound.plan)) sum_squares(bound);
+    slopes = take_slopes(bound, step.mask, *step.lam);
     penalty.slopes = slopes.data();
   }
   std::optional<Sums> sums;

@@ -92,7 +92,7 @@ std::vector<double> take_slopes(const Bound& bound, const bool* mask, double str
 
 double* sum_squares(const Bound& bound) {
   auto* slices = bound.slice_sq.mutable_data_ptr<double>();
-  sum_up(bound, find_criterion("l2"), {}, slices);
+  sum_up(bound, kCriteria[0], {}, slices);
   return slices;
 }
 

@@ -107,12 +107,12 @@ void adamw_step(const Tensor& ticket, const std::vector<Tensor>& grads,
                 const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
                 const std::vector<Tensor>& steps, const Tensor& lr, double beta1, double beta2,
                 double eps, double weight_decay, bool maximize, const std::optional<Tensor>& mask,
-                const Tensor& strength, const Tensor& factor, bool known,
+                const Tensor& lam, const Tensor& factor, bool known,
                 const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
   constexpr const char* kOp = "adamw_step_";
-  const Use bound(kOp, ticket);
-  const Step step =
-      check_step(kOp, *bound, grads, lr, maximize, mask, strength, factor, known, grad_scale, found_inf);
+  const LockedBound bound(kOp, ticket);
+  const StepArguments step =
+      check_step(kOp, *bound, grads, lr, maximize, mask, lam, factor, known, grad_scale, found_inf);
   const AdamwArguments a = check_adamw(kOp, *bound, step, exp_avgs, exp_avg_sqs, steps, beta1, beta2);
   const OnDevice here(kOp, bound->tables);
   Adamw rule{};
@@ -120,7 +120,7 @@ void adamw_step(const Tensor& ticket, const std::vector<Tensor>& grads,
   rule.single = {static_cast<float>(beta1), static_cast<float>(1 - beta1), static_cast<float>(beta2),
                  static_cast<float>(1 - beta2), static_cast<float>(eps)};
   rule.weight_decay = weight_decay;
-  auto* const corrections = static_cast<Correction*>(bound->corrections.mutable_data_ptr());
+  auto* const corrections = static_cast<Correction*>(bound->bias_corrections.mutable_data_ptr());
   rule.corrections = corrections;
   count_step(kOp, a.steps, step.found_inf, beta1, beta2, corrections, here.stream());
   take_step(kOp, *bound, step, {&a.averages, &a.squares}, a, rule, here.stream());

@@ -116,12 +116,11 @@ void score(const char* op, const Bound& bound, const Criterion& criterion, const
 void group_saliency(const Tensor& ticket, const Tensor& scores, const Tensor& slices,
                     const std::vector<Tensor>& others, const std::string& name, bool known) {
   constexpr const char* kOp = "group_saliency";
-  const Use bound(kOp, ticket);
-  const Criterion criterion = find_criterion(name);
-  const std::vector<void*> pointers = check_saliency(kOp, *bound, scores, slices, others, criterion);
+  const LockedBound bound(kOp, ticket);
+  const auto& [criterion, pointers] = check_saliency(kOp, *bound, scores, slices, others, name);
   const OnDevice here(kOp, bound->tables);
   const Output out{scores.mutable_data_ptr(), slices.mutable_data_ptr(), criterion.finish};
-  if (bound->wide) {
+  if (bound->any_double) {
     score<double>(kOp, *bound, criterion, out, pointers, known, here.stream());
   } else {
     score<float>(kOp, *bound, criterion, out, pointers, known, here.stream());

@@ -46,13 +46,11 @@ __global__ void __launch_bounds__(kThreads)
 Tensor jaccard(const Tensor& mask_a, const Tensor& mask_b, const Tensor& tables,
                const std::vector<int64_t>& layout) {
   constexpr const char* kOp = "jaccard";
-  const Plan plan = check_plan(kOp, tables, layout);
-  check_array(kOp, mask_a, {"mask_a", ScalarType::Bool, plan.groups, 1}, tables);
-  check_array(kOp, mask_b, {"mask_b", ScalarType::Bool, plan.groups, 1}, tables);
+  const auto& [plan, a, b] = check_jaccard(kOp, mask_a, mask_b, tables, layout);
   const OnDevice here(kOp, tables);
   Tensor result = torch::stable::new_empty(tables, {}, ScalarType::Double);
-  launch(kOp, jaccard_kernel, 1, kThreads, false, here.stream(), plan, mask_a.const_data_ptr<bool>(),
-         mask_b.const_data_ptr<bool>(), result.mutable_data_ptr<double>());
+  launch(kOp, jaccard_kernel, 1, kThreads, false, here.stream(), plan, a, b,
+         result.mutable_data_ptr<double>());
   return result;
 }
 

@@ -49,19 +49,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<A>)
 }
 
 void lasso_grad(const Tensor& ticket, const std::vector<Tensor>& grads, const Tensor& mask,
-                const Tensor& strength, bool known) {
+                const Tensor& lam, bool known) {
   constexpr const char* kOp = "lasso_grad_";
-  const Use bound(kOp, ticket);
-  const std::vector<void*> pointers = pointers_beside(kOp, "grads", grads, *bound);
-  check_array(kOp, mask, {"mask", ScalarType::Bool, bound->plan.groups, 1}, bound->tables);
-  check_array(kOp, strength, {"strength", ScalarType::Float, 1, 0}, bound->tables);
+  const LockedBound bound(kOp, ticket);
+  const LassoArguments a = check_lasso(kOp, *bound, grads, mask, lam);
   const OnDevice here(kOp, bound->tables);
-  Work work = make_work(*bound, mask.const_data_ptr<bool>());
+  Work work = make_work(*bound, a.mask);
   Beside<> beside;
   for_each_window(work, *bound, kMostTensors, [&] {
-    copy_pointers(work, pointers, beside);
-    launch_cooperative(kOp, bound->wide ? lasso_kernel<double> : lasso_kernel<float>, work,
-                       here.stream(), work, beside, strength.const_data_ptr<float>(), known);
+    copy_pointers(work, a.grads, beside);
+    launch_cooperative(kOp, bound->any_double ? lasso_kernel<double> : lasso_kernel<float>, work,
+                       here.stream(), work, beside, a.lam, known);
   });
   used_on(kOp, *bound, here.stream());
 }

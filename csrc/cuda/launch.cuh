@@ -13,7 +13,7 @@ namespace ocsfast::cuda {
 inline Work make_work(const Bound& bound, const bool* mask) {
   Work work{};
   work.plan = bound.plan;
-  work.matrices = static_cast<const Matrix*>(bound.device.const_data_ptr());
+  work.matrices = static_cast<const Matrix*>(bound.device_matrices.const_data_ptr());
   work.row_sums = bound.row_sums.mutable_data_ptr();
   work.partials = bound.partials.mutable_data_ptr();
   work.slice_sq = bound.slice_sq.mutable_data_ptr();

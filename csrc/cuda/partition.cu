@@ -258,9 +258,10 @@ std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& scores, const Tensor&
                                              const Tensor& budget) {
   constexpr const char* kOp = "partition";
   Arguments a{};
-  a.plan = check_plan(kOp, tables, layout);
-  a.cost = check_cost(kOp, cost_tables, cost_layout, tables, a.plan.families);
-  check_partition(kOp, scores, limits, round_to, budget, tables, a.plan);
+  const auto [plan, cost] =
+      check_partition(kOp, scores, tables, layout, cost_tables, cost_layout, limits, round_to, budget);
+  a.plan = plan;
+  a.cost = cost;
   const OnDevice here(kOp, tables);
   const auto empty = [&](std::initializer_list<int64_t> size, ScalarType dtype) {
     return torch::stable::new_empty(tables, size, dtype);

@@ -71,7 +71,7 @@ class OnDevice {
 };
 
 // The streams beside the one it was allocated on whose kernels use a Bound's memory.
-class Streams : public Users {
+class Streams : public PendingKernels {
  public:
   Streams(int32_t device, cudaStream_t home) : device_(device), home_(home) {}
   Streams(const Streams&) = delete;
@@ -91,7 +91,7 @@ class Streams : public Users {
 
   // Memory that torch gets back is given out again in the order of `home_`, which from now on runs after
   // what was started elsewhere.
-  bool leave() override try {
+  bool allow_free() override try {
     if (captured_) return false;
     if (last_.empty()) return true;
     const DeviceScope here("release", device_);        // the default stream is the current device's
@@ -112,7 +112,7 @@ class Streams : public Users {
 
 // After kernels that use a Bound's memory have been started.
 inline void used_on(const char* op, const Bound& bound, cudaStream_t stream) {
-  static_cast<Streams&>(*bound.users).note(op, stream);
+  static_cast<Streams&>(*bound.pending).note(op, stream);
 }
 
 // Blocks of `kernel` that fit on the current device at once: no more are launched, so that a grid can

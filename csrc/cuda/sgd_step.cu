@@ -54,7 +54,7 @@ struct Sgd {
   void load(const SgdArguments& a, int32_t first_tensor, int32_t tensors) {
     std::fill(std::begin(first), std::end(first), 0u);
     for (int32_t t = 0; t < tensors; ++t) {
-      if (a.first[first_tensor + t]) first[t / kWordBits] |= 1u << t % kWordBits;
+      if (a.begins[first_tensor + t]) first[t / kWordBits] |= 1u << t % kWordBits;
     }
   }
 };
@@ -62,12 +62,12 @@ struct Sgd {
 void sgd_step(const Tensor& ticket, const std::vector<Tensor>& grads, const std::vector<Tensor>& momenta,
               const std::vector<int64_t>& first, const Tensor& lr, double momentum, double dampening,
               double weight_decay, bool nesterov, bool maximize, const std::optional<Tensor>& mask,
-              const Tensor& strength, const Tensor& factor, bool known,
+              const Tensor& lam, const Tensor& factor, bool known,
               const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
   constexpr const char* kOp = "sgd_step_";
-  const Use bound(kOp, ticket);
-  const Step step =
-      check_step(kOp, *bound, grads, lr, maximize, mask, strength, factor, known, grad_scale, found_inf);
+  const LockedBound bound(kOp, ticket);
+  const StepArguments step =
+      check_step(kOp, *bound, grads, lr, maximize, mask, lam, factor, known, grad_scale, found_inf);
   const SgdArguments a = check_sgd(kOp, *bound, step, momenta, first, momentum);
   Sgd rule{};
   rule.wide = {momentum, 1 - dampening, weight_decay};

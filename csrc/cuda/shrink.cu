@@ -52,13 +52,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<A>)
 
 void shrink(const Tensor& ticket, const Tensor& mask, const Tensor& factor) {
   constexpr const char* kOp = "shrink_";
-  const Use bound(kOp, ticket);
-  check_array(kOp, mask, {"mask", ScalarType::Bool, bound->plan.groups, 1}, bound->tables);
-  check_array(kOp, factor, {"factor", ScalarType::Float, 1, 0}, bound->tables);
+  const LockedBound bound(kOp, ticket);
+  const ShrinkArguments a = check_shrink(kOp, *bound, mask, factor);
   const OnDevice here(kOp, bound->tables);
-  const Work work = make_work(*bound, mask.const_data_ptr<bool>());
-  launch_cooperative(kOp, bound->wide ? shrink_kernel<double> : shrink_kernel<float>, work,
-                     here.stream(), work, factor.const_data_ptr<float>());
+  const Work work = make_work(*bound, a.mask);
+  launch_cooperative(kOp, bound->any_double ? shrink_kernel<double> : shrink_kernel<float>, work,
+                     here.stream(), work, a.factor);
   used_on(kOp, *bound, here.stream());
 }
 

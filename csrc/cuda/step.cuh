@@ -1,7 +1,6 @@
 // An optimizer's step with Eq. 8 before and Eq. 9 after it, in one pass, whatever the optimizer's rule.
 #pragma once
 
-#include "../step.h"
 #include "launch.cuh"
 #include "score.cuh"
 
@@ -100,16 +99,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<A>)
 }
 
 template <class Rule, class Arguments>
-void take_step(const char* op, const Bound& bound, const Step& step,
+void take_step(const char* op, const Bound& bound, const StepArguments& step,
                const std::vector<void*>* const (&states)[Rule::kStates], const Arguments& arguments,
                const Rule& rule, cudaStream_t stream) {
   static_assert(sizeof(Work) + sizeof(Settings<Rule>) <= kArgumentBytes);
   Work work = make_work(bound, step.mask);
   Settings<Rule> settings{};
   settings.lr = step.lr;
-  settings.strength = step.strength;
+  settings.strength = step.lam;
   settings.factor = step.factor;
-  settings.known = step.known;
+  settings.known = step.squares_known;
   settings.grad_scale = step.grad_scale;
   settings.found_inf = step.found_inf;
   settings.maximize = step.maximize;
@@ -118,7 +117,7 @@ void take_step(const char* op, const Bound& bound, const Step& step,
     copy_pointers(work, step.grads, settings.grads);
     for (int i = 0; i < Rule::kStates; ++i) copy_pointers(work, *states[i], settings.states[i]);
     settings.rule.load(arguments, work.first_tensor, work.tensors);
-    launch_cooperative(op, bound.wide ? step_kernel<Rule, double> : step_kernel<Rule, float>, work,
+    launch_cooperative(op, bound.any_double ? step_kernel<Rule, double> : step_kernel<Rule, float>, work,
                        stream, work, settings);
   });
   used_on(op, bound, stream);

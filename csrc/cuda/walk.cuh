@@ -10,8 +10,8 @@
 
 #include <type_traits>
 
+#include "../matrix.h"
 #include "../plan.h"
-#include "../work.h"
 
 namespace ocsfast::cuda {
 
