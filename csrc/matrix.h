@@ -41,8 +41,8 @@ struct Task {
 // feeds eight.
 constexpr int32_t kTaskElements = 65536;
 // A task writes one sum for each column, which is read again when slices are gathered. To keep this at a
-// few per cent of the work where a row is longer than a task, at least so much of a column goes into each
-// sum: 128 runs on the CPU; 32 elements on CUDA, which needs more tasks to fill its SMs.
+// few per cent of the work where a row is longer than a task, at least so much of a column goes into
+// each sum: 128 runs on the CPU; 32 elements on CUDA, which needs more tasks to fill its SMs.
 constexpr int64_t kRunsPerColumnCpu = 128;
 constexpr int64_t kElementsPerColumnCuda = 32;
 

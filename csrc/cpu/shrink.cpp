@@ -1,6 +1,6 @@
 #include <torch/csrc/stable/library.h>
 
-#include "walk.h"
+#include "sums.h"
 
 namespace ocsfast::cpu {
 namespace {
@@ -14,12 +14,12 @@ void shrink(const Tensor& ticket, const Tensor& mask, const Tensor& factor) {
   penalty.factor = *a.factor;
   if (!prunes_any(penalty, bound->plan)) return;
   Sums sums(*bound, bound->slice_sq.mutable_data_ptr<double>(), true);
-  for_each_task(*bound, [&](const Task& task, State& state) {
+  for_each_task(*bound, [&](const Task& task, ThreadMemory& memory) {
     const Matrix& m = bound->matrices[task.tensor];
     if (!has_slices(m)) return;
     dispatch(m.dtype, [&](auto type) {
       using T = decltype(type);
-      sums.run(task, bands_of<T>(*bound, task, penalty, state), state, row_kernels<T>().shrink);
+      sums.run(task, make_bands<T>(*bound, task, penalty, memory), memory, row_kernels<T>().shrink);
     });
   });
 }

@@ -17,7 +17,7 @@ Tensor bind(const std::vector<Tensor>& weights, const Tensor& tables, const Tens
       torch::stable::new_empty(tables, {bound->plan.tensors, 2}, ScalarType::Double);
   check_cuda(kOp, cudaMemcpyAsync(bound->device_matrices.mutable_data_ptr(), bound->matrices.data(),
                                   bytes, cudaMemcpyHostToDevice, here.stream()));
-  check_cuda(kOp, cudaStreamSynchronize(here.stream()));  // ops may run on another stream
+  check_cuda(kOp, cudaStreamSynchronize(here.stream()));  // ops may run on other streams
   bound->pending = std::make_unique<Streams>(tables.get_device_index(), here.stream());
   return issue_ticket(bound, shapes);
 }
