@@ -1,5 +1,8 @@
-// A plan bound to the weights it walks: checked once, so that a call costs microseconds however many
-// tensors there are. Ops find it by a ticket, a CPU tensor of one int64. Host only.
+// A plan bound to the weights it is for. Binding checks both once, so that an op costs microseconds
+// however many tensors there are. Host only.
+//
+// An op finds its Bound by a ticket: a CPU tensor of one int64, the number under which bound.cpp keeps
+// it. A number instead of a pointer, so that no ticket, not even a made-up one, leads to freed memory.
 #pragma once
 
 #include <memory>
@@ -7,53 +10,53 @@
 #include <vector>
 
 #include "checks.h"
-#include "criteria.h"
 
 namespace ocsfast {
 
-// Kernels that were started, and may not have run when what they use is released.
-class Users {
+// Kernels that were started and may not have run yet when the memory they use is about to be freed.
+class PendingKernels {
  public:
-  virtual ~Users() = default;
-  // Whether memory may be released now: all that is allocated after it is used after them.
-  virtual bool leave() = 0;
+  virtual ~PendingKernels() = default;
+  // Whether the memory may be freed now: whoever gets it next will use it after those kernels.
+  virtual bool allow_free() = 0;
 };
 
 struct Bound {
   Plan plan;  // points into `tables`
   std::vector<Matrix> matrices;
   int32_t tasks = 0;
-  bool wide = false;  // any weight is float64
+  bool any_double = false;  // any weight is float64
   Tensor tables;
   std::vector<Tensor> weights;
-  // Memory that kernels reuse from call to call, for sums in double on the CPU, else in the weights'
-  // accumulator type.
-  Tensor row_sums;     // [plan.num_rows]
-  Tensor partials;     // column sums, task by task
-  Tensor slice_sq;     // [plan.slices] sums of squares, as the last op that took them left them
-  Tensor device;       // CUDA: the matrices, as bytes
-  Tensor corrections;  // CUDA: AdamW's, [tensors, 2] in double
-  std::mutex in_use;   // one op at a time: they share this memory
-  std::unique_ptr<Users> users;  // CUDA: kernels that may still use it
+  // Scratch memory, used again at every call. Sums are double on the CPU; on CUDA they are float, or
+  // double if any weight is.
+  Tensor row_sums;          // [plan.num_rows]
+  Tensor partials;          // each task's column sums, from Matrix::first_partial on
+  Tensor slice_sq;          // [plan.slices] sums of squares, as the last op that computed them left them
+  Tensor device_matrices;   // CUDA only: `matrices`, as bytes
+  Tensor bias_corrections;  // CUDA only: AdamW's, [tensors, 2] in double
+  std::mutex mutex;         // held for the length of an op: ops share the scratch memory
+  std::unique_ptr<PendingKernels> pending;  // CUDA only
 
   ~Bound();
   int64_t count_partials() const;  // elements of `partials`
 };
 
-// Checks everything that a kernel relies on. No ticket yet.
+// Checks all that the kernels rely on. It has no ticket yet.
 std::shared_ptr<Bound> make_bound(const std::vector<Tensor>& weights, const Tensor& tables,
                                   const Tensor& shapes, const std::vector<int64_t>& layout,
-                                  Walker walker);
+                                  Backend backend);
 
-// Keeps it until its ticket's number is released. `shapes`: any tensor on the CPU.
+// Keeps the Bound until `release` is called with the ticket's number. `shapes` may be any CPU tensor:
+// the ticket is allocated like it.
 Tensor issue_ticket(std::shared_ptr<Bound> bound, const Tensor& shapes);
 void release(int64_t number);
 
-// The holder of a ticket, alone: no other op can use it meanwhile. Its weights are where and what they
-// were when it was bound.
-class Use {
+// The Bound of a ticket, locked: no other op can use it before this one is done. Its weights are where
+// they were when it was bound.
+class LockedBound {
  public:
-  Use(const char* op, const Tensor& ticket);
+  LockedBound(const char* op, const Tensor& ticket);
   const Bound& operator*() const { return *bound_; }
   const Bound* operator->() const { return bound_.get(); }
 
@@ -61,18 +64,5 @@ class Use {
   std::shared_ptr<Bound> bound_;
   std::unique_lock<std::mutex> lock_;
 };
-
-// Tensors beside the weights, such as gradients, as pointers: null where the tensor is empty, which
-// stands for none. Each has the dtype, shape, strides and device of its weight.
-std::vector<void*> pointers_beside(const char* op, const char* name, const std::vector<Tensor>& tensors,
-                                   const Bound& bound);
-
-// The criterion of that name; group_saliency's error where there is none.
-Criterion find_criterion(const std::string& name);
-
-// Checks the arguments of group_saliency; pointers to `others` where the criterion needs them.
-std::vector<void*> check_saliency(const char* op, const Bound& bound, const Tensor& scores,
-                                  const Tensor& slices, const std::vector<Tensor>& others,
-                                  const Criterion& criterion);
 
 }  // namespace ocsfast

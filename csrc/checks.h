@@ -1,4 +1,7 @@
-// Every op's arguments are checked here, and nowhere else, before any of their memory is touched.
+// Every argument of every op is checked here, and nowhere else, before any of its memory is touched. Two
+// questions are not about arguments and are asked where the answer is: whether a ticket is still valid
+// (bound.cpp), and whether a CUDA graph is being captured (cuda/bind.cu).
+//
 // Messages name the op, the argument and the value. Host only.
 #pragma once
 
@@ -9,16 +12,18 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <vector>
 
+#include "arguments.h"
+#include "matrix.h"
 #include "plan.h"
-#include "work.h"
 
 namespace ocsfast {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+struct Bound;
 
 template <class... Message>
 [[noreturn]] void fail(const char* op, const Message&... message) {
@@ -28,45 +33,88 @@ template <class... Message>
   throw std::runtime_error(text.str());
 }
 
-// A table of integers or a scalar: dtype, device and number of elements are given.
+// The kernels' name for a dtype; nothing where no kernel computes in it.
+std::optional<DType> find_dtype(ScalarType dtype);
+
+// --- Tensors: check_tensors.cpp ---
+
+// A tensor whose dtype and number of elements are given: a table, a mask or a scalar.
 struct Expected {
   const char* name;
   ScalarType dtype;
   int64_t numel;  // -1: any
   int64_t dim;    // 0 to 2
 };
+// It is contiguous and lies where `tables` lies.
 void check_array(const char* op, const Tensor& tensor, const Expected& expected, const Tensor& tables);
 
-// A plan whose counts and offsets agree with one another and with the size of `tables`.
+// One tensor like each weight, such as a gradient: of the weight's shape, strides, dtype and device.
+// Returns pointers; null where the tensor is empty, which stands for none.
+std::vector<void*> check_like_weights(const char* op, const char* name,
+                                      const std::vector<Tensor>& tensors, const Bound& bound);
+
+// The weights as matrices: shapes, strides, dtype and device are those the plan was built for. `shapes`
+// is Plan.shapes.
+std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& weights,
+                                  const Tensor& tables, const Tensor& shapes, const Plan& plan,
+                                  Backend backend);
+
+// The weights have the memory, size, dtype and device they had when the plan was bound to them.
+void check_unchanged(const char* op, const Bound& bound);
+
+// --- Tables: check_tables.cpp ---
+
+// The counts and offsets of `layout` agree with one another and with the size of `tables`. The entries
+// of the tables are not read.
 Plan check_plan(const char* op, const Tensor& tables, const std::vector<int64_t>& layout);
 
-// Every entry of its tables, which lie on the CPU, points inside, and the tables of slices and of groups
-// agree. Done once, when a plan is bound.
+// Every entry of the tables points inside, and the tables of slices and of groups agree. Reads them, so
+// they have to lie on the CPU. Done once, when a plan is bound.
 void check_entries(const char* op, const Plan& plan, const std::vector<Matrix>& matrices);
 
-// family_start alone, for the ops that are given tables: on the CPU at every call. On CUDA, where that
-// would cost a synchronisation, it is trusted.
-void check_families(const char* op, const Plan& plan);
+// family_start alone, for the ops that are given tables instead of a ticket. Checked at every call on
+// the CPU, and trusted on CUDA, where reading it would cost a synchronisation.
+void check_families(const char* op, const Plan& plan, const Tensor& tables);
 
-// The same for the tables of the cost model; on the CPU their entries are checked too.
+// As check_plan. On the CPU the entries are checked too.
 CostModel check_cost(const char* op, const Tensor& tables, const std::vector<int64_t>& layout,
                      const Tensor& plan_tables, int64_t families);
 
-// partition's other arguments: scores are float32 or float64, round_to is positive.
-void check_partition(const char* op, const Tensor& scores, const Tensor& limits, int64_t round_to,
-                     const Tensor& budget, const Tensor& tables, const Plan& plan);
+// --- One for each op: checks.cpp ---
 
-// The weights as matrices: shapes, strides, dtype and device are those of the plan. `shapes` is the
-// plan's, on the CPU wherever the plan itself lies.
-std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& weights,
-                                  const Tensor& tables, const Tensor& shapes, const Plan& plan,
-                                  Walker walker);
+// The number in a ticket (see bound.h).
+int64_t check_ticket(const char* op, const Tensor& ticket);
 
-// A tensor with an element beside each of the weight's: a gradient, or an optimizer's state.
-void check_beside(const char* op, const char* name, size_t index, const Tensor& tensor,
-                  const Tensor& weight);
+SaliencyArguments check_saliency(const char* op, const Bound& bound, const Tensor& scores,
+                                 const Tensor& slices, const std::vector<Tensor>& others,
+                                 const std::string& criterion);
 
-// Nothing where no kernel computes in the dtype.
-std::optional<DType> dtype_of(ScalarType dtype);
+PartitionArguments check_partition(const char* op, const Tensor& scores, const Tensor& tables,
+                                   const std::vector<int64_t>& layout, const Tensor& cost_tables,
+                                   const std::vector<int64_t>& cost_layout, const Tensor& limits,
+                                   int64_t round_to, const Tensor& budget);
+
+JaccardArguments check_jaccard(const char* op, const Tensor& mask_a, const Tensor& mask_b,
+                               const Tensor& tables, const std::vector<int64_t>& layout);
+
+ShrinkArguments check_shrink(const char* op, const Bound& bound, const Tensor& mask,
+                             const Tensor& factor);
+
+LassoArguments check_lasso(const char* op, const Bound& bound, const std::vector<Tensor>& grads,
+                           const Tensor& mask, const Tensor& lam);
+
+StepArguments check_step(const char* op, const Bound& bound, const std::vector<Tensor>& grads,
+                         const Tensor& lr, bool maximize, const std::optional<Tensor>& mask,
+                         const Tensor& lam, const Tensor& factor, bool squares_known,
+                         const std::optional<Tensor>& grad_scale,
+                         const std::optional<Tensor>& found_inf);
+
+SgdArguments check_sgd(const char* op, const Bound& bound, const StepArguments& step,
+                       const std::vector<Tensor>& momenta, const std::vector<int64_t>& first,
+                       double momentum);
+
+AdamwArguments check_adamw(const char* op, const Bound& bound, const StepArguments& step,
+                           const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
+                           const std::vector<Tensor>& steps, double beta1, double beta2);
 
 }  // namespace ocsfast

@@ -1,50 +1,57 @@
-// The extension module: every op's schema, and what was built. No logic.
+// The extension module: the schema of every op, and what was built. No logic.
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
 #include "bound.h"
 
-// Throughout: `tables`, `shapes` and `layout` are a plan's (csrc/plan.h), `mask` the groups to prune,
-// and `bound` the ticket of a plan that is bound to its weights, which stands for them: an op that
-// changes weights, or what is remembered of them, changes it.
+// In all schemas:
+//   tables, shapes, layout   a plan's (plan.h)
+//   mask                     the groups to prune
+//   bound                    the ticket of a plan that is bound to its weights (bound.h). It stands for
+//   the
+//                            weights: an op that changes them, or their sums of squares, is said to
+//                            change it
+//   strength                 Eq. 8's λ
+//   known                    the sums of squares that an earlier op left are those of the weights as
+//   they are
 STABLE_TORCH_LIBRARY(ocsfast, m) {
   // Checks a plan and the weights it is for, once.
   m.def("bind(Tensor[] weights, Tensor tables, Tensor shapes, int[] layout) -> Tensor");
-  // Scores all groups in one read of the weights, and gives what each slice was scored by. `others`: a
-  // tensor beside each weight, for criteria that need one. `known`: the sums of squares are at hand.
+  // Scores all groups in one read of the weights, and writes what each slice was scored by. `others`: a
+  // tensor like each weight, for the criteria that need one.
   m.def(
       "group_saliency(Tensor(a!) bound, Tensor(b!) scores, Tensor(c!) slices, Tensor[] others,"
       " str criterion, bool known) -> ()");
-  // The groups to prune so that the cost is at most `budget`.
+  // Finds the groups to prune so that the cost is at most `budget`.
   m.def(
       "partition(Tensor scores, Tensor tables, int[] layout, Tensor cost_tables, int[] cost_layout,"
       " Tensor limits, int round_to, Tensor budget) -> (Tensor mask, Tensor cost, Tensor status)");
-  // Eq. 9: w *= factor ** (pruned slices that contain the element). Leaves the pruned slices' sums of
-  // squares behind.
+  // Eq. 9: w *= factor ** (pruned slices that contain the element). Leaves the sums of squares of the
+  // pruned slices.
   m.def("shrink_(Tensor(a!) bound, Tensor mask, Tensor factor) -> ()");
   // Eq. 8: grad += strength * w / |slice|, for each pruned slice that contains the element.
   m.def(
       "lasso_grad_(Tensor(a!) bound, Tensor(b!)[] grads, Tensor mask, Tensor strength, bool known) -> "
       "()");
-  // A step of SGD with Eq. 8 before and Eq. 9 after it in one pass, where a mask is given. Leaves all
-  // slices' sums of squares behind.
+  // A step of SGD. With a mask also Eq. 8 before and Eq. 9 after it, in the same pass, which leaves the
+  // sums of squares of all slices. `first`: the weights whose momentum holds nothing yet.
   m.def(
       "sgd_step_(Tensor(a!) bound, Tensor[] grads, Tensor(b!)[] momenta, int[] first, Tensor lr,"
       " float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, Tensor? mask,"
       " Tensor strength, Tensor factor, bool known, Tensor? grad_scale, Tensor? found_inf) -> ()");
-  // The same of AdamW. `steps`: how many each weight has taken; this one is added.
+  // The same for AdamW. `steps`: how many steps each weight has taken; the op adds this one.
   m.def(
       "adamw_step_(Tensor(a!) bound, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
       " Tensor(d!)[] steps, Tensor lr, float beta1, float beta2, float eps, float weight_decay,"
       " bool maximize, Tensor? mask, Tensor strength, Tensor factor, bool known, Tensor? grad_scale,"
       " Tensor? found_inf) -> ()");
-  // Eq. 3: how alike the kept sets of two partitions are.
+  // Eq. 3: the similarity of two partitions, by their kept groups.
   m.def("jaccard(Tensor mask_a, Tensor mask_b, Tensor tables, int[] layout) -> Tensor");
 }
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled ops of ocsfast, registered as torch.ops.ocsfast.*";
-  // No op: Python's garbage collector calls it wherever it likes, also while a graph is being traced.
+  // Not an op: Python's garbage collector calls it at any time, also while torch traces a graph.
   m.def("release", &ocsfast::release, "Forget what is bound under a ticket's number.");
   m.def(
       "build_info",

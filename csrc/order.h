@@ -1,4 +1,5 @@
-// The total order of groups: by score, -0.0 = +0.0, then by index. Host and device.
+// The order in which groups are pruned: by score, where -0.0 equals +0.0, then by index. Host and
+// device.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 
 namespace ocsfast {
 
-// Unsigned images of scores that compare as the scores do; scores are not NaN.
+// The image of a score: an unsigned integer, which compares to others as the score does. NaN has none.
 OCSFAST_HOST_DEVICE inline uint32_t order_image(float score) {
   const float value = score + 0.0f;  // -0.0 + 0.0 = +0.0
   uint32_t bits;
@@ -23,13 +24,14 @@ OCSFAST_HOST_DEVICE inline uint64_t order_image(double score) {
   return bits ^ (bits >> 63 ? ~uint64_t{0} : uint64_t{1} << 63);
 }
 
-// The most groups a family of `size` may lose where `below` of them lie at or below the threshold: at
-// most `limit`, and such that the kept count is a multiple of `round_to` (or nothing goes).
+// How many groups of a family of `size` to prune, if `below` of them lie at or below the threshold: at
+// most `limit`, and so many that the kept count is a multiple of `round_to`; none if that is not
+// possible.
 OCSFAST_HOST_DEVICE inline int64_t groups_to_prune(int64_t size, int64_t below, int64_t limit,
                                                    int64_t round_to) {
-  int64_t gone = below < limit ? below : limit;
-  if (gone < 0) gone = 0;
-  const int64_t kept = (size - gone + round_to - 1) / round_to * round_to;
+  int64_t pruned = below < limit ? below : limit;
+  if (pruned < 0) pruned = 0;
+  const int64_t kept = (size - pruned + round_to - 1) / round_to * round_to;
   return kept < size ? size - kept : 0;
 }
 

@@ -1,5 +1,5 @@
-// The plan's and the cost model's tables as the kernels see them: what ocsfast/plan.py and
-// ocsfast/cost.py write, field for field. Host and device.
+// The tables of the plan and of the cost model as the kernels see them. `Plan` and `CostModel` in Python
+// write them, field for field. Host and device.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace ocsfast {
 
 // Plan.layout: kPlanCounts counts, then the start of each table in Plan.tables.
 constexpr int kPlanCounts = 4;   // tensors, slices, groups, families
-constexpr int kPlanTables = 11;  // those of `plan.TABLES`, in its order
+constexpr int kPlanTables = 11;  // the pointers of Plan below, in this order
 // A row of Plan.shapes, which lies on the CPU: rows, cols, inner, channels_last, row base, column base.
 constexpr int kShapeFields = 6;
 
@@ -25,22 +25,25 @@ struct Plan {
   const int32_t* col_slice;    // [num_cols]
   const int32_t* slice_size;   // [slices] |w|
   const int32_t* slice_group;  // [slices]
-  // The inverse of row_slice and col_slice, with which a thread gathers a slice: a scatter would need
-  // float atomics, whose order is not fixed.
+  // The inverse of row_slice and col_slice, by which a thread gathers a slice. Scattering rows and
+  // columns to slices would need float atomics, whose order is not fixed.
   const int32_t* slice_tensor;   // [slices] the tensor a slice lies in
   const int32_t* slice_start;    // [slices + 1] CSR: the rows and columns of a slice are
   const int32_t* slice_entry;    // [*] slice_entry[slice_start[s] : slice_start[s + 1]]: a position in
                                  //     row_slice, or num_rows + a position in col_slice
-  const int32_t* group_start;    // [groups + 1]
-  const int32_t* group_slice;    // [slices]
-  const int32_t* family_start;   // [families + 1]
-  const int32_t* family_layers;  // [families]
+  const int32_t* group_start;    // [groups + 1] CSR: the slices of group g are
+  const int32_t* group_slice;    // [slices] group_slice[group_start[g] : group_start[g + 1]]
+  const int32_t* family_start;   // [families + 1] the groups of family f: family_start[f] and following
+  const int32_t* family_layers;  // [families] layers that share its channels: its weight in Eq. 3
 };
 
 // CostModel.layout: kCostCounts counts, then the start of each table in CostModel.tables.
 constexpr int kCostCounts = 3;  // axes, entries, terms
 constexpr int kCostTables = 7;
 
+// cost = Σ over terms of coefficient · kept(rows axis) · kept(columns axis), where an axis keeps
+// axis_fixed indices and entry_count for each kept group of entry_family, summed over the axis's
+// entries.
 struct CostModel {
   int32_t axes, entries, terms;
   const int64_t* axis_fixed;        // [axes]
@@ -52,8 +55,8 @@ struct CostModel {
   const int64_t* term_cols;         // [terms]
 };
 
-// partition's status bits.
-constexpr int32_t kUnreachable = 1;
-constexpr int32_t kNanScore = 2;
+// partition's status, bit by bit.
+constexpr int32_t kUnreachable = 1;  // the budget cannot be reached
+constexpr int32_t kNanScore = 2;     // a score is NaN: nothing is pruned
 
 }  // namespace ocsfast

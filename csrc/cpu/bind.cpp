@@ -7,7 +7,7 @@ namespace {
 
 Tensor bind(const std::vector<Tensor>& weights, const Tensor& tables, const Tensor& shapes,
             const std::vector<int64_t>& layout) {
-  return issue_ticket(make_bound(weights, tables, shapes, layout, Walker::kCpu), shapes);
+  return issue_ticket(make_bound(weights, tables, shapes, layout, Backend::kCpu), shapes);
 }
 
 }  // namespace

@@ -1,17 +1,17 @@
 #include <torch/csrc/stable/library.h>
 
-#include "walk.h"
+#include "sums.h"
 
 namespace ocsfast::cpu {
 namespace {
 
-// Groups that a thread takes at a time: ten microseconds too.
+// Groups that a thread takes at a time: about ten microseconds of work.
 constexpr int64_t kGroupsPerTask = 2048;
 
 template <class Out>
 void write(const Plan& plan, const double* slices, const Criterion& criterion, const Tensor& scores,
            const Tensor& slice_out) {
-  const std::unique_ptr<double[]> value(new double[plan.slices]);  // not filled: each is written below
+  const std::unique_ptr<double[]> value(new double[plan.slices]);  // not set to 0: each is written below
   Out* out = slice_out.mutable_data_ptr<Out>();
   torch::stable::parallel_for(0, plan.slices, kSlicesPerTask, [&](int64_t first, int64_t last) {
     row_kernels<double>().finish(criterion.finish, slices + first, plan.slice_size + first, last - first,
@@ -30,21 +30,20 @@ void write(const Plan& plan, const double* slices, const Criterion& criterion, c
 }
 
 void group_saliency(const Tensor& ticket, const Tensor& scores, const Tensor& slice_out,
-                    const std::vector<Tensor>& others, const std::string& name, bool known) {
+                    const std::vector<Tensor>& others, const std::string& name, bool squares_known) {
   constexpr const char* kOp = "group_saliency";
-  const Use bound(kOp, ticket);
-  const Criterion criterion = find_criterion(name);
-  const std::vector<void*> pointers = check_saliency(kOp, *bound, scores, slice_out, others, criterion);
+  const LockedBound bound(kOp, ticket);
+  const auto& [criterion, pointers] = check_saliency(kOp, *bound, scores, slice_out, others, name);
   std::vector<double> own;
   const double* slices = bound->slice_sq.const_data_ptr<double>();
   if (criterion.element != Element::kSquare) {
     own.resize(bound->plan.slices);
-    sum_up(*bound, criterion, pointers, own.data());
+    sum_elements(*bound, criterion, pointers, own.data());
     slices = own.data();
-  } else if (!known) {
-    slices = sum_squares(*bound);
+  } else if (!squares_known) {
+    slices = compute_squares(*bound);
   }
-  if (bound->wide) {
+  if (bound->any_double) {
     write<double>(bound->plan, slices, criterion, scores, slice_out);
   } else {
     write<float>(bound->plan, slices, criterion, scores, slice_out);

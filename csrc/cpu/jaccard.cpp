@@ -9,12 +9,7 @@ namespace {
 Tensor jaccard(const Tensor& mask_a, const Tensor& mask_b, const Tensor& tables,
                const std::vector<int64_t>& layout) {
   constexpr const char* kOp = "jaccard";
-  const Plan plan = check_plan(kOp, tables, layout);
-  check_families(kOp, plan);
-  check_array(kOp, mask_a, {"mask_a", ScalarType::Bool, plan.groups, 1}, tables);
-  check_array(kOp, mask_b, {"mask_b", ScalarType::Bool, plan.groups, 1}, tables);
-  const bool* a = mask_a.const_data_ptr<bool>();
-  const bool* b = mask_b.const_data_ptr<bool>();
+  const auto& [plan, a, b] = check_jaccard(kOp, mask_a, mask_b, tables, layout);
   double sum = 0;
   int64_t layers = 0;
   for (int32_t f = 0; f < plan.families; ++f) {

@@ -1,12 +1,12 @@
-// What all row kernels are made of: vectors of a fixed number of lanes, and loops over bands in them.
-// Part of rows.inl.h, which says how it is compiled.
+// Vectors of a fixed number of lanes: loading, storing, reducing them, and loops in steps of a vector.
+// A part of rows.inl.h, which says how it is compiled.
 
 namespace ocsfast::cpu::OCSFAST_ISA {
 namespace {
 
-// Whatever the machine's vectors hold, so that sums are the same on each.
+// On every machine, whatever its own vectors hold, so that sums are the same on all of them.
 constexpr int kVectorBytes = 64;
-// Bodies of loops, whose vectors would else go through memory.
+// For the bodies of loops: a call would pass vectors through memory.
 #define OCSFAST_INLINE __attribute__((always_inline))
 
 template <class A>
@@ -29,7 +29,7 @@ inline FloatLanes load(const float* p) {
   return v;
 }
 
-// Returns what is stored: v, rounded to the type of p.
+// Stores return what they stored: v, rounded to the type of p.
 inline FloatLanes store(float* p, FloatLanes v) {
   __builtin_memcpy(p, &v, sizeof(v));
   return v;
@@ -104,7 +104,7 @@ inline FloatLanes store(c10::Half* p, FloatLanes v) {
 #endif
 }
 
-// Rounded correctly, and so the same on each machine.
+// Square roots. Rounded correctly, hence the same on every machine.
 inline OCSFAST_INLINE FloatLanes root(FloatLanes v) {
   float lanes[Lanes<float>::count];
   store(lanes, v);
@@ -119,24 +119,7 @@ inline OCSFAST_INLINE Lanes<double>::type root(Lanes<double>::type v) {
   return load(lanes);
 }
 
-// Elements of a band that are added up, 64 to a lane, before the sum goes on in double: 64 additions
-// lose less than rounding the result to float does.
-template <class A>
-constexpr int64_t kStretch = 64 * Lanes<A>::count;
-// Bytes that are fetched ahead where one tensor is read, and where several are.
-constexpr int64_t kAhead = 8192, kAheadOfSeveral = 4096;
-// Bands whose lanes are put together at once: for one alone that takes as long as reading 64 elements.
-constexpr int64_t kBandsAtOnce = 4;
-
-inline int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
-inline int64_t most(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
-
-// The first n < Lanes<A>::count elements, the rest 0.
+// Loads n < Lanes<A>::count elements; the other lanes are 0.
 template <class A, class T>
 inline typename Lanes<A>::type load_some(const T* p, int64_t n) {
   A lanes[Lanes<A>::count] = {};
@@ -149,12 +132,12 @@ inline typename Lanes<A>::type store_some(T* p, int64_t n, typename Lanes<A>::ty
   T lanes[Lanes<A>::count];
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
-  for (int64_t i = n; i < Lanes<A>::count; ++i) lanes[i] = T(0);  // 0 / 0 would spoil a sum
+  for (int64_t i = n; i < Lanes<A>::count; ++i) lanes[i] = T(0);  // these lanes may hold NaN, from 0 / 0
   return load(lanes);
 }
 
-// Calls body(j, n) for elements first .. last - 1, n <= Lanes<A>::count at a time: a constant but for
-// the last of them.
+// Calls body(j, n) for the elements first .. last - 1, n at a time. n is the constant Lanes<A>::count,
+// but fewer and a variable in the last call.
 template <class A, class Body>
 inline OCSFAST_INLINE void for_lanes(int64_t first, int64_t last, const Body& body) {
   constexpr int64_t kLanes = Lanes<A>::count;
@@ -183,132 +166,60 @@ inline typename Lanes<A>::type store_n(T* p, int64_t n, typename Lanes<A>::type 
 
 struct Sum {
   template <class V>
-  static V join(V a, V b) {
+  static V combine(V a, V b) {
     return a + b;
   }
 };
 struct Largest {
   template <class V>
-  static V join(V a, V b) {
+  static V combine(V a, V b) {
     return (a > b) | (a != a) ? a : b;  // NaN wins
   }
 };
 
-// The lanes of four vectors, each joined into one number, half onto half.
-template <class Join>
-inline void fold_lanes(const FloatLanes (&v)[4], double (&out)[4]) {
+// Reduces the lanes of each of four vectors to one number: the upper half onto the lower, and again.
+template <class Reduce>
+inline void reduce_four_floats(const FloatLanes (&v)[4], double (&out)[4]) {
   typedef int32_t I __attribute__((vector_size(kVectorBytes)));
   const auto pair = [](FloatLanes a, FloatLanes b) {
-    return Join::join(
+    return Reduce::combine(
         __builtin_shuffle(a, b, I{0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}),
         __builtin_shuffle(a, b, I{8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31}));
   };
   const FloatLanes ab = pair(v[0], v[1]), cd = pair(v[2], v[3]);
-  FloatLanes all = Join::join(
+  FloatLanes all = Reduce::combine(
       __builtin_shuffle(ab, cd, I{0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27}),
       __builtin_shuffle(ab, cd, I{4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31}));
-  all = Join::join(all, __builtin_shuffle(all, I{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
-  all = Join::join(all, __builtin_shuffle(all, I{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}));
+  all = Reduce::combine(all,
+                        __builtin_shuffle(all, I{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
+  all = Reduce::combine(all,
+                        __builtin_shuffle(all, I{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}));
   for (int k = 0; k < 4; ++k) out[k] = all[4 * k];
 }
 
-template <class Join, class V>
-inline double fold_one(const V& v) {
+template <class Reduce, class V>
+inline double reduce_one(const V& v) {
   using A = std::remove_cv_t<std::remove_reference_t<decltype(v[0])>>;
   A lanes[Lanes<A>::count];
   store(lanes, v);
   for (int64_t half = Lanes<A>::count / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) lanes[i] = Join::join(lanes[i], lanes[i + half]);
+    for (int64_t i = 0; i < half; ++i) lanes[i] = Reduce::combine(lanes[i], lanes[i + half]);
   }
   return lanes[0];
 }
 
-template <class Join, class V>
-inline void join_lanes(const V (&v)[4], double (&out)[4]) {
+template <class Reduce, class V>
+inline void reduce_four(const V (&v)[4], double (&out)[4]) {
   if constexpr (sizeof(v[0][0]) == sizeof(float)) {
-    fold_lanes<Join>(v, out);
+    reduce_four_floats<Reduce>(v, out);
   } else {
-    for (int k = 0; k < 4; ++k) out[k] = fold_one<Join>(v[k]);
+    for (int k = 0; k < 4; ++k) out[k] = reduce_one<Reduce>(v[k]);
   }
 }
 
-// Calls body(k, first, last, sum) for each band k, for stretches of its elements, and puts the sums'
-// lanes together into band_sums[k].
-template <class Join, class T, class Body>
-inline void for_bands(const Bands<T>& b, const Body& body) {
-  using A = accumulator_t<T>;
-  for (int64_t k = 0; k < b.count; k += kBandsAtOnce) {
-    typename Lanes<A>::type sum[kBandsAtOnce] = {};
-    double total[kBandsAtOnce] = {}, rest[kBandsAtOnce];
-    const int64_t some = least(kBandsAtOnce, b.count - k);
-    for (int64_t r = 0; r < some; ++r) {
-      for (int64_t first = 0; first < b.width; first += kStretch<A>) {
-        if (first > 0) total[r] = Join::join(total[r], fold_one<Join>(sum[r]));
-        typename Lanes<A>::type own = {};  // stays in a register
-        body(k + r, first, least(first + kStretch<A>, b.width), own);
-        sum[r] = own;
-      }
-    }
-    join_lanes<Join>(sum, rest);
-    for (int64_t r = 0; r < some; ++r) b.band_sums[k + r] = Join::join(total[r], rest[r]);
-  }
-}
-
-// Fetches what comes later. The machine's own prefetcher stops at every page: without this, reading
-// takes a third longer, and a step of SGD twice as long where what is known of the columns does not stay
-// in the first cache beside it.
-template <class T>
-inline OCSFAST_INLINE void fetch(const T* p, int64_t j, int64_t bytes_ahead) {
-  __builtin_prefetch(p + j + bytes_ahead / static_cast<int64_t>(sizeof(T)));
-}
-
-// A stretch of what is touched, and that what comes behind `end` goes on `jump` elements further.
-struct Run {
-  int64_t length, end, jump;
-};
-
-template <class T>
-inline OCSFAST_INLINE void fetch(const T* p, int64_t j, const Run& run, int64_t bytes_ahead) {
-  const int64_t i = j + least(bytes_ahead / static_cast<int64_t>(sizeof(T)), run.length);
-  __builtin_prefetch(p + i + (i < run.end ? 0 : run.jump));
-}
-
-// Elements between a band that is pruned and what is touched next.
-template <class T>
-inline int64_t left_out_behind(const Bands<T>& b, int64_t k) {
-  if (b.num_spans > 0) return b.spans[0].first;
-  int64_t next = k + 1;
-  while (next < b.count && !b.pruned[next]) ++next;
-  return (next - k - 1) * b.width;
-}
-
-// The same for what is touched: all of a band that is pruned, of others the spans. Calls
-// body(k, first, last, run, sum).
-template <class T, class Body>
-inline void for_touched(const Bands<T>& b, const Body& body) {
-  for_bands<Sum>(b, [&](int64_t k, int64_t first, int64_t last, auto& sum) OCSFAST_INLINE {
-    const bool whole = b.dense || b.pruned[k];
-    const int64_t count = whole ? 1 : b.num_spans;
-    for (int64_t s = 0; s < count; ++s) {
-      const Span span = whole ? Span{0, b.width} : b.spans[s];
-      const int64_t from = most(first, span.first), to = least(last, span.last);
-      if (from >= to) continue;
-      int64_t jump = 0;
-      if (s + 1 < count) {
-        jump = b.spans[s + 1].first - span.last;
-      } else if (!whole) {
-        jump = b.width - span.last + b.spans[0].first;
-      } else if (!b.dense) {
-        jump = left_out_behind(b, k);
-      }
-      const int64_t length = b.dense ? INT32_MAX : span.last - span.first;
-      body(k, from, to, Run{length, span.last, jump}, sum);
-    }
-  });
-}
-
-// Flags, 0 or 1, as wide as the lanes they are for. Step by step, as the compiler takes wider
-// steps element by element, and with many instructions where the machine has one.
+// Widens flags, 0 or 1, to the width of a lane. In several conversions, each to twice the width: for a
+// wider one the compiler converts element by element, or takes many instructions where the machine has
+// one.
 typedef int8_t Bytes16 __attribute__((vector_size(16)));
 typedef int16_t Shorts16 __attribute__((vector_size(32)));
 typedef int32_t Ints16 __attribute__((vector_size(64)));
@@ -334,7 +245,7 @@ inline OCSFAST_INLINE Longs8 widen(const uint8_t* flags, Lanes<double>::type) {
                                  Longs8);
 }
 
-// `yes` in the lanes where flags are set, else 1. Flags have room for whole vectors.
+// `yes` in the lanes whose flag is set, 1 in the others. Flags have room for whole vectors.
 template <class A>
 inline OCSFAST_INLINE typename Lanes<A>::type where_set(const uint8_t* flags,
                                                         typename Lanes<A>::type yes) {

@@ -1,31 +1,28 @@
 #include <torch/csrc/stable/library.h>
 
-#include "walk.h"
+#include "sums.h"
 
 namespace ocsfast::cpu {
 namespace {
 
 void lasso_grad(const Tensor& ticket, const std::vector<Tensor>& grads, const Tensor& mask,
-                const Tensor& strength, bool known) {
+                const Tensor& lam, bool squares_known) {
   constexpr const char* kOp = "lasso_grad_";
-  const Use bound(kOp, ticket);
-  const std::vector<void*> grad = pointers_beside(kOp, "grads", grads, *bound);
-  check_array(kOp, mask, {"mask", ScalarType::Bool, bound->plan.groups, 1}, bound->tables);
-  check_array(kOp, strength, {"strength", ScalarType::Float, 1, 0}, bound->tables);
+  const LockedBound bound(kOp, ticket);
+  const LassoArguments a = check_lasso(kOp, *bound, grads, mask, lam);
   Penalty penalty;
-  penalty.mask = mask.const_data_ptr<bool>();
-  if (!known) sum_squares(*bound);
+  penalty.mask = a.mask;
+  if (!squares_known) compute_squares(*bound);
   if (!prunes_any(penalty, bound->plan)) return;
-  const std::vector<double> slopes =
-      take_slopes(*bound, penalty.mask, *strength.const_data_ptr<float>());
+  const std::vector<double> slopes = compute_slopes(*bound, a.mask, *a.lam);
   penalty.slopes = slopes.data();
-  for_each_task(*bound, [&](const Task& task, State& state) {
+  for_each_task(*bound, [&](const Task& task, ThreadMemory& memory) {
     const Matrix& m = bound->matrices[task.tensor];
-    if (!has_slices(m) || !grad[task.tensor]) return;
+    if (!has_slices(m) || !a.grads[task.tensor]) return;
     dispatch(m.dtype, [&](auto type) {
       using T = decltype(type);
-      Bands<T> bands = bands_of<T>(*bound, task, penalty, state);
-      bands.grad = static_cast<T*>(grad[task.tensor]) + (bands.w - static_cast<T*>(m.weight));
+      Bands<T> bands = make_bands<T>(*bound, task, penalty, memory);
+      bands.grad = static_cast<T*>(a.grads[task.tensor]) + (bands.w - static_cast<T*>(m.weight));
       if (bands.count > 0) row_kernels<T>().lasso(bands);
     });
   });

@@ -10,7 +10,8 @@
 
 namespace ocsfast::cpu {
 
-// Memory a thread reuses from task to task; it starts at a cache line, or each vector would touch two.
+// Memory that a thread uses again for every task. It starts at a cache line: otherwise each vector would
+// touch two.
 class Scratch {
  public:
   template <class T>
@@ -27,15 +28,15 @@ class Scratch {
   std::vector<Line> lines_;
 };
 
-// Calls task(i, state) for every i < n, with a State for each thread. Threads take the next task when
-// they are done with one: which thread runs a task must not matter to its result.
-template <class State, class Task>
+// Calls task(i, memory) for every i < n; each thread has a Memory of its own. A thread that is done with
+// one task takes the next one, so the result must not depend on which thread runs a task.
+template <class Memory, class Task>
 void for_each(int64_t n, const Task& task) {
   std::atomic<int64_t> next{0};
   const int64_t threads = std::min<int64_t>(n, torch::stable::get_num_threads());
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    State state;
-    for (int64_t i = next.fetch_add(1); i < n; i = next.fetch_add(1)) task(i, state);
+    Memory memory;
+    for (int64_t i = next.fetch_add(1); i < n; i = next.fetch_add(1)) task(i, memory);
   });
 }
 

@@ -12,7 +12,9 @@
 namespace ocsfast::cpu {
 namespace {
 
-int64_t cost_of(const CostModel& cost, const std::vector<int64_t>& kept, std::vector<int64_t>& axis) {
+// The cost where family f keeps kept[f] groups. axis: [axes] scratch.
+int64_t compute_cost(const CostModel& cost, const std::vector<int64_t>& kept,
+                     std::vector<int64_t>& axis) {
   for (int32_t a = 0; a < cost.axes; ++a) {
     axis[a] = cost.axis_fixed[a];
     for (int64_t e = cost.axis_start[a]; e < cost.axis_start[a + 1]; ++e) {
@@ -30,8 +32,8 @@ int64_t cost_of(const CostModel& cost, const std::vector<int64_t>& kept, std::ve
 template <class Score>
 std::vector<int32_t> ascending(const Score* scores, int32_t groups) {
   using Image = decltype(order_image(Score{}));
-  // Radix sort, from the lowest digit: with half a million groups ten times faster than std::sort. With
-  // few of them its counters would cost more than they save.
+  // Radix sort, from the lowest digit: ten times as fast as std::sort with half a million groups. With
+  // fewer than kFew its counters would cost more than they save.
   constexpr int kDigitBits = 11;
   constexpr int32_t kDigits = 1 << kDigitBits;
   constexpr int32_t kFew = 1024;
@@ -72,13 +74,13 @@ class Partition {
     for (int32_t f = 0; f < plan.families; ++f) {
       std::fill(family.begin() + plan.family_start[f], family.begin() + plan.family_start[f + 1], f);
     }
-    // A family's groups in ascending order, by their positions in the order of all groups.
+    // The groups of each family in ascending order, as positions in the order of all groups.
     position_.resize(plan.groups);
     std::vector<int32_t> next(plan.family_start, plan.family_start + plan.families);
     for (int32_t p = 0; p < plan.groups; ++p) position_[next[family[order_[p]]]++] = p;
   }
 
-  // Groups of family f that go where the `threshold` lowest groups of all may.
+  // How many groups of family f are pruned if only the `threshold` lowest of all groups may be.
   int64_t pruned(int32_t f, int32_t threshold) const {
     const auto begin = position_.begin() + plan_.family_start[f];
     const auto end = position_.begin() + plan_.family_start[f + 1];
@@ -90,10 +92,10 @@ class Partition {
     for (int32_t f = 0; f < plan_.families; ++f) {
       kept_[f] = plan_.family_start[f + 1] - plan_.family_start[f] - pruned(f, threshold);
     }
-    return cost_of(cost_, kept_, axis_);
+    return compute_cost(cost_, kept_, axis_);
   }
 
-  // The smallest threshold whose cost is at most the budget; all groups where there is none.
+  // The smallest threshold whose cost is at most the budget; if there is none, all groups.
   int32_t search(int64_t budget) {
     int32_t low = 0, high = plan_.groups;
     while (low < high) {
@@ -119,9 +121,9 @@ class Partition {
   const CostModel& cost_;
   const int64_t* limits_;
   int64_t round_to_;
-  std::vector<int64_t> kept_, axis_;
-  std::vector<int32_t> order_;
-  std::vector<int32_t> position_;
+  std::vector<int64_t> kept_, axis_;  // scratch of `cost`
+  std::vector<int32_t> order_;        // [groups] all groups in ascending order
+  std::vector<int32_t> position_;     // [groups] family by family, positions in order_
 };
 
 template <class Score>
@@ -132,7 +134,7 @@ std::pair<int64_t, int32_t> run(const Plan& plan, const CostModel& cost, const S
     std::vector<int64_t> kept(plan.families), axis(cost.axes);
     for (int32_t f = 0; f < plan.families; ++f)
       kept[f] = plan.family_start[f + 1] - plan.family_start[f];
-    return {cost_of(cost, kept, axis), kNanScore};
+    return {compute_cost(cost, kept, axis), kNanScore};
   }
   Partition<Score> partition(plan, cost, scores, limits, round_to);
   const int32_t threshold = partition.search(budget);
@@ -148,10 +150,8 @@ std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& scores, const Tensor&
                                              const Tensor& limits, int64_t round_to,
                                              const Tensor& budget) {
   constexpr const char* kOp = "partition";
-  const Plan plan = check_plan(kOp, tables, layout);
-  check_families(kOp, plan);
-  const CostModel cost = check_cost(kOp, cost_tables, cost_layout, tables, plan.families);
-  check_partition(kOp, scores, limits, round_to, budget, tables, plan);
+  const auto& [plan, cost] =
+      check_partition(kOp, scores, tables, layout, cost_tables, cost_layout, limits, round_to, budget);
   Tensor mask = torch::stable::new_empty(tables, {plan.groups}, ScalarType::Bool);
   Tensor reached = torch::stable::new_empty(tables, {}, ScalarType::Long);
   Tensor status = torch::stable::new_empty(tables, {}, ScalarType::Int);

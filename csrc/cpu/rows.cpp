@@ -20,7 +20,8 @@ const RowKernels<T>& table();
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
-// The best there is, or a lesser one that OCSFAST_ISA names ("baseline", "avx2"): for comparing them.
+// The best instruction set that the machine has. The environment variable OCSFAST_ISA ("baseline",
+// "avx2") asks for a lesser one, so that tests can compare them.
 static Isa choose_isa() {
 #if defined(__x86_64__)
   const char* named = std::getenv("OCSFAST_ISA");

@@ -1,6 +1,7 @@
-// The loops over elements, compiled for several instruction sets; the best the machine has is chosen at
-// run time. Each computes in a fixed number of lanes and without fused multiply-adds, so that all give
-// the same bits.
+// Row kernels: the loops over elements. They are compiled once for each instruction set
+// (rows_<isa>.cpp), and the best that the machine has is chosen when the first one is called (rows.cpp).
+// All compute in the same number of lanes and without fused multiply-adds, so they all give the same
+// bits.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -13,7 +14,7 @@
 
 namespace ocsfast::cpu {
 
-// The type a weight of type T is computed in.
+// The type in which an element of type T is computed.
 template <class T>
 struct Accumulator {
   using type = float;
@@ -30,62 +31,67 @@ struct Span {
   int64_t first, last;
 };
 
-// Tensors an optimizer keeps beside each weight, at most.
-constexpr int kMostStates = 2;
+// The most tensors an optimizer keeps like each weight.
+constexpr int kMaxStates = 2;
 
-// What a kernel walks: some bands of a tensor, and what is known of each band and of each element in it.
-// Where a band is pruned, all of it is touched; else `spans` of it are.
+// What a row kernel walks: `count` bands of a matrix (matrix.h), and which of their elements the op
+// touches. In a pruned band it touches all elements, in any other those in `spans`.
 template <class T>
 struct Bands {
   using A = accumulator_t<T>;
   T* w;  // [count, width]
   T* grad;
-  T* state[kMostStates];  // an optimizer's
-  const T* other;         // beside w, for a criterion
+  T* state[kMaxStates];  // an optimizer's
+  const T* other;        // the tensor that a criterion needs besides the weight
   int64_t count, width;
-  bool dense;             // all of every band is touched
-  const uint8_t* pruned;  // [count]; null: there is no penalty
+  bool touches_all;       // all elements of all bands are touched
+  const uint8_t* pruned;  // [count] 0 or 1; null: there is no penalty
   const Span* spans;
   int64_t num_spans;
-  const uint8_t* pruned_cols;  // [width + 16] whether the element's column is pruned; null: none is
-  A factor;                    // Eq. 9: of whatever is pruned
-  const A* slope;              // [count] Eq. 8: strength / |slice| of the band, or 0
-  const A* slopes;             // [width] the same of the element's column, where any is pruned
+  const uint8_t* pruned_cols;  // [width + 16] 0 or 1, for the element's column; null: none is pruned
+  A factor;                    // Eq. 9, for each pruned slice that contains the element
+  const A* slope;              // [count] Eq. 8: λ / ‖slice‖ of the band's row, or 0
+  const A* slopes;             // [width] the same of the element's column; null: none is pruned
   double* band_sums;           // [count] out
-  A* col_sums;                 // [width] added to, unless null
+  A* col_sums;                 // [width] is added to; null: is not wanted
 };
 
-// momentum = decay * momentum + gain * gradient; w -= lr * momentum, or with `nesterov`
-// lr * (gradient + decay * momentum), or without a momentum lr * gradient.
+// momentum = scalars.momentum * momentum + gain * gradient;
+// w -= lr * momentum, or with `nesterov` lr * (gradient + scalars.momentum * momentum), or without
+// momentum lr * gradient.
 template <class A>
-struct SgdStep {
-  A lr, decay, gain, weight_decay, sign;  // sign: -1 to maximize
+struct SgdScalars {
+  A lr, momentum, gain, weight_decay;
+  A multiplier;  // of gradients
   bool nesterov;
   bool begins;  // the momentum holds nothing yet
 };
 
 // average = beta1 * average + gain1 * gradient; square = beta2 * square + gain2 * gradient ** 2;
-// w = keep * w - rate * average / (scale * sqrt(square) + eps).
+// w = decay * w - rate * average / (scale * sqrt(square) + eps).
 template <class A>
-struct AdamwStep {
-  A beta1, gain1, beta2, gain2, keep, rate, scale, eps, sign;
+struct AdamwScalars {
+  A beta1, gain1, beta2, gain2, decay, rate, scale, eps;
+  A multiplier;  // of gradients
 };
 
 template <class T>
 struct RowKernels {
   using A = accumulator_t<T>;
-  // Sums of what a criterion takes from each element, over bands and over columns.
+  // Sums what a criterion takes from each element, over bands and over columns.
   void (*score)(const Bands<T>& b, Element element);
-  // w *= factors; sums of the new squares of what was touched
+  // Eq. 9: w *= factor, once for each pruned slice. Sums the new squares of what it touched.
   void (*shrink)(const Bands<T>& b);
-  // grad += w * slopes. Where the slope is 0, grad stays, even beside an infinite weight.
+  // Eq. 8: grad += w * slope. Where the slope is 0 the gradient stays as it is, even if the weight is
+  // infinite.
   void (*lasso)(const Bands<T>& b);
-  // An optimizer's step; with a penalty Eq. 8 before and Eq. 9 after it, and sums of the new squares.
-  void (*sgd)(const Bands<T>& b, const SgdStep<A>& step);
-  void (*adamw)(const Bands<T>& b, const AdamwStep<A>& step);
-  // sums[c] += sum of values[c * run : (c + 1) * run], or the largest of them all; `begins`: from 0
+  // An optimizer's step; with a penalty, Eq. 8 before it, Eq. 9 after it, and sums of the new squares.
+  void (*sgd)(const Bands<T>& b, const SgdScalars<A>& scalars);
+  void (*adamw)(const Bands<T>& b, const AdamwScalars<A>& scalars);
+  // sums[c] += the sum of values[c * run : (c + 1) * run], or takes the largest of them and of sums[c].
+  // begins: sums[c] counts as 0.
   void (*fold)(const A* values, int64_t cols, int64_t run, double* sums, bool largest, bool begins);
-  // values[s] = what a slice of sizes[s] elements scores whose elements add up to sums[s]
+  // values[s] = the score of a slice of sizes[s] elements whose elements sum to sums[s].
   void (*finish)(Finish how, const double* sums, const int32_t* sizes, int64_t n, double* values);
 };
 

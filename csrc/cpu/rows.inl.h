@@ -1,53 +1,56 @@
-// The bodies of RowKernels. Included by rows_<isa>.cpp, each with its own target, OCSFAST_ISA and
-// OCSFAST_HALF_LANES: how many half-precision numbers one instruction converts. No function of std is
-// called here, whose templates could be compiled for one machine and linked for another.
+// The bodies of RowKernels. rows_<isa>.cpp includes this file with a target of its own, with
+// OCSFAST_ISA, and with OCSFAST_HALF_LANES: how many half-precision numbers one instruction converts. No
+// function of std is called here, nor in the files it includes: the linker keeps one copy of such a
+// template, perhaps the one that was compiled for instructions this machine does not have.
 
 #include "lanes.inl.h"
-#include "step.inl.h"
+
+#include "bands.inl.h"
+#include "optimizer_step.inl.h"
 
 namespace ocsfast::cpu::OCSFAST_ISA {
 namespace {
 
-// What a criterion takes from an element.
+// What a criterion takes from an element w; x is the one in its place of Bands::other.
 struct Square : Sum {
-  static constexpr bool kOther = false;
+  static constexpr bool kNeedsOther = false;
   template <class V>
-  static V of(V w, V) {
+  static V term(V w, V) {
     return w * w;
   }
 };
 struct Absolute : Sum {
-  static constexpr bool kOther = false;
+  static constexpr bool kNeedsOther = false;
   template <class V>
-  static V of(V w, V) {
+  static V term(V w, V) {
     return w < 0 ? -w : w;
   }
 };
 struct LargestAbsolute : Largest {
-  static constexpr bool kOther = false;
+  static constexpr bool kNeedsOther = false;
   template <class V>
-  static V of(V w, V) {
+  static V term(V w, V) {
     return w < 0 ? -w : w;
   }
 };
 struct Product : Sum {
-  static constexpr bool kOther = true;
+  static constexpr bool kNeedsOther = true;
   template <class V>
-  static V of(V w, V x) {
+  static V term(V w, V x) {
     return w * x;
   }
 };
 struct SquaredProduct : Sum {
-  static constexpr bool kOther = true;
+  static constexpr bool kNeedsOther = true;
   template <class V>
-  static V of(V w, V x) {
+  static V term(V w, V x) {
     return (w * x) * (w * x);
   }
 };
 struct Weighted : Sum {
-  static constexpr bool kOther = true;
+  static constexpr bool kNeedsOther = true;
   template <class V>
-  static V of(V w, V x) {
+  static V term(V w, V x) {
     return w * w * x;
   }
 };
@@ -61,16 +64,16 @@ inline void score_all(const Bands<T>& b) {
     const T* __restrict w = b.w + k * b.width;
     const T* __restrict x = b.other + k * b.width;
     for_lanes<A>(first, last, [=, &sum](int64_t j, auto n) OCSFAST_INLINE {
-      fetch(w, j, kAhead);
+      prefetch(w, j, kPrefetchBytes);
       const V v = load_n<A>(w + j, n);
       V other = v;
-      if constexpr (E::kOther) {
-        fetch(x, j, kAhead);
+      if constexpr (E::kNeedsOther) {
+        prefetch(x, j, kPrefetchBytes);
         other = load_n<A>(x + j, n);
       }
-      const V element = E::of(v, other);
-      sum = E::join(sum, element);
-      if constexpr (kWithCols) store_n<A>(cols + j, n, E::join(load_n<A>(cols + j, n), element));
+      const V element = E::term(v, other);
+      sum = E::combine(sum, element);
+      if constexpr (kWithCols) store_n<A>(cols + j, n, E::combine(load_n<A>(cols + j, n), element));
     });
   });
 }
@@ -97,20 +100,20 @@ void score(const Bands<T>& b, Element element) {
   }
 }
 
-// kWithCols: column sums are taken; kPruned: and columns are pruned.
+// kWithCols: columns are summed. kPruned: columns are pruned too.
 template <bool kWithCols, bool kPruned, class T>
 inline void shrink_all(const Bands<T>& b) {
   using A = accumulator_t<T>;
   using V = typename Lanes<A>::type;
   const uint8_t* __restrict flags = b.pruned_cols;
   A* __restrict cols = b.col_sums;
-  for_touched(b, [&](int64_t k, int64_t first, int64_t last, Run run, V& sum) OCSFAST_INLINE {
+  for_touched(b, [&](int64_t k, int64_t first, int64_t last, Path path, V& sum) OCSFAST_INLINE {
     T* __restrict w = b.w + k * b.width;
-    const V once = splat<A>(b.factor), own = b.pruned[k] ? once : splat<A>(1);
+    const V shrunk = splat<A>(b.factor), band_factor = b.pruned[k] ? shrunk : splat<A>(1);
     for_lanes<A>(first, last, [=, &sum](int64_t j, auto n) OCSFAST_INLINE {
-      fetch(w, j, run, kAhead);
-      V factor = own;
-      if constexpr (kPruned) factor *= where_set<A>(flags + j, once);
+      prefetch(w, j, path, kPrefetchBytes);
+      V factor = band_factor;
+      if constexpr (kPruned) factor *= where_set<A>(flags + j, shrunk);
       const V now = store_n<A>(w + j, n, load_n<A>(w + j, n) * factor);
       const V square = now * now;
       sum += square;
@@ -135,14 +138,14 @@ inline void lasso_all(const Bands<T>& b) {
   using A = accumulator_t<T>;
   using V = typename Lanes<A>::type;
   const A* __restrict slopes = b.slopes;
-  for_touched(b, [&](int64_t k, int64_t first, int64_t last, Run run, V&) OCSFAST_INLINE {
+  for_touched(b, [&](int64_t k, int64_t first, int64_t last, Path path, V&) OCSFAST_INLINE {
     const T* __restrict w = b.w + k * b.width;
     T* __restrict grad = b.grad + k * b.width;
-    const V own = splat<A>(b.slope[k]);
+    const V band_slope = splat<A>(b.slope[k]);
     for_lanes<A>(first, last, [=](int64_t j, auto n) OCSFAST_INLINE {
-      fetch(w, j, run, kAheadOfSeveral);
-      fetch(grad, j, run, kAheadOfSeveral);
-      V slope = own;
+      prefetch(w, j, path, kPrefetchBytesOfSeveral);
+      prefetch(grad, j, path, kPrefetchBytesOfSeveral);
+      V slope = band_slope;
       if constexpr (kWithCols) slope += load_n<A>(slopes + j, n);
       const V now = load_n<A>(grad + j, n);
       const V then = now + load_n<A>(w + j, n) * slope;
@@ -156,14 +159,15 @@ void lasso(const Bands<T>& b) {
   b.slopes ? lasso_all<true>(b) : lasso_all<false>(b);
 }
 
-template <class Join, class A>
+template <class Reduce, class A>
 inline void fold_as(const A* __restrict values, int64_t cols, int64_t run, double* __restrict sums,
                     bool begins) {
   if (run == 1) {
     if (begins) {
       for (int64_t c = 0; c < cols; ++c) sums[c] = static_cast<double>(values[c]);
     } else {
-      for (int64_t c = 0; c < cols; ++c) sums[c] = Join::join(sums[c], static_cast<double>(values[c]));
+      for (int64_t c = 0; c < cols; ++c)
+        sums[c] = Reduce::combine(sums[c], static_cast<double>(values[c]));
     }
     return;
   }
@@ -172,12 +176,12 @@ inline void fold_as(const A* __restrict values, int64_t cols, int64_t run, doubl
     for (int k = 0; k < count && !begins; ++k) sum[k] = sums[c + k];
     for (int64_t i = 0; i < run; ++i) {
       for (int k = 0; k < count; ++k)
-        sum[k] = Join::join(sum[k], static_cast<double>(values[(c + k) * run + i]));
+        sum[k] = Reduce::combine(sum[k], static_cast<double>(values[(c + k) * run + i]));
     }
     for (int k = 0; k < count; ++k) sums[c + k] = sum[k];
   };
   int64_t c = 0;
-  // Four columns side by side: a single one would wait for each of its additions.
+  // Four columns at a time: in a single one each addition would wait for the one before.
   for (; c + 4 <= cols; c += 4) columns(c, std::integral_constant<int, 4>{});
   for (; c < cols; ++c) columns(c, std::integral_constant<int, 1>{});
 }
@@ -188,7 +192,6 @@ void fold(const A* values, int64_t cols, int64_t run, double* sums, bool largest
           : fold_as<Sum>(values, cols, run, sums, begins);
 }
 
-// values[s] = what the slice is scored, from its sum and its size
 template <Finish kFinish>
 inline void finish_as(const double* __restrict sums, const int32_t* __restrict sizes, int64_t n,
                       double* __restrict values) {
@@ -204,8 +207,8 @@ inline void finish(Finish how, const double* sums, const int32_t* sizes, int64_t
       return finish_as<Finish::kSquareOverRoot>(sums, sizes, n, values);
     case Finish::kMean:
       return finish_as<Finish::kMean>(sums, sizes, n, values);
-    case Finish::kItself:
-      return finish_as<Finish::kItself>(sums, sizes, n, values);
+    case Finish::kUnchanged:
+      return finish_as<Finish::kUnchanged>(sums, sizes, n, values);
     case Finish::kAbsolute:
       return finish_as<Finish::kAbsolute>(sums, sizes, n, values);
     case Finish::kHalf:

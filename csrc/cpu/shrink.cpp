@@ -1,26 +1,25 @@
 #include <torch/csrc/stable/library.h>
 
-#include "walk.h"
+#include "sums.h"
 
 namespace ocsfast::cpu {
 namespace {
 
 void shrink(const Tensor& ticket, const Tensor& mask, const Tensor& factor) {
   constexpr const char* kOp = "shrink_";
-  const Use bound(kOp, ticket);
-  check_array(kOp, mask, {"mask", ScalarType::Bool, bound->plan.groups, 1}, bound->tables);
-  check_array(kOp, factor, {"factor", ScalarType::Float, 1, 0}, bound->tables);
+  const LockedBound bound(kOp, ticket);
+  const ShrinkArguments a = check_shrink(kOp, *bound, mask, factor);
   Penalty penalty;
-  penalty.mask = mask.const_data_ptr<bool>();
-  penalty.factor = *factor.const_data_ptr<float>();
+  penalty.mask = a.mask;
+  penalty.factor = *a.factor;
   if (!prunes_any(penalty, bound->plan)) return;
   Sums sums(*bound, bound->slice_sq.mutable_data_ptr<double>(), true);
-  for_each_task(*bound, [&](const Task& task, State& state) {
+  for_each_task(*bound, [&](const Task& task, ThreadMemory& memory) {
     const Matrix& m = bound->matrices[task.tensor];
     if (!has_slices(m)) return;
     dispatch(m.dtype, [&](auto type) {
       using T = decltype(type);
-      sums.run(task, bands_of<T>(*bound, task, penalty, state), state, row_kernels<T>().shrink);
+      sums.run(task, make_bands<T>(*bound, task, penalty, memory), memory, row_kernels<T>().shrink);
     });
   });
 }

@@ -1,18 +1,18 @@
 #include "../adamw.h"
+#include "optimizer_step.cuh"
 #include "ptx.cuh"
-#include "step.cuh"
 
 namespace ocsfast::cuda {
 namespace {
 
 template <class C>
-struct Rates {
-  C beta1, gain1, beta2, gain2, eps;
+struct Scalars {
+  C beta1, gain1, beta2, gain2, eps;  // gain: 1 - beta
 };
 
-// A quotient and a root to one or two units in the last place: of a change that is small beside its
-// weight. Exact ones take registers and branches, and more instructions than half precision has time
-// for.
+// In float a quotient and a root may be off by one or two units in the last place: they make up a change
+// that is small beside the weight. Exact ones take registers and branches; in half precision they would
+// take more instructions than the memory leaves time for.
 __device__ inline float divide(float a, float b) {
   return __fdividef(a, b);
 }
@@ -27,23 +27,24 @@ __device__ inline double root(double v) {
 }
 
 struct Adamw {
-  static constexpr int kStates = 2, kTensors = std::min(1344, kMostTensors);  // three pointers each
+  // Three pointers for each tensor: 3 × 1344 × 8 = 32 256 bytes.
+  static constexpr int kStates = 2, kTensors = std::min(1344, kMaxTensors);
 
-  Rates<float> single;
-  Rates<double> wide;
+  Scalars<float> in_float;
+  Scalars<double> in_double;
   double weight_decay;
-  const Correction* corrections;  // [tensors] on the device
+  const BiasCorrection* corrections;  // [tensors] on the device
 
   template <class C>
-  struct Of {
-    C left, rate, scale;  // left: of the weight, by its decay
+  struct PerTensor {
+    C decay, rate, scale;  // decay: 1 - lr * weight_decay, what the weight is multiplied by
   };
   template <class C>
-  __device__ const Rates<C>& rates() const {
+  __device__ const Scalars<C>& scalars() const {
     if constexpr (std::is_same_v<C, double>) {
-      return wide;
+      return in_double;
     } else {
-      return single;
+      return in_float;
     }
   }
   template <class C>
@@ -51,52 +52,52 @@ struct Adamw {
     return C(0);
   }
   template <class C>
-  __device__ Of<C> of(const Work&, int32_t tensor, double lr) const {
-    const Correction correction = corrections[tensor];
+  __device__ PerTensor<C> per_tensor(const Work&, int32_t tensor, double lr) const {
+    const BiasCorrection correction = corrections[tensor];
     return {static_cast<C>(1 - lr * weight_decay), static_cast<C>(lr * correction.average),
             static_cast<C>(correction.root_square)};
   }
-  // By the averages as they are before they are stored: a square that half precision cannot hold would
-  // divide by next to nothing.
+  // Uses the averages as they are before they are rounded to T: a mean square too small for float16 is
+  // stored as 0, and the weight would be divided by eps alone.
   template <class T, class C>
-  __device__ C move(C before, C change, const Of<C>& of, T* states, bool) const {
-    const Rates<C>& r = rates<C>();
-    const C average = to_number(states[0]) * r.beta1 + change * r.gain1;
-    const C square = to_number(states[1]) * r.beta2 + change * change * r.gain2;
+  __device__ C move(C before, C change, const PerTensor<C>& tensor, T* states, bool) const {
+    const Scalars<C>& s = scalars<C>();
+    const C average = to_number(states[0]) * s.beta1 + change * s.gain1;
+    const C square = to_number(states[1]) * s.beta2 + change * change * s.gain2;
     states[0] = from_number<T>(average);
     states[1] = from_number<T>(square);
-    return before * of.left - divide(average * of.rate, root(square) * of.scale + r.eps);
+    return before * tensor.decay - divide(average * tensor.rate, root(square) * tensor.scale + s.eps);
   }
 
   void load(const AdamwArguments&, int32_t, int32_t) {}
 };
 
-// Pointers of a launch: as many as its argument holds.
-constexpr int kCounters = std::min(4000, 2 * kMostTensors);
+// Pointers to the weights' counts of steps, as many as a kernel's argument holds.
+constexpr int kMaxCounters = std::min(4000, 2 * kMaxTensors);
 struct Counters {
-  float* of[kCounters];  // null: the weight takes no step
+  float* steps[kMaxCounters];  // null: the weight takes no step
   int32_t first, count;
 };
 
-// Counts the step that is about to be taken, and what follows for each weight from how many there were:
-// in a launch of its own, because in the next one every thread asks for it.
+// Raises each weight's count of steps and computes its bias correction. A launch of its own, one thread
+// a weight: in the step's kernel every thread would compute the two powers again.
 __global__ void __launch_bounds__(kThreads)
     count_kernel(const __grid_constant__ Counters counters, double beta1, double beta2,
-                 const float* found_inf, Correction* corrections) {
+                 const float* found_inf, BiasCorrection* corrections) {
   const int32_t t = static_cast<int32_t>(blockIdx.x * kThreads + threadIdx.x);
-  if (t >= counters.count || !counters.of[t] || (found_inf && *found_inf != 0)) return;
-  const float steps = *counters.of[t] + 1;
-  *counters.of[t] = steps;
-  corrections[counters.first + t] = correction_of(beta1, beta2, steps);
+  if (t >= counters.count || !counters.steps[t] || (found_inf && *found_inf != 0)) return;
+  const float steps = *counters.steps[t] + 1;
+  *counters.steps[t] = steps;
+  corrections[counters.first + t] = bias_correction(beta1, beta2, steps);
 }
 
 void count_step(const char* op, const std::vector<float*>& steps, const float* found_inf, double beta1,
-                double beta2, Correction* corrections, cudaStream_t stream) {
+                double beta2, BiasCorrection* corrections, cudaStream_t stream) {
   Counters counters{};
-  for (size_t first = 0; first < steps.size(); first += kCounters) {
+  for (size_t first = 0; first < steps.size(); first += kMaxCounters) {
     counters.first = static_cast<int32_t>(first);
-    counters.count = static_cast<int32_t>(std::min<size_t>(kCounters, steps.size() - first));
-    std::copy_n(steps.begin() + first, counters.count, counters.of);
+    counters.count = static_cast<int32_t>(std::min<size_t>(kMaxCounters, steps.size() - first));
+    std::copy_n(steps.begin() + first, counters.count, counters.steps);
     const int blocks = (counters.count - 1) / kThreads + 1;
     launch(op, count_kernel, blocks, kThreads, false, stream, counters, beta1, beta2, found_inf,
            corrections);
@@ -107,20 +108,20 @@ void adamw_step(const Tensor& ticket, const std::vector<Tensor>& grads,
                 const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
                 const std::vector<Tensor>& steps, const Tensor& lr, double beta1, double beta2,
                 double eps, double weight_decay, bool maximize, const std::optional<Tensor>& mask,
-                const Tensor& strength, const Tensor& factor, bool known,
+                const Tensor& lam, const Tensor& factor, bool squares_known,
                 const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
   constexpr const char* kOp = "adamw_step_";
-  const Use bound(kOp, ticket);
-  const Step step =
-      check_step(kOp, *bound, grads, lr, maximize, mask, strength, factor, known, grad_scale, found_inf);
+  const LockedBound bound(kOp, ticket);
+  const StepArguments step = check_step(kOp, *bound, grads, lr, maximize, mask, lam, factor,
+                                        squares_known, grad_scale, found_inf);
   const AdamwArguments a = check_adamw(kOp, *bound, step, exp_avgs, exp_avg_sqs, steps, beta1, beta2);
   const OnDevice here(kOp, bound->tables);
   Adamw rule{};
-  rule.wide = {beta1, 1 - beta1, beta2, 1 - beta2, eps};
-  rule.single = {static_cast<float>(beta1), static_cast<float>(1 - beta1), static_cast<float>(beta2),
-                 static_cast<float>(1 - beta2), static_cast<float>(eps)};
+  rule.in_double = {beta1, 1 - beta1, beta2, 1 - beta2, eps};
+  rule.in_float = {static_cast<float>(beta1), static_cast<float>(1 - beta1), static_cast<float>(beta2),
+                   static_cast<float>(1 - beta2), static_cast<float>(eps)};
   rule.weight_decay = weight_decay;
-  auto* const corrections = static_cast<Correction*>(bound->corrections.mutable_data_ptr());
+  auto* const corrections = static_cast<BiasCorrection*>(bound->bias_corrections.mutable_data_ptr());
   rule.corrections = corrections;
   count_step(kOp, a.steps, step.found_inf, beta1, beta2, corrections, here.stream());
   take_step(kOp, *bound, step, {&a.averages, &a.squares}, a, rule, here.stream());

@@ -6,11 +6,12 @@ namespace {
 
 struct Output {
   void* scores;  // [groups] accumulators
-  void* slices;  // [slices]
+  void* slices;  // [slices] accumulators
   Finish finish;
 };
 
-struct None {};
+// In the place of a PointerTable, for an element that needs no other tensor.
+struct NoPointers {};
 
 template <class A>
 __device__ A finish(Finish how, A sum, int32_t size) {
@@ -44,25 +45,25 @@ __device__ void score_groups(const Plan& plan, const Output& out, const A* slice
 }
 
 template <class A, Element kElement, class Others>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<A>)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<A>)
     saliency_kernel(const __grid_constant__ Work work, const __grid_constant__ Output out,
                     const __grid_constant__ Others others) {
   __shared__ Shared<A> shared;
   const auto grid = cooperative_groups::this_grid();
-  Score<kElement> op{};
-  if constexpr (needs_other(kElement)) op.others = &others;
-  walk<A>(work, op, shared);
+  Score<kElement> score{};
+  if constexpr (needs_other(kElement)) score.others = &others;
+  walk<A>(work, score, shared);
   grid.sync();
   A* slices = static_cast<A*>(out.slices);
   A* squares = kElement == Element::kSquare ? static_cast<A*>(work.slice_sq) : nullptr;
-  gather_slices<typename Score<kElement>::Join, A>(
-      work, false, [&](int32_t tensor) { return op.has(work, tensor); }, slices, squares);
-  if (!work.last) return;
+  gather_slices<typename Score<kElement>::Reduce, A>(
+      work, false, [&](int32_t tensor) { return score.has_operands(work, tensor); }, slices, squares);
+  if (!work.last_launch) return;
   grid.sync();
   score_groups<A>(work.plan, out, slices);
 }
 
-// Where the sums of squares are at hand.
+// Where the sums of squares are known: no weight is read.
 template <class A>
 __global__ void __launch_bounds__(kThreads)
     finish_kernel(const __grid_constant__ Work work, const __grid_constant__ Output out) {
@@ -77,22 +78,24 @@ void run(const char* op, const Bound& bound, const Output& out, const std::vecto
          cudaStream_t stream) {
   Work work = make_work(bound, nullptr);
   if constexpr (needs_other(kElement)) {
-    Beside<> beside;
-    for_each_window(work, bound, kMostTensors, [&] {
-      copy_pointers(work, others, beside);
-      launch_cooperative(op, saliency_kernel<A, kElement, Beside<>>, work, stream, work, out, beside);
+    PointerTable<> pointers;
+    for_each_window(work, bound, kMaxTensors, [&] {
+      copy_pointers(work, others, pointers);
+      launch_cooperative(op, saliency_kernel<A, kElement, PointerTable<>>, work, stream, work, out,
+                         pointers);
     });
   } else {
-    launch_cooperative(op, saliency_kernel<A, kElement, None>, work, stream, work, out, None{});
+    launch_cooperative(op, saliency_kernel<A, kElement, NoPointers>, work, stream, work, out,
+                       NoPointers{});
   }
 }
 
 template <class A>
 void score(const char* op, const Bound& bound, const Criterion& criterion, const Output& out,
-           const std::vector<void*>& others, bool known, cudaStream_t stream) {
+           const std::vector<void*>& others, bool squares_known, cudaStream_t stream) {
   switch (criterion.element) {
     case Element::kSquare:
-      if (known) {
+      if (squares_known) {
         const int items = std::max({1, bound.plan.slices, bound.plan.groups});
         const int blocks =
             std::min((items - 1) / kThreads + 1, resident_blocks(op, finish_kernel<A>, kThreads));
@@ -114,19 +117,18 @@ void score(const char* op, const Bound& bound, const Criterion& criterion, const
 }
 
 void group_saliency(const Tensor& ticket, const Tensor& scores, const Tensor& slices,
-                    const std::vector<Tensor>& others, const std::string& name, bool known) {
+                    const std::vector<Tensor>& others, const std::string& name, bool squares_known) {
   constexpr const char* kOp = "group_saliency";
-  const Use bound(kOp, ticket);
-  const Criterion criterion = find_criterion(name);
-  const std::vector<void*> pointers = check_saliency(kOp, *bound, scores, slices, others, criterion);
+  const LockedBound bound(kOp, ticket);
+  const auto& [criterion, pointers] = check_saliency(kOp, *bound, scores, slices, others, name);
   const OnDevice here(kOp, bound->tables);
   const Output out{scores.mutable_data_ptr(), slices.mutable_data_ptr(), criterion.finish};
-  if (bound->wide) {
-    score<double>(kOp, *bound, criterion, out, pointers, known, here.stream());
+  if (bound->any_double) {
+    score<double>(kOp, *bound, criterion, out, pointers, squares_known, here.stream());
   } else {
-    score<float>(kOp, *bound, criterion, out, pointers, known, here.stream());
+    score<float>(kOp, *bound, criterion, out, pointers, squares_known, here.stream());
   }
-  used_on(kOp, *bound, here.stream());
+  record_use(kOp, *bound, here.stream());
 }
 
 }  // namespace

@@ -6,12 +6,14 @@
 namespace ocsfast::cuda {
 namespace {
 
-// One block: a hundred families of a few hundred bytes each are read before a second one has started.
+// One block: a hundred families of a few hundred groups are some 30 KB, and a second block would need
+// another launch or a barrier to add up the results. 1024 threads, the most there are: 32 warps, a
+// family each.
 constexpr int kThreads = 1024;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 
-// A warp counts a family; thread 0 adds the families of a round up in their order.
+// Each warp compares one family. Then thread 0 adds up the families of this round, in their order.
 __global__ void __launch_bounds__(kThreads)
     jaccard_kernel(Plan plan, const bool* a, const bool* b, double* out) {
   __shared__ double alike[kWarps];
@@ -34,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
     for (int32_t k = 0; threadIdx.x == 0 && k < min(kWarps, plan.families - first); ++k) {
-      // No fused multiply-add: the sum is then the CPU's, to the bit.
+      // Without a fused multiply-add, so that the sum is the CPU's to the bit.
       sum = __dadd_rn(sum, __dmul_rn(alike[k], plan.family_layers[first + k]));
       layers += plan.family_layers[first + k];
     }
@@ -46,13 +48,11 @@ __global__ void __launch_bounds__(kThreads)
 Tensor jaccard(const Tensor& mask_a, const Tensor& mask_b, const Tensor& tables,
                const std::vector<int64_t>& layout) {
   constexpr const char* kOp = "jaccard";
-  const Plan plan = check_plan(kOp, tables, layout);
-  check_array(kOp, mask_a, {"mask_a", ScalarType::Bool, plan.groups, 1}, tables);
-  check_array(kOp, mask_b, {"mask_b", ScalarType::Bool, plan.groups, 1}, tables);
+  const auto& [plan, a, b] = check_jaccard(kOp, mask_a, mask_b, tables, layout);
   const OnDevice here(kOp, tables);
   Tensor result = torch::stable::new_empty(tables, {}, ScalarType::Double);
-  launch(kOp, jaccard_kernel, 1, kThreads, false, here.stream(), plan, mask_a.const_data_ptr<bool>(),
-         mask_b.const_data_ptr<bool>(), result.mutable_data_ptr<double>());
+  launch(kOp, jaccard_kernel, 1, kThreads, false, here.stream(), plan, a, b,
+         result.mutable_data_ptr<double>());
   return result;
 }
 

@@ -5,65 +5,64 @@ namespace ocsfast::cuda {
 namespace {
 
 struct Lasso {
-  using Join = Add;
-  static constexpr int kStreams = 2, kUnroll = 2;
-  static constexpr uint32_t kWrites = 2;
+  using Reduce = Sum;
+  static constexpr int kOperands = 2, kUnroll = 2;  // four 16-byte loads of a thread are in flight
+  static constexpr uint32_t kWrites = 2;            // the gradient
   static constexpr bool kPenalized = true, kSparse = true, kSums = false;
 
-  const float* strength;
-  const Beside<>* grads;
+  const float* lam;
+  const PointerTable<>* grads;
 
   template <class T>
-  struct Step {
-    T* stream[kStreams];
+  struct Body {
+    T* operand[kOperands];  // weight, gradient
 
     template <class C>
-    __device__ C change(T (&element)[kStreams], Label<C> row, Label<C> col) const {
+    __device__ C change(T (&element)[kOperands], SlicePenalty<C> row, SlicePenalty<C> col) const {
       const C slope = row.slope + col.slope;
       element[1] = from_number<T>(to_number(element[1]) + to_number(element[0]) * slope);
       return C(0);
     }
   };
 
+  // A pruned slice of norm 0 is not active: Eq. 8's gradient is 0 there.
   template <class A>
-  __device__ Label<A> label(const Work& work, int32_t slice) const {
-    const A slope = is_pruned(work, slice) ? slope_of(work, slice, A(*strength)) : A(0);
+  __device__ SlicePenalty<A> penalty(const Work& work, int32_t slice) const {
+    const A slope = is_pruned(work, slice) ? compute_slope(work, slice, A(*lam)) : A(0);
     return {slope != A(0), slope};
   }
   __device__ bool walks(const Work& work, int32_t tensor) const {
     return has_slices(work.matrices[tensor]) && (*grads)(work, tensor);
   }
   template <class T>
-  __device__ Step<T> start(const Work& work, int32_t tensor) const {
-    return {{weight_of<T>(work, tensor), static_cast<T*>((*grads)(work, tensor))}};
+  __device__ Body<T> body(const Work& work, int32_t tensor) const {
+    return {{get_weight<T>(work, tensor), static_cast<T*>((*grads)(work, tensor))}};
   }
 };
 
 template <class A>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<A>)
-    lasso_kernel(const __grid_constant__ Work work, const __grid_constant__ Beside<> grads,
-                 const float* strength, bool known) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<A>)
+    lasso_kernel(const __grid_constant__ Work work, const __grid_constant__ PointerTable<> grads,
+                 const float* lam, bool squares_known) {
   __shared__ Shared<A> shared;
-  if (!known) take_squares<A>(work, shared);
-  walk<A>(work, Lasso{strength, &grads}, shared);
+  if (!squares_known) compute_squares<A>(work, shared);
+  walk<A>(work, Lasso{lam, &grads}, shared);
 }
 
 void lasso_grad(const Tensor& ticket, const std::vector<Tensor>& grads, const Tensor& mask,
-                const Tensor& strength, bool known) {
+                const Tensor& lam, bool squares_known) {
   constexpr const char* kOp = "lasso_grad_";
-  const Use bound(kOp, ticket);
-  const std::vector<void*> pointers = pointers_beside(kOp, "grads", grads, *bound);
-  check_array(kOp, mask, {"mask", ScalarType::Bool, bound->plan.groups, 1}, bound->tables);
-  check_array(kOp, strength, {"strength", ScalarType::Float, 1, 0}, bound->tables);
+  const LockedBound bound(kOp, ticket);
+  const LassoArguments a = check_lasso(kOp, *bound, grads, mask, lam);
   const OnDevice here(kOp, bound->tables);
-  Work work = make_work(*bound, mask.const_data_ptr<bool>());
-  Beside<> beside;
-  for_each_window(work, *bound, kMostTensors, [&] {
-    copy_pointers(work, pointers, beside);
-    launch_cooperative(kOp, bound->wide ? lasso_kernel<double> : lasso_kernel<float>, work,
-                       here.stream(), work, beside, strength.const_data_ptr<float>(), known);
+  Work work = make_work(*bound, a.mask);
+  PointerTable<> pointers;
+  for_each_window(work, *bound, kMaxTensors, [&] {
+    copy_pointers(work, a.grads, pointers);
+    launch_cooperative(kOp, bound->any_double ? lasso_kernel<double> : lasso_kernel<float>, work,
+                       here.stream(), work, pointers, a.lam, squares_known);
   });
-  used_on(kOp, *bound, here.stream());
+  record_use(kOp, *bound, here.stream());
 }
 
 }  // namespace

@@ -1,11 +1,11 @@
-// The one place for instructions that CUDA C++ has no name for.
+// Instructions that CUDA C++ has no name for. PTX stands nowhere else.
 #pragma once
 
 #include <cuda_runtime.h>
 
 namespace ocsfast::cuda {
 
-// To two units in the last place; exact at 0.
+// Off by at most two units in the last place; exact at 0.
 __device__ inline float approximate_sqrt(float v) {
 #ifdef __CUDACC__
   float result;

@@ -1,8 +1,7 @@
-// The CUDA runtime as the ops use it: the caller's stream, the device, and the one way to start a
-// kernel.
+// The CUDA runtime as the ops use it: the caller's stream and device, and how every kernel is started.
 //
-// Nothing here links to torch's CUDA libraries: the extension also loads beside a CPU-only torch, where
-// they do not exist and no CUDA op can be called.
+// Nothing here links to torch's CUDA libraries, so that the extension also loads with a CPU-only torch,
+// which has none. No CUDA op can be called there.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,14 +17,14 @@ namespace ocsfast::cuda {
 
 inline void check_cuda(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // or the next launch would report this error again
+  cudaGetLastError();  // clears it, or the next launch would report it again
   fail(op, "CUDA: ", cudaGetErrorString(error));
 }
 
 using CurrentStream = AOTITorchError (*)(int32_t device_index, void** stream);
 
-// In the library that torch has loaded, by name: torch does not load it into the global scope, so a weak
-// reference to the function would stay null.
+// Looks the function up in the library that torch has loaded. A weak reference would stay null: torch
+// loads the library with local scope.
 inline CurrentStream find_current_stream() {
   void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
   void* symbol = dlsym(library ? library : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream");
@@ -47,9 +46,9 @@ inline bool is_capturing(const char* op, cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-// Makes a device current for torch and for the runtime that starts our kernels. That one is linked
-// statically, beside the one torch loads. Each may keep its own note of the current device, so both are
-// told; torch's guard sets the driver's context back in the end.
+// Makes a device current, for torch and for the CUDA runtime that starts our kernels. Ours is linked
+// statically, torch's is a library of its own, and each may remember a current device: so both are told.
+// At the end torch's guard sets the driver's context back.
 class DeviceScope {
  public:
   DeviceScope(const char* op, int32_t device) : guard_(device) { check_cuda(op, cudaSetDevice(device)); }
@@ -58,7 +57,7 @@ class DeviceScope {
   torch::stable::accelerator::DeviceGuard guard_;
 };
 
-// The device of a tensor, current, and the caller's stream on it.
+// Makes the device of a tensor current and finds the caller's stream on it.
 class OnDevice {
  public:
   OnDevice(const char* op, const Tensor& tensor)
@@ -70,8 +69,8 @@ class OnDevice {
   cudaStream_t stream_;
 };
 
-// The streams beside the one it was allocated on whose kernels use a Bound's memory.
-class Streams : public Users {
+// The streams on which kernels use a Bound's memory, other than the one it was allocated on.
+class Streams : public PendingKernels {
  public:
   Streams(int32_t device, cudaStream_t home) : device_(device), home_(home) {}
   Streams(const Streams&) = delete;
@@ -79,7 +78,7 @@ class Streams : public Users {
     for (const auto& [stream, event] : last_) cudaEventDestroy(event);
   }
 
-  void note(const char* op, cudaStream_t stream) {
+  void record(const char* op, cudaStream_t stream) {
     if (is_capturing(op, stream)) {
       captured_ = true;
     } else if (stream != home_) {
@@ -89,18 +88,19 @@ class Streams : public Users {
     }
   }
 
-  // Memory that torch gets back is given out again in the order of `home_`, which from now on runs after
-  // what was started elsewhere.
-  bool leave() override try {
+  // Torch hands freed memory out again in the order of the stream it was allocated on, `home_`. So
+  // `home_` is made to wait for the last use on every other stream.
+  bool allow_free() override try {
     if (captured_) return false;
     if (last_.empty()) return true;
-    const DeviceScope here("release", device_);        // the default stream is the current device's
-    if (is_capturing("release", home_)) return false;  // a wait would become part of somebody's graph
+    const DeviceScope here("release",
+                           device_);  // `home_` may be the default stream, which is the current device's
+    if (is_capturing("release", home_)) return false;  // the wait would become part of the graph
     for (const auto& [stream, event] : last_)
       check_cuda("release", cudaStreamWaitEvent(home_, event, 0));
     return true;
   } catch (const std::exception&) {
-    return false;  // what is not known to be over is kept
+    return false;  // the kernels may still run: keep the memory
   }
 
  private:
@@ -110,23 +110,24 @@ class Streams : public Users {
   std::unordered_map<cudaStream_t, cudaEvent_t> last_;  // the last use on each
 };
 
-// After kernels that use a Bound's memory have been started.
-inline void used_on(const char* op, const Bound& bound, cudaStream_t stream) {
-  static_cast<Streams&>(*bound.users).note(op, stream);
+// Every op calls this after it has started kernels that use a Bound's memory.
+inline void record_use(const char* op, const Bound& bound, cudaStream_t stream) {
+  static_cast<Streams&>(*bound.pending).record(op, stream);
 }
 
-// Blocks of `kernel` that fit on the current device at once: no more are launched, so that a grid can
-// wait for itself and no block starts late.
+// Blocks of `kernel` that are resident on the current device at once. Launch no more: a block too many
+// starts only when another has ended, so the launch takes nearly twice as long, and in a cooperative
+// launch, whose grid waits for all of its blocks, it is an error.
 template <class Kernel>
 int resident_blocks(const char* op, Kernel kernel, int threads) {
-  int device = 0, processors = 0, blocks = 0;
+  int device = 0, sms = 0, blocks_per_sm = 0;
   check_cuda(op, cudaGetDevice(&device));
-  check_cuda(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  check_cuda(op, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0));
-  return std::max(1, processors * blocks);
+  check_cuda(op, cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device));
+  check_cuda(op, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, threads, 0));
+  return std::max(1, sms * blocks_per_sm);
 }
 
-// cooperative: the grid may wait for itself; all of its blocks have to be resident.
+// cooperative: the grid may wait for itself, and all of its blocks have to be resident.
 template <class... Args>
 void launch(const char* op, void (*kernel)(Args...), int blocks, int threads, bool cooperative,
             cudaStream_t stream, const std::common_type_t<Args>&... args) {

@@ -1,4 +1,5 @@
-// The sums that criteria and Eq. 8 take of the weights.
+// The walk that sums what a criterion takes from each element. Eq. 8 needs one of these sums too: the
+// squares.
 #pragma once
 
 #include "../criteria.h"
@@ -13,21 +14,22 @@ constexpr bool needs_other(Element element) {
 
 template <Element kElement>
 struct Score {
-  using Join = std::conditional_t<kElement == Element::kLargest, Largest, Add>;
-  static constexpr int kStreams = needs_other(kElement) ? 2 : 1;
-  static constexpr int kUnroll = 4 / kStreams;
+  using Reduce = std::conditional_t<kElement == Element::kLargest, Largest, Sum>;
+  static constexpr int kOperands = needs_other(kElement) ? 2 : 1;
+  // Four 16-byte loads of a thread are in flight, whether from one tensor or from two.
+  static constexpr int kUnroll = 4 / kOperands;
   static constexpr uint32_t kWrites = 0;
   static constexpr bool kPenalized = false, kSparse = false, kSums = true;
 
-  const Beside<>* others;  // where the element needs them
+  const PointerTable<>* others;  // null where the element needs no other tensor
 
   template <class T>
-  struct Step {
-    T* stream[kStreams];
+  struct Body {
+    T* operand[kOperands];
 
     template <class C>
-    __device__ C change(T (&element)[kStreams], Label<C>, Label<C>) const {
-      const C w = to_number(element[0]), x = to_number(element[kStreams - 1]);
+    __device__ C change(T (&element)[kOperands], SlicePenalty<C>, SlicePenalty<C>) const {
+      const C w = to_number(element[0]), x = to_number(element[kOperands - 1]);
       if constexpr (kElement == Element::kSquare) {
         return w * w;
       } else if constexpr (kElement == Element::kAbsolute || kElement == Element::kLargest) {
@@ -43,33 +45,34 @@ struct Score {
   };
 
   template <class A>
-  __device__ Label<A> label(const Work&, int32_t) const {
+  __device__ SlicePenalty<A> penalty(const Work&, int32_t) const {
     return {};
   }
-  __device__ bool has(const Work& work, int32_t tensor) const {
+  // Whether the tensor has all that the element needs.
+  __device__ bool has_operands(const Work& work, int32_t tensor) const {
     if constexpr (needs_other(kElement)) return (*others)(work, tensor);
     return true;
   }
   __device__ bool walks(const Work& work, int32_t tensor) const {
-    return has_slices(work.matrices[tensor]) && has(work, tensor);
+    return has_slices(work.matrices[tensor]) && has_operands(work, tensor);
   }
   template <class T>
-  __device__ Step<T> start(const Work& work, int32_t tensor) const {
-    Step<T> step;
-    step.stream[0] = weight_of<T>(work, tensor);
-    if constexpr (kStreams > 1) step.stream[1] = static_cast<T*>((*others)(work, tensor));
-    return step;
+  __device__ Body<T> body(const Work& work, int32_t tensor) const {
+    Body<T> body;
+    body.operand[0] = get_weight<T>(work, tensor);
+    if constexpr (kOperands > 1) body.operand[1] = static_cast<T*>((*others)(work, tensor));
+    return body;
   }
 };
 
-// All slices' sums of squares, to work.slice_sq, and what else is there to read it. A whole grid calls
-// it.
+// Writes all slices' sums of squares to work.slice_sq, where the whole grid can read them afterwards.
+// The whole grid calls it.
 template <class A>
-__device__ void take_squares(const Work& work, Shared<A>& shared) {
+__device__ void compute_squares(const Work& work, Shared<A>& shared) {
   const auto grid = cooperative_groups::this_grid();
   walk<A>(work, Score<Element::kSquare>{}, shared);
   grid.sync();
-  gather_slices<Add, A>(
+  gather_slices<Sum, A>(
       work, false, [](int32_t) { return true; }, static_cast<A*>(work.slice_sq),
       static_cast<A*>(nullptr));
   grid.sync();

@@ -1,9 +1,9 @@
-// Stands for CUDA's header: what the sources in csrc/cuda use of it, run on the CPU.
+// Takes the place of CUDA's header: what csrc/cuda uses of it, on the CPU.
 //
-// A block is a thread of the operating system, its threads are fibers that take turns in a random order
-// (emulator.cpp). A barrier or an operation of a warp ends the process where threads come to it from
-// different places, or where some have left. Shared memory is poisoned before a block begins. A launch
-// has so few blocks, of so few processors, that all the loops over tasks go round.
+// A block is a thread of the operating system; its threads are fibers that take turns in a random order
+// (fibers.h). A barrier or a warp operation ends the process if threads come to it from different
+// places, or if some have left. Shared memory is filled with NaN before a block begins. A device has 1 to
+// 4 processors, another number at every launch, so that a block takes task after task.
 #pragma once
 
 #include <math.h>
@@ -18,7 +18,7 @@
 #include <functional>
 #include <tuple>
 
-// The ops are registered for the device that is there.
+// The ops are registered for the CPU, in the place of its own kernels.
 #define CUDA CPU
 
 #define __global__
@@ -53,10 +53,10 @@ struct Place {
 void barrier(Place place);
 bool barrier_or(bool value, Place place);
 void grid_barrier(Place place);
-// The values of all 32 lanes of a warp.
+// Hands a value to the other lanes of the warp. Returns the values of all 32.
 const uint64_t* exchange(uint32_t mask, uint64_t value, Place place);
 
-// A launch: by the threads of each block, of a grid that is resident as a whole if it is cooperative.
+// Launches a kernel. cooperative: all blocks run at the same time.
 int run(unsigned blocks, unsigned threads, bool cooperative, const std::function<void()>& kernel);
 unsigned processors();
 
@@ -77,10 +77,12 @@ uint64_t bits_of(T value) {
 
 }  // namespace emulated
 
-#define EMULATED_HERE \
-  emulated::Place { __builtin_FILE(), __builtin_LINE() }
+#define EMULATED_HERE                  \
+  emulated::Place {                    \
+    __builtin_FILE(), __builtin_LINE() \
+  }
 
-// Default arguments name the caller's place.
+// `place` is the caller's line, by default.
 inline void __syncthreads(emulated::Place place = EMULATED_HERE) {
   emulated::barrier(place);
 }
@@ -179,7 +181,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, i
   *blocks = 1;
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t) {
   if (bytes) memcpy(to, from, bytes);
   return cudaSuccess;
 }

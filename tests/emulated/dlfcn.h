@@ -1,4 +1,5 @@
-// The system's header, but for what is looked up in torch: the current stream.
+// Takes the place of the system's header: what csrc looks up in torch, the current stream, is the
+// emulator's.
 #pragma once
 
 #include_next <dlfcn.h>

@@ -1,4 +1,4 @@
-// Stands for torch's header, whose guard asks for an accelerator.
+// Takes the place of torch's header, whose DeviceGuard needs an accelerator.
 #pragma once
 
 #define DeviceGuard TorchsDeviceGuard

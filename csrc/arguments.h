@@ -1,0 +1,64 @@
+// What the checks make of an op's arguments: plain pointers and numbers, as the kernels take them. One
+// struct for each op; the CPU's and CUDA's kernels take the same. Pointers lead to where the weights
+// lie: the CPU or a GPU. Host only.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "criteria.h"
+#include "plan.h"
+
+namespace ocsfast {
+
+struct SaliencyArguments {
+  Criterion criterion;
+  std::vector<void*> others;  // [tensors] null: no slice of the weight counts; empty: none is needed
+};
+
+struct PartitionArguments {
+  Plan plan;
+  CostModel cost;
+};
+
+struct JaccardArguments {
+  Plan plan;
+  const bool* mask_a;  // [groups]
+  const bool* mask_b;  // [groups]
+};
+
+struct ShrinkArguments {
+  const bool* mask;     // [groups]
+  const float* factor;  // Eq. 9: 1 - λ · lr
+};
+
+struct LassoArguments {
+  std::vector<void*> grads;  // [tensors] null: none
+  const bool* mask;          // [groups]
+  const float* lam;          // Eq. 8's λ; the schema calls it `strength`
+};
+
+// What the ops that take an optimizer's step have in common.
+struct StepArguments {
+  std::vector<void*> grads;  // [tensors] null: none, the weight takes no step
+  const double* lr;
+  const bool* mask;     // [groups]; null: no penalty
+  const float* lam;     // Eq. 8's λ; the schema calls it `strength`
+  const float* factor;  // Eq. 9: 1 - λ · lr
+  bool maximize;
+  bool squares_known;       // Bound::slice_sq holds the sums of squares of the weights as they are now
+  const float* grad_scale;  // gradients are divided by it; null: by 1
+  const float* found_inf;   // not 0: the op changes no weight; null: 0
+};
+
+struct SgdArguments {
+  std::vector<void*> momenta;   // [tensors]
+  std::vector<uint8_t> begins;  // [tensors] whether the momentum holds nothing yet
+};
+
+struct AdamwArguments {
+  std::vector<void*> averages, squares;  // [tensors] exp_avgs and exp_avg_sqs
+  std::vector<float*> steps;  // [tensors] how many steps the weight has taken; null: it takes none
+};
+
+}  // namespace ocsfast
