@@ -120,19 +120,19 @@ def bench_shrink(by: str, marked: str, name: str, made: Case, device: str, measu
 def bench_lasso_grad(by: str, marked: str, name: str, made: Case, device: str, measure: Any) -> None:
     """With the norms at hand, as `shrink_` leaves them for the step after it."""
     skip_unless(by, name, device)
-    mask, strength = made.every if marked == "all" else made.half, scalar(TINY, made)
+    mask, lam = made.every if marked == "all" else made.half, scalar(TINY, made)
     touched = made.touched(mask) // made.size
     ops.group_saliency(made.bound)
 
     def ours() -> None:
-        ops.lasso_grad_(made.bound, made.grads, mask, strength)
+        ops.lasso_grad_(made.bound, made.grads, mask, lam)
 
     call = run_all(
         by,
         made,
         ours,
-        lambda: reference.lasso_grad_(made.bound, made.grads, mask, strength),
-        lambda f: lambda: f.lasso_grad(mask, strength),
+        lambda: reference.lasso_grad_(made.bound, made.grads, mask, lam),
+        lambda f: lambda: f.lasso_grad(mask, lam),
         lambda t: t.regularize,
     )
     weight, grad = made.flat[:touched], made.flat_grad[:touched]

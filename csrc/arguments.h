@@ -35,7 +35,7 @@ struct ShrinkArguments {
 struct LassoArguments {
   std::vector<void*> grads;  // [tensors] null: none
   const bool* mask;          // [groups]
-  const float* lam;          // Eq. 8's λ; the schema calls it `strength`
+  const float* lam;          // Eq. 8's λ
 };
 
 // What the ops that take an optimizer's step have in common.
@@ -43,7 +43,7 @@ struct StepArguments {
   std::vector<void*> grads;  // [tensors] null: none, the weight takes no step
   const double* lr;
   const bool* mask;     // [groups]; null: no penalty
-  const float* lam;     // Eq. 8's λ; the schema calls it `strength`
+  const float* lam;     // Eq. 8's λ
   const float* factor;  // Eq. 9: 1 - λ · lr
   bool maximize;
   bool squares_known;       // Bound::slice_sq holds the sums of squares of the weights as they are now

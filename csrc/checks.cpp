@@ -76,7 +76,7 @@ LassoArguments check_lasso(const char* op, const Bound& bound, const std::vector
                            const Tensor& mask, const Tensor& lam) {
   std::vector<void*> pointers = check_like_weights(op, "grads", grads, bound);
   const bool* groups = check_mask(op, "mask", mask, bound.plan, bound.tables);
-  return {std::move(pointers), groups, check_scalar(op, "strength", lam, bound.tables)};
+  return {std::move(pointers), groups, check_scalar(op, "lam", lam, bound.tables)};
 }
 
 StepArguments check_step(const char* op, const Bound& bound, const std::vector<Tensor>& grads,
@@ -89,7 +89,7 @@ StepArguments check_step(const char* op, const Bound& bound, const std::vector<T
   step.grads = check_like_weights(op, "grads", grads, bound);
   check_array(op, lr, {"lr", ScalarType::Double, 1, 0}, tables);
   step.lr = lr.const_data_ptr<double>();
-  step.lam = check_scalar(op, "strength", lam, tables);
+  step.lam = check_scalar(op, "lam", lam, tables);
   step.factor = check_scalar(op, "factor", factor, tables);
   if (grad_scale) step.grad_scale = check_scalar(op, "grad_scale", *grad_scale, tables);
   if (found_inf) step.found_inf = check_scalar(op, "found_inf", *found_inf, tables);

@@ -3,17 +3,17 @@
 #include <torch/csrc/stable/library.h>
 
 #include "bound.h"
+#include "cpu/isa.h"
 
 // In all schemas:
 //   tables, shapes, layout   a plan's (plan.h)
 //   mask                     the groups to prune
-//   bound                    the ticket of a plan that is bound to its weights (bound.h). It stands for
-//   the
-//                            weights: an op that changes them, or their sums of squares, is said to
-//                            change it
-//   strength                 Eq. 8's λ
-//   known                    the sums of squares that an earlier op left are those of the weights as
-//   they are
+//   bound                    the ticket of a plan that is bound to its weights (bound.h). It stands
+//                            for them: an op that changes the weights, or their sums of squares, is
+//                            said to change it
+//   lam                      Eq. 8's λ
+//   known                    the sums of squares that an earlier op left are those of the weights
+//                            as they are
 STABLE_TORCH_LIBRARY(ocsfast, m) {
   // Checks a plan and the weights it is for, once.
   m.def("bind(Tensor[] weights, Tensor tables, Tensor shapes, int[] layout) -> Tensor");
@@ -29,21 +29,21 @@ STABLE_TORCH_LIBRARY(ocsfast, m) {
   // Eq. 9: w *= factor ** (pruned slices that contain the element). Leaves the sums of squares of the
   // pruned slices.
   m.def("shrink_(Tensor(a!) bound, Tensor mask, Tensor factor) -> ()");
-  // Eq. 8: grad += strength * w / |slice|, for each pruned slice that contains the element.
+  // Eq. 8: grad += lam * w / |slice|, for each pruned slice that contains the element.
   m.def(
-      "lasso_grad_(Tensor(a!) bound, Tensor(b!)[] grads, Tensor mask, Tensor strength, bool known) -> "
+      "lasso_grad_(Tensor(a!) bound, Tensor(b!)[] grads, Tensor mask, Tensor lam, bool known) -> "
       "()");
   // A step of SGD. With a mask also Eq. 8 before and Eq. 9 after it, in the same pass, which leaves the
   // sums of squares of all slices. `first`: the weights whose momentum holds nothing yet.
   m.def(
       "sgd_step_(Tensor(a!) bound, Tensor[] grads, Tensor(b!)[] momenta, int[] first, Tensor lr,"
       " float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, Tensor? mask,"
-      " Tensor strength, Tensor factor, bool known, Tensor? grad_scale, Tensor? found_inf) -> ()");
+      " Tensor lam, Tensor factor, bool known, Tensor? grad_scale, Tensor? found_inf) -> ()");
   // The same for AdamW. `steps`: how many steps each weight has taken; the op adds this one.
   m.def(
       "adamw_step_(Tensor(a!) bound, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
       " Tensor(d!)[] steps, Tensor lr, float beta1, float beta2, float eps, float weight_decay,"
-      " bool maximize, Tensor? mask, Tensor strength, Tensor factor, bool known, Tensor? grad_scale,"
+      " bool maximize, Tensor? mask, Tensor lam, Tensor factor, bool known, Tensor? grad_scale,"
       " Tensor? found_inf) -> ()");
   // Eq. 3: the similarity of two partitions, by their kept groups.
   m.def("jaccard(Tensor mask_a, Tensor mask_b, Tensor tables, int[] layout) -> Tensor");
@@ -63,8 +63,9 @@ PYBIND11_MODULE(_C, m) {
         info["cuda_archs"] = OCSFAST_CUDA_ARCHS;
         info["compiler"] = __VERSION__;
         info["torch_target"] = OCSFAST_TORCH_TARGET;
+        info["instruction_set"] = ocsfast::cpu::isa_name();
         return info;
       },
       "What this extension was built with: version, cuda, cuda_version, cuda_archs, compiler, "
-      "torch_target.");
+      "torch_target; and the instruction_set that the CPU's kernels use here.");
 }

@@ -10,25 +10,6 @@ import torch
 import ocsfast
 from ocsfast.ops.extension import MISSING, build_info
 
-# What kernels of the CPU are compiled for, best first; `csrc/cpu/rows.cpp` picks the same way.
-_INSTRUCTION_SETS = (("avx512", "AVX512"), ("avx2", "AVX2"))
-
-
-def instruction_set() -> str:
-    """The instruction set that the CPU's kernels use here: "avx512", "avx2" or "baseline".
-
-    `OCSFAST_ISA` may ask for a lower one.
-
-    Example:
-        >>> instruction_set() in ("avx512", "avx2", "baseline")
-        True
-    """
-    capability = torch.backends.cpu.get_cpu_capability()
-    found = next((ours for ours, torchs in _INSTRUCTION_SETS if capability >= torchs), "baseline")
-    names = ["baseline", "avx2", "avx512"]
-    wanted = os.environ.get("OCSFAST_ISA", "") or found
-    return min(found, wanted, key=lambda name: names.index(name) if name in names else len(names))
-
 
 def facts() -> dict[str, str]:
     """What was built and what was found, as names and values."""
@@ -44,7 +25,7 @@ def facts() -> dict[str, str]:
         built = build_info()
         cuda = f"CUDA {built['cuda_version']} for {built['cuda_archs']}" if built["cuda"] else "no CUDA"
         found["extension"] = f"{built['compiler']}, {cuda}, torch's ABI of {built['torch_target']}"
-    found["instruction set"] = instruction_set()
+        found["instruction set"] = built["instruction_set"]
     found["threads"] = str(torch.get_num_threads())
     if torch.cuda.is_available():
         for k in range(torch.cuda.device_count()):

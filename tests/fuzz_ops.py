@@ -170,7 +170,7 @@ def right_arguments(pick: random.Random) -> None:
     plan = build_plan(families, parameters, others=others)
     weights = [parameters[name] for name in plan.names]
     mask = torch.rand(plan.count("groups")) < pick.choice([0.0, 0.3, 1.0])
-    factor, strength = torch.tensor(pick.random()), torch.tensor(pick.random())
+    factor, lam = torch.tensor(pick.random()), torch.tensor(pick.random())
     torch.set_num_threads(pick.choice([1, 2, 3]))
     ours, theirs = (ops.Bound(plan, [w.clone() for w in weights]) for _ in range(2))
     criterion = pick.choice([*CRITERIA])
@@ -187,12 +187,12 @@ def right_arguments(pick: random.Random) -> None:
         reference.shrink_(theirs, mask, factor)
         grads = beside(pick, weights)
         copies = [None if g is None else g.clone() for g in grads]
-        ops.lasso_grad_(ours, grads, mask, strength)
-        reference.lasso_grad_(theirs, copies, mask, strength)
+        ops.lasso_grad_(ours, grads, mask, lam)
+        reference.lasso_grad_(theirs, copies, mask, lam)
         for a, b in zip(grads, copies, strict=True):
             if a is not None and b is not None:
                 close(a, b, "lasso_grad_")
-        penalty = ops.Penalty(mask, strength, factor) if pick.random() < 0.7 else None
+        penalty = ops.Penalty(mask, lam, factor) if pick.random() < 0.7 else None
         sgd_step(pick, ours, theirs, beside(pick, weights), penalty)
         adamw_step(pick, ours, theirs, beside(pick, weights), penalty)
     right_choice(pick, families, plan, mask)

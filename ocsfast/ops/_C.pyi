@@ -7,6 +7,7 @@ class BuildInfo(TypedDict):
     cuda_archs: str
     compiler: str
     torch_target: str
+    instruction_set: str
 
 def release(number: int) -> None: ...
 def build_info() -> BuildInfo: ...

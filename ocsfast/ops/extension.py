@@ -22,11 +22,13 @@ except ImportError as error:
 
 
 def build_info() -> BuildInfo:
-    """What was built: version, CUDA (whether, which, for which GPUs), compiler, and torch's ABI.
+    """What was built: version, CUDA (whether, which, for which GPUs), compiler, torch's ABI.
+
+    And the instruction set that the CPU's kernels use on this machine: "avx512", "avx2" or "baseline".
 
     Example:
-        >>> sorted(build_info())
-        ['compiler', 'cuda', 'cuda_archs', 'cuda_version', 'torch_target', 'version']
+        >>> build_info()["instruction_set"] in ("avx512", "avx2", "baseline")
+        True
 
     Raises:
         ImportError: the extension is missing, or was built for another torch or Python.
