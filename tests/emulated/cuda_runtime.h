@@ -2,8 +2,8 @@
 //
 // A block is a thread of the operating system; its threads are fibers that take turns in a random order
 // (fibers.h). A barrier or a warp operation ends the process if threads come to it from different
-// places, or if some have left. Shared memory is filled with NaN before a block begins. A device has 1 to
-// 4 processors, another number at every launch, so that a block takes task after task.
+// places, or if some have left. Shared memory is filled with NaN before a block begins. A device has 1
+// to 4 processors, another number at every launch, so that a block takes task after task.
 #pragma once
 
 #include <math.h>

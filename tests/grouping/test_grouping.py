@@ -67,10 +67,15 @@ def test_both_engines_find_the_same_groups(name):
     assert costs[0] == costs[1]
 
 
-@pytest.mark.parametrize("name", RATIO_MODELS)
-def test_ratio_is_met_by_less_than_one_group_and_cost_is_exact(name):
-    model, x = build(name)
-    families = group(model, (x,), verify=False)
+@pytest.fixture(scope="module", params=RATIO_MODELS)
+def grouped(request):
+    """A network, its input and its families, once for the tests that change none of them."""
+    model, x = build(request.param)
+    return model, x, group(model, (x,))  # raises, or freezes by name, what is not exact
+
+
+def test_ratio_is_met_by_less_than_one_group_and_cost_is_exact(grouped):
+    model, x, families = grouped
     macs = build_cost_model(families, families.macs, "MACs")
     sizes = torch.tensor([f.size for f in families.families])
     dense = macs(sizes)
@@ -96,10 +101,8 @@ def test_ratio_is_met_by_less_than_one_group_and_cost_is_exact(name):
         assert build_cost_model(left, left.macs, "MACs")([f.size for f in left.families]) == int(cost)
 
 
-@pytest.mark.parametrize("name", RATIO_MODELS)
-def test_cutting_equals_zeroing_the_slices(name):
-    model, x = build(name)
-    families = group(model, (x,))  # raises, or freezes by name, what is not exact
+def test_cutting_equals_zeroing_the_slices(grouped):
+    model, _, families = grouped
     assert not [f for f in families.frozen if "cutting it fails" in f.reason]
     labelled = {axis.tensor for axis in families.axes}
     parameters = dict(model.named_parameters())
