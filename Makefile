@@ -22,7 +22,7 @@ PINS := $(abspath $(VENV))/constraints.txt
 # By the environment, because pip takes them there for the packages that a build needs, too.
 PIP := PIP_CONSTRAINT=$(PINS) PIP_BUILD_CONSTRAINT=$(PINS) $(BIN)/pip
 SOURCES := $(wildcard csrc/* csrc/*/*)
-TO_FORMAT := $(filter %.h %.cuh %.cpp %.cu,$(SOURCES))
+TO_FORMAT := $(filter %.h %.cuh %.cpp %.cu,$(SOURCES) $(wildcard tests/emulated/*))
 
 # A thread that waits gives its core away: where something else runs as well, spinning made an epoch
 # of the demo five to ten times slower.
@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml setup.py build_backend.py $(CONSTRAINTS) $(SOURCES)
 demo: setup
 	$(BIN)/python -m ocsfast.train
 
-test: setup lint pytest
+test: setup lint docs pytest
 	$(MAKE) sanitize
 	$(MAKE) emulated
 	STAGES="machine smoke times launches steps training throughput ncu memcheck" \
@@ -97,6 +97,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run -Werror $(TO_FORMAT)
 
 # The documentation as a site, in build/site; a broken link or anchor is an error. Needs no network once set up.
@@ -104,5 +105,5 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv* build dist runs *.egg-info ocsfast/_C*.so
+	rm -rf .venv* build dist runs *.egg-info ocsfast/ops/_C*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -39,7 +39,7 @@ def as_graph(model: nn.Module, example_inputs: Inputs) -> nn.Module:
             samples, holds what cannot be pruned, or its graph does not compute what it computes.
         StateError: the model is sharded or wrapped, or a buffer holds NaN.
 
-    Example:
+    Examples:
         >>> import torch, ocsfast
         >>> layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
         >>> x = torch.randn(2, 5, 16)  # [batch, length, width]

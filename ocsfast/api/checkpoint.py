@@ -57,7 +57,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: the path cannot be written; the model is sharded; or its state dict holds
             something besides tensors.
 
-    Example:
+    Examples:
         >>> import os, tempfile, torch, ocsfast
         >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
         >>> ocsfast.save(torch.nn.Linear(2, 2), path)
@@ -101,7 +101,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: the file is missing, damaged, not one of ours, another model's, or describes
             something that no cut of this model leaves. The model is as it was then.
 
-    Example:
+    Examples:
         >>> import os, tempfile, torch, ocsfast
         >>> from torch import nn
         >>> def build():
@@ -167,7 +167,7 @@ def fit_on_load(
         StateError: from `load_state_dict`, if no cut of the model has the shapes that arrive. Nothing
             has been changed then.
 
-    Example:
+    Examples:
         >>> import torch, ocsfast
         >>> from torch import nn
         >>> def build():

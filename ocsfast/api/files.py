@@ -27,7 +27,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
         OSError: the file cannot be written. What is raised inside the context is passed on. In both
             cases the old file is left as it was, and the temporary file is removed.
 
-    Example:
+    Examples:
         >>> import os, tempfile, torch, ocsfast
         >>> folder = tempfile.mkdtemp()
         >>> path = os.path.join(folder, "run.pt")

@@ -38,7 +38,7 @@ class FamilyFacts:
             for, or it cannot be reached.
         step: The share of the target's dense cost that one of its groups takes, 0 to 1.
 
-    Example:
+    Examples:
         >>> FamilyFacts("conv1", "channel", ("conv1",), 16, 0.5, 0.4, None).groups
         16
     """
@@ -74,7 +74,7 @@ class Inspection:
         overshoot: The share of the target's dense cost that goes beyond the ratio asked for.
         graph_may: Whether `ocsfast.as_graph` may free what the model's own code holds.
 
-    Example:
+    Examples:
         >>> import ocsfast
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> found = ocsfast.inspect(model, torch.randn(4, 8), ratio=0.5)
@@ -128,7 +128,7 @@ def inspect(
         GroupingError: no engine can trace the model; both say why.
         StateError: the model is sharded.
 
-    Example:
+    Examples:
         >>> import ocsfast
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> ocsfast.inspect(model, torch.randn(4, 8)).largest_ratio

@@ -33,7 +33,7 @@ class Pruner:
         config, ratio, optimizer: as given.
         families: the structure at attach, which numbers the groups of `scores` and `mask`.
 
-    Example:
+    Examples:
         >>> import ocsfast
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -76,7 +76,7 @@ def step(
         StateError: no training step was seen, no or several optimizers own the parameters, the
             optimizer's state cannot be cut, the model is wrapped, or a weight is NaN or infinite.
 
-    Example:
+    Examples:
         >>> import ocsfast
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -187,7 +187,7 @@ def attach(
         StateError: the model has a pruner already, was cut already, is not the one of `families`, or is
             wrapped; no optimizer owns its parameters, or its state cannot be cut.
 
-    Example:
+    Examples:
         >>> import ocsfast
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -251,7 +251,7 @@ def group(
         GroupingError: the model's structure cannot be found.
         StateError: the model is sharded already.
 
-    Example:
+    Examples:
         >>> import ocsfast
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> [(f.name, f.kind, f.size) for f in ocsfast.group(model, torch.randn(4, 8)).families]
@@ -268,7 +268,7 @@ def detach(model: nn.Module) -> None:
     Args:
         model: as for `step`, or one that never was.
 
-    Example:
+    Examples:
         >>> import ocsfast
         >>> ocsfast.detach(torch.nn.Linear(2, 2))
     """

@@ -97,7 +97,7 @@ class Config:
         ConfigError: a value that is not allowed. The message names the field, the value and what is
         allowed.
 
-    Example:
+    Examples:
         >>> Config(target="params", max_family_ratio=0.5).target
         'params'
     """

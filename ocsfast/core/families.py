@@ -66,7 +66,7 @@ class Product:
         cols: The same.
         where: The layer that costs this.
 
-    Example:
+    Examples:
         >>> Product(9, torch.tensor([0, 1, -1]), None, "conv1").coefficient  # 3 channels, 9 weights each
         9
     """
@@ -98,7 +98,7 @@ class Frozen:
         where: A parameter, a layer or an operator by name.
         reason: Why nothing of it may go, for people.
 
-    Example:
+    Examples:
         >>> str(Frozen("fc", "model output"))
         "Frozen(where='fc', reason='model output')"
     """
@@ -125,7 +125,7 @@ class Families:
         notes: What a user should know of how these were found.
         unsure: Attributes that may count some of these groups. Nothing proves it: the cut leaves them.
 
-    Example:
+    Examples:
         >>> import ocsfast
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> found = ocsfast.group(model, torch.randn(4, 8))

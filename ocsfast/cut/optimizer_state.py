@@ -40,7 +40,9 @@ def register_slicer(optimizer_class: type[Optimizer], slicer: Slicer) -> None:
     Raises:
         Nothing here. What the slicer raises at the cut is passed on, and the cut is undone.
 
-    Example: an optimizer that remembers one number for each row of a parameter.
+    Examples:
+        An optimizer that remembers one number for each row of a parameter.
+
         >>> import torch, ocsfast
         >>> class RowSGD(torch.optim.SGD):
         ...     def step(self, closure=None):

@@ -122,7 +122,9 @@ def cut_model(
             attribute does not have the size that `families` says; or a training step is under way.
             Whatever is raised, nothing has been changed then; if the model is sharded, in no process.
 
-    Example: half of the hidden neurons go.
+    Examples:
+        Half of the hidden neurons go.
+
         >>> import torch, ocsfast
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))

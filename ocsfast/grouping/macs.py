@@ -25,7 +25,7 @@ def count_macs(call: Callable[[], object]) -> int:
     on CUDA. One exception: in half precision on CUDA, torch may pad heads whose width is no multiple of
     8 before it fuses them, and then the padding counts.
 
-    Example:
+    Examples:
         >>> count_macs(lambda: torch.nn.Linear(3, 5)(torch.zeros(2, 3)))
         30
     """

@@ -38,7 +38,9 @@ def forward(
     Raises:
         ConfigError: the model is not built like a detector, or `images` is not one batch.
 
-    Example: a detector's parts in small.
+    Examples:
+        A detector's parts in small.
+
         >>> import torch, ocsfast
         >>> from torch import nn
         >>> class Head(nn.Module):

@@ -28,7 +28,7 @@ class PruneCallback(Callback):
     Attributes:
         run: `run.pruner` is the `Pruner` once training has begun, `run.report` the last `StepReport`.
 
-    Example:
+    Examples:
         >>> import logging, torch
         >>> from lightning.pytorch import LightningModule, Trainer
         >>> from torch import nn

@@ -33,7 +33,7 @@ class PruneCallback(TrainerCallback, ExportableState):
     Attributes:
         run: `run.pruner` is the `Pruner` once training has begun, `run.report` the last `StepReport`.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
         >>> from ocsfast.integrations.transformers import PruneCallback

@@ -26,7 +26,7 @@ def build_info() -> BuildInfo:
 
     And the instruction set that the CPU's kernels use on this machine: "avx512", "avx2" or "baseline".
 
-    Example:
+    Examples:
         >>> build_info()["instruction_set"] in ("avx512", "avx2", "baseline")
         True
 

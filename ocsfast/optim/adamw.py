@@ -43,7 +43,7 @@ class AdamW(torch.optim.AdamW):
     Raises:
         ConfigError: amsgrad is True.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
         >>> optimizer = AdamW(layer.parameters(), lr=0.5, weight_decay=0)
         >>> before = layer.weight.detach().clone()

@@ -45,7 +45,7 @@ class SGD(torch.optim.SGD):
             skip: nothing is read from the device then, and `.grad` stays scaled. The step is one pass in
             any case.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
         >>> optimizer = SGD(layer.parameters(), lr=0.5)
         >>> before = layer.weight.detach().clone()

@@ -42,7 +42,7 @@ class StepReport:
         frozen: What is never pruned, and why.
         stale: At the cut: attributes that may still say a width of before it, as "layers.2.c = 64".
 
-    Example:
+    Examples:
         >>> StepReport("observe", kept=(("conv1", 12, 16),)).kept_share()
         {'conv1': 0.75}
     """

@@ -17,7 +17,7 @@ from ocsfast.core.families import kept_indices
 from ocsfast.cut import layout as slicing
 from ocsfast.cut import removal as cut
 from ocsfast.grouping.engines import group
-from ocsfast.optim import penalty
+from ocsfast.api import check
 
 
 def crop(tensor, name, families, pruned):
@@ -213,13 +213,13 @@ def test_a_cut_that_fails_is_undone():
             (cut, "set_size"),
             (cut, "announce"),
             (pruner._processes, "rebuild"),
-            (penalty, "mean_rate"),
+            (check, "decide"),
         )
         for _ in planted.each(pruner.cut):
             require_same(before, everything((model, average), optimizer))
             assert (pruner.stage, pruner.history, pruner.mask) == ("observe", [], None)
     assert planted.at > 40
-    called = {"crop", "replace_data", "set_size", "announce", "rebuild", "mean_rate"}
+    called = {"crop", "replace_data", "set_size", "announce", "rebuild", "decide"}
     assert set(planted.names) == called
     train(model, optimizer, 3)
     # As one whose cut never failed.

@@ -124,5 +124,5 @@ def test_wrong_gradients_change_nothing() -> None:
         assert all(torch.equal(a, b) for a, b in zip(before, grads, strict=True))
     with pytest.raises(ValueError, match="0 tensors for 12 weights"):
         ops.lasso_grad_(made.bound(), [], mask, STRENGTH)
-    with pytest.raises(RuntimeError, match="strength is Long, expected Float"):
+    with pytest.raises(RuntimeError, match="lam is Long, expected Float"):
         ops.lasso_grad_(made.bound(), random_grads(made), mask, torch.tensor(1))

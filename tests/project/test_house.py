@@ -69,14 +69,15 @@ def test_no_c_function_is_longer_than_a_screen() -> None:
     """clang-format puts the brace that ends a function of a namespace into the first column."""
     long = {}
     for path in sources(".h", ".cpp", ".cu", ".cuh"):
-        start = None
+        start, inside = 0, False
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            if line.startswith("}"):
-                if start is not None and number - start[0] + 1 > FUNCTION_LINES:
-                    long[f"{path.relative_to(ROOT)}:{start[0]} {start[1]}"] = number - start[0] + 1
-                start = None
-            elif re.match(r"[\w\[].*\(", line) and not line.rstrip().endswith(";") and start is None:
-                start = (number, line.strip())
+            if not start and re.match(r"[\w\[].*\(", line):
+                start, inside = number, False
+            inside = inside or line.endswith("{")
+            if start and (line.startswith("}") or (not inside and line.endswith(";"))):
+                if number - start + 1 > FUNCTION_LINES:
+                    long[f"{path.relative_to(ROOT)}:{start}"] = number - start + 1
+                start = 0
     assert not long
 
 

@@ -177,7 +177,8 @@ def test_hooks_before_a_commit_are_what_make_lint_runs() -> None:
     run = re.findall(r"\$\(BIN\)/([\w-]+)(?: (check|format))?", lint)
     before = sorted(hook["entry"].split("/")[-1].split()[0] for hook in hooks)
     assert before == sorted(tool for tool, _ in run)
-    for tool in {tool for tool, _ in run}:
+    packages = {"lint-imports": "import-linter"}
+    for tool in {packages.get(tool, tool) for tool, _ in run}:
         assert re.search(rf"^{tool}==", text_of("constraints.txt"), re.MULTILINE)
 
 
@@ -191,7 +192,9 @@ def test_templates_of_issues_have_a_head(template: Path) -> None:
 # Private names of torch.
 
 # Where texts with an underscore are names of operators, and what else is no name of torch's.
-OPERATORS = tuple(f"grouping/{name}" for name in ("rules", "macs.py", "proof", "propagate.py", "graph"))
+OPERATORS = tuple(
+    f"grouping/{name}" for name in ("rules", "macs.py", "proof", "propagation.py", "graph")
+)
 OURS = {
     *(
         "_ocsfast_cut",

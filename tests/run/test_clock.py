@@ -84,7 +84,7 @@ def test_a_captured_run_is_the_run(
     (eager, one, first), (made, two, second) = runs
     second._hooks.settle()
     step = Captured(made, two, monkeypatch)
-    second._tell_clock()  # a capture runs nothing: what recording it has counted is forgotten
+    second._hooks.update_clock()  # a capture runs nothing: what recording it has counted is forgotten
     stages = []
     for epoch in range(14):
         for k in range(5):

@@ -60,7 +60,7 @@ def register_rule(*operators: str) -> Callable[[Rule], Rule]:
     Raises:
         ConfigError: torch knows no such operator. It has to be defined before its rule.
 
-    Example:
+    Examples:
         >>> import torch, ocsfast
         >>> @torch.library.custom_op("mylib::scale_rows", mutates_args=())
         ... def scale_rows(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
