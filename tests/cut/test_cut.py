@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 import ocsfast
 from ocsfast import StateError, cut_model
+from ocsfast.api import check
 from ocsfast.core.families import kept_indices
 from ocsfast.cut import layout as slicing
 from ocsfast.cut import removal as cut
 from ocsfast.grouping.engines import group
-from ocsfast.api import check
 
 
 def crop(tensor, name, families, pruned):
