@@ -100,5 +100,6 @@ lint: setup
 	$(BIN)/clang-format --dry-run -Werror $(TO_FORMAT)
 
 clean:
-	rm -rf .venv* build dist runs *.egg-info ocsfast/_C*.so
+	rm -rf .venv* build dist runs *.egg-info
+	find ocsfast -name '*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

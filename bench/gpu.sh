@@ -7,7 +7,8 @@
 #   bash bench/gpu.sh --device cpu    the same stages without one, on the smallest sizes, without the build
 #
 # Needs no network: it builds for PYTHON's own torch, without isolation and without dependencies (pytest,
-# hypothesis, torchvision, setuptools and pybind11 have to be there; pytest-xdist and pytest-timeout help).
+# hypothesis, torchvision, setuptools, pybind11 and ninja have to be there; pytest-xdist and pytest-timeout
+# help).
 #
 #   PYTHON    python3       the interpreter whose torch is used
 #   OUT       bench/results; on the CPU build/gpu/results

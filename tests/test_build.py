@@ -1,10 +1,16 @@
-"""What the extension says of itself, and what an import without it says."""
+"""What the extension says of itself, what an import without it says, and how it is built."""
 
 from __future__ import annotations
 
+import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 import ocsfast
 from ocsfast import ops
@@ -73,3 +79,139 @@ def test_the_backend_finds_the_torch_of_this_interpreter() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def setup_file(root: Path = ROOT) -> SimpleNamespace:
+    """The functions of setup.py, which reads the environment when it is loaded."""
+    sys.path.insert(0, str(ROOT))  # for build_backend
+    try:
+        return SimpleNamespace(**runpy.run_path(str(root / "setup.py"), run_name="setup_file"))
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+def ninja(folder: Path, *arguments: str) -> list[str]:
+    """The steps that ninja takes in a folder."""
+    command = [sys.executable, "-m", "ninja", *arguments]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
+    return [line.split("] ")[1] for line in said.splitlines() if line.startswith("[")]
+
+
+def test_ninja_repeats_only_what_a_change_asks_for(tmp_path: Path) -> None:
+    (tmp_path / "one.h").write_text("#define ONE 1\n")
+    (tmp_path / "with header.cpp").write_text('#include "one.h"\nint one() { return ONE; }\n')
+    (tmp_path / "without.cpp").write_text("int two() { return 2; }\n")
+
+    def write(flags: str) -> None:
+        sources = [Path("with header.cpp"), Path("without.cpp")]
+        rules = {"cpu": (f"{setup.CXX} -fPIC {flags}", sources)}
+        with (tmp_path / "build.ninja").open("w") as out:
+            setup.write_ninja(out, Path("out"), rules, "", Path("out/module.so"))
+
+    setup = setup_file()
+    write("'-DSAID=\"$ 5\"'")
+    assert sorted(ninja(tmp_path)) == [
+        "compile 'with header.cpp'",
+        "compile without.cpp",
+        "link out/module.so",
+    ]
+    assert ninja(tmp_path) == []
+    touched = (tmp_path / "out/module.so").stat().st_mtime + 1
+    os.utime(tmp_path / "one.h", (touched, touched))
+    assert ninja(tmp_path, "-n") == ["compile 'with header.cpp'", "link out/module.so"]
+    write("-DSAID=6")
+    assert len(ninja(tmp_path, "-n")) == 3
+
+
+def test_each_configuration_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder(cuda: tuple[object, ...] | None = None, version: str = "1", **environment: str) -> Path:
+        with monkeypatch.context() as patch:
+            for name in ("OCSFAST_CUDA", "CXX", "CXXFLAGS"):
+                patch.delenv(name, raising=False)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            setup = setup_file()
+            torch = setup.find_torch()
+            given = setup.Cuda(*cuda) if cuda else None
+            found = setup.build_folder(torch, given, setup.compile_rules(torch, given, version))
+        assert isinstance(found, Path)
+        return found
+
+    folders = [
+        folder(),
+        folder(OCSFAST_CUDA="emulated"),
+        folder(CXX="c++ -fsanitize=undefined"),
+        folder(CXXFLAGS="-O1"),
+        folder(("nvcc", "12.4", ["80", "90"], "")),
+        folder(("nvcc", "12.4", ["90"], "")),
+        folder(("nvcc", "13.0", ["90"], "")),
+    ]
+    assert len(set(folders)) == len(folders)
+    # What only the module is compiled with does not count: pybind11 lies elsewhere in an isolated build.
+    monkeypatch.setattr("pybind11.get_include", lambda: "/elsewhere")
+    assert folder(version="2") == folders[0]
+
+
+def test_a_switch_back_brings_the_earlier_module_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a module of one line beside the package's own build files."""
+    monkeypatch.setenv("OCSFAST_CUDA", "0")
+    monkeypatch.setenv("MAX_JOBS", "1")
+    for name in ("pyproject.toml", "setup.py", "build_backend.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "ocsfast.cpp").write_text('extern "C" const char* ocsfast = OF_THIS_BUILD;\n')
+    modules = []
+    for name in ("one", "another", "one"):
+        monkeypatch.setenv("CXXFLAGS", f"'-DOF_THIS_BUILD=\"{name}\"'")
+        command = [sys.executable, "setup.py", "build_ext", "--build-lib", "built"]
+        subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+        modules.append(next((tmp_path / "built").rglob("*.so")).read_bytes())
+    assert modules[0] == modules[2] != modules[1]
+
+
+@pytest.mark.parametrize("switch", ["", "emulated"])
+def test_every_source_is_compiled_once(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCSFAST_CUDA", switch)
+    setup = setup_file()
+    cuda = None if switch else setup.Cuda("nvcc", "12.4", ["90"], "")
+    rules = setup.compile_rules(setup.find_torch(), cuda, "1")
+    compiled = [source for _, sources in rules.values() for source in sources]
+    expected = setup.sources("csrc/**/*.c*")
+    if switch:
+        expected = [source for source in expected if source.parent.name != "cpu"]
+        expected.append(Path("tests/emulated/emulator.cpp"))
+    assert sorted(compiled) == sorted(path for path in expected if path.suffix in (".cpp", ".cu"))
+
+
+def test_cuda_is_left_out_where_nvcc_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho release 11.8, V11.8.89\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.delenv("OCSFAST_CUDA", raising=False)
+    assert setup_file().find_cuda() is None
+    monkeypatch.setenv("OCSFAST_CUDA", "1")
+    with pytest.raises(Exception, match=r"nvcc is older than CUDA 12\.1"):
+        setup_file().find_cuda()
+
+
+def test_cuda_is_compiled_for_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho release 12.4, V12.4.99\necho '#$ LIBRARIES= \"-L/there\"' >&2\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("OCSFAST_CUDA", "1")
+    monkeypatch.setenv("OCSFAST_CUDA_ARCHS", "8.6; 90a")
+    setup = setup_file()
+    cuda = setup.find_cuda()
+    assert cuda == (str(nvcc), "12.4", ["86", "90a"], ' "-L/there"')
+    command, _ = setup.compile_rules(setup.find_torch(), cuda, "1")["cuda"]
+    assert [word for word in command.split() if word.startswith("-gencode")] == [
+        "-gencode=arch=compute_86,code=sm_86",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_90a,code=compute_90a",
+    ]
