@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -172,7 +173,7 @@ class Build(build_ext):
         cuda = find_cuda()
         rules = compile_rules(torch, cuda, self.distribution.get_version())
         folder = build_folder(torch, cuda, rules)
-        # Linked where the objects are, then copied: setuptools' own folders may be new each time.
+        # Linked where the objects are, then copied: setuptools' own folders are new each time.
         module = folder / Path(self.get_ext_filename(ext.name)).name
         file = folder / "build.ninja"
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
@@ -187,4 +188,10 @@ class Build(build_ext):
 
 
 if __name__ == "__main__":  # the tests load this file for its functions
-    setup(ext_modules=[Extension(EXTENSION, sources=[])], cmdclass={"build_ext": Build})
+    # Wheels are put together in a new folder: in build/lib, modules that have moved since lie on.
+    with tempfile.TemporaryDirectory() as build_lib:
+        setup(
+            ext_modules=[Extension(EXTENSION, sources=[])],
+            cmdclass={"build_ext": Build},
+            options={"build": {"build_lib": build_lib}},
+        )

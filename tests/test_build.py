@@ -7,6 +7,8 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -215,3 +217,33 @@ def test_cuda_is_compiled_for_what_was_asked(tmp_path: Path, monkeypatch: pytest
         "-gencode=arch=compute_90a,code=sm_90a",
         "-gencode=arch=compute_90a,code=compute_90a",
     ]
+
+
+def call_backend(tree: Path, backend: str, hook: str, into: Path) -> None:
+    code = f"import {backend}\n{backend}.{hook}({str(into)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tree, capture_output=True)
+
+
+def test_the_archives_hold_what_they_should(tmp_path: Path) -> None:
+    """An sdist from a copy of the tree, and from that a wheel, but for the extension."""
+    tree = tmp_path / "tree"
+    for folder in ("csrc", "ocsfast", "tests"):
+        unwanted = shutil.ignore_patterns("__pycache__", "*.so")
+        shutil.copytree(ROOT / folder, tree / folder, ignore=unwanted)
+    files = ("pyproject.toml", "setup.py", "build_backend.py", "MANIFEST.in", "README.md", "LICENSE")
+    for name in files:
+        shutil.copy(ROOT / name, tree)
+    call_backend(tree, "build_backend", "build_sdist", tmp_path)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        archive.extractall(tmp_path)
+    unpacked = next(path for path in tmp_path.glob("ocsfast-*") if path.is_dir())
+    for pattern in ("csrc/**/*", "tests/emulated/**/*", "ocsfast/**/*"):
+        for path in tree.glob(pattern):
+            assert (unpacked / path.relative_to(tree)).exists(), path
+
+    (unpacked / "setup.py").unlink()
+    call_backend(unpacked, "setuptools.build_meta", "build_wheel", tmp_path)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    expected = (path.relative_to(tree) for path in tree.glob("ocsfast/**/*") if path.is_file())
+    assert held == {path.as_posix() for path in expected}
