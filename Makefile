@@ -105,5 +105,6 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv* build dist runs *.egg-info ocsfast/ops/_C*.so
+	rm -rf .venv* build dist runs *.egg-info
+	find ocsfast -name '*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,7 +14,6 @@ While working on csrc/, `python setup.py build_ext --inplace` compiles what has 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import shlex
@@ -24,9 +23,9 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
-import ninja
+import pybind11
 from ninja import ninja_syntax
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -54,36 +53,34 @@ Rules = dict[str, tuple[str, list[Path]]]
 
 class Cuda(NamedTuple):
     nvcc: str
-    version: tuple[int, int]
+    version: str
     archs: list[str]
     libraries: str  # the -L flags that lead to libcudart_static.a
 
 
-def find_nvcc() -> tuple[str, tuple[int, int]] | None:
-    """A path and a version."""
-    for home in (os.environ.get("CUDA_HOME"), None, "/usr/local/cuda"):
-        nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)  # None: PATH
-        if nvcc:
-            said = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
-            found = re.search(r"release (\d+)\.(\d+)", said)
-            return nvcc, (int(found[1]), int(found[2])) if found else (0, 0)
-    return None
+def output(*command: str) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout + done.stderr
 
 
 def find_cuda() -> Cuda | None:
-    """What CUDA's kernels are compiled with, or None if they are not to be."""
+    """What compiles CUDA's kernels, or None if they are not to be compiled."""
     if SWITCH in ("0", "emulated"):
         return None
-    found = find_nvcc()
-    if found and found[1] >= OLDEST_CUDA:
-        # nvcc knows where its libraries are; what lies on PATH may be a script that calls another.
-        dry = [found[0], "--dryrun", "-x", "cu", "/dev/null"]
-        said = subprocess.run(dry, check=True, capture_output=True, text=True).stderr
-        libraries = " ".join(re.findall(r"^#\$ LIBRARIES=(.*)$", said, re.MULTILINE))
-        archs = os.environ.get("OCSFAST_CUDA_ARCHS", "80;90").replace(".", "")
-        return Cuda(*found, re.findall(r"\w+", archs), libraries)
-    oldest = ".".join(map(str, OLDEST_CUDA))
-    problem = f"{found[0]} is older than CUDA {oldest}" if found else "nvcc was not found: set CUDA_HOME"
+    places = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    if "CUDA_HOME" in os.environ:
+        places.insert(0, os.environ["CUDA_HOME"] + "/bin")
+    nvcc = shutil.which("nvcc", path=os.pathsep.join(places))
+    problem = "nvcc was not found: set CUDA_HOME"
+    if nvcc:
+        found = re.search(r"release (\d+)\.(\d+)", output(nvcc, "--version"))
+        if found and (int(found[1]), int(found[2])) >= OLDEST_CUDA:
+            # nvcc knows where its libraries are; what lies on PATH may be a script that calls another.
+            dry = output(nvcc, "--dryrun", "-x", "cu", "/dev/null")
+            libraries = " ".join(re.findall(r"^#\$ LIBRARIES=(.*)$", dry, re.MULTILINE))
+            archs = os.environ.get("OCSFAST_CUDA_ARCHS", "80;90").replace(".", "")
+            return Cuda(nvcc, f"{found[1]}.{found[2]}", re.findall(r"\w+", archs), libraries)
+        problem = f"{nvcc} is older than CUDA {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]}"
     if SWITCH == "1":
         raise PlatformError(f"OCSFAST_CUDA=1, but {problem}")
     print(f"ocsfast: building without CUDA: {problem}", file=sys.stderr)
@@ -118,18 +115,23 @@ def compile_rules(torch: Path, cuda: Cuda | None, version: str) -> Rules:
 
 def module_flags(cuda: Cuda | None, version: str) -> str:
     """For the one source that includes Python, and that tells what was built."""
-    import pybind11
-
     no_cuda = "emulated" if SWITCH == "emulated" else ""
     flags = [
         *("-isystem", pybind11.get_include(), f"-I{sysconfig.get_path('include')}"),
         f'-DOCSFAST_VERSION="{version}"',
         f"-DOCSFAST_CUDA={int(cuda is not None)}",
-        f'-DOCSFAST_CUDA_VERSION="{".".join(map(str, cuda.version)) if cuda else no_cuda}"',
+        f'-DOCSFAST_CUDA_VERSION="{cuda.version if cuda else no_cuda}"',
         f'-DOCSFAST_CUDA_ARCHS="{";".join(cuda.archs) if cuda else ""}"',
         f'-DOCSFAST_TORCH_TARGET="{TORCH_TARGET[0]}.{TORCH_TARGET[1]}"',
     ]
     return shlex.join(flags)
+
+
+def link_libraries(torch: Path, cuda: Cuda | None) -> str:
+    """Torch's libraries are linked even if the linker sees no symbol of theirs in use."""
+    torch_lib = shlex.quote(str(torch / "lib"))
+    libraries = f"-L{torch_lib} -Wl,--no-as-needed -ltorch_cpu -lc10 -Wl,--as-needed"
+    return f"{libraries} {cuda.libraries} -lcudart_static -ldl -lpthread -lrt" if cuda else libraries
 
 
 def build_folder(torch: Path, cuda: Cuda | None, rules: Rules) -> Path:
@@ -142,14 +144,13 @@ def build_folder(torch: Path, cuda: Cuda | None, rules: Rules) -> Path:
     return Path("build", "ninja", f"{[*rules][-1]}-{hashlib.sha256(state.encode()).hexdigest()[:8]}")
 
 
-def ninja_file(folder: Path, rules: Rules, libraries: str, module: Path) -> str:
-    """The text of a build.ninja that compiles into a folder and links a module.
+def write_ninja(out: TextIO, folder: Path, rules: Rules, libraries: str, module: Path) -> None:
+    """A build.ninja that compiles into a folder and links a module.
 
     ninja repeats a step when its command has changed, or a file that it reads. The compiler itself says
     which headers it read: -MD names torch's as well, which an upgrade may change in their place.
     """
-    text = io.StringIO()
-    writer = ninja_syntax.Writer(text)
+    writer = ninja_syntax.Writer(out)
     writer.variable("builddir", str(folder))  # for ninja's own logs
     objects: list[str] = []
     for name, (compiler, files) in rules.items():
@@ -160,7 +161,6 @@ def ninja_file(folder: Path, rules: Rules, libraries: str, module: Path) -> str:
     link = f"{ninja_syntax.escape(CXX)} -shared -o $out $in {ninja_syntax.escape(libraries)}"
     writer.rule("link", link, description="link $out")
     writer.build(str(module), "link", objects)
-    return text.getvalue()
 
 
 class Build(build_ext):
@@ -168,28 +168,22 @@ class Build(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         torch = find_torch()
-        if torch is None:
-            raise PlatformError(f"torch was not found: pip install '{TORCH_REQUIREMENT}' first")
-        if torch_version(torch) < TORCH_TARGET:
-            raise PlatformError(f"{torch} is older than {TORCH_REQUIREMENT}: upgrade torch")
+        if torch is None or torch_version(torch) < TORCH_TARGET:
+            raise PlatformError(f"pip install '{TORCH_REQUIREMENT}' first: {torch or 'none'} was found")
         cuda = find_cuda()
-        folder = shlex.quote(str(torch / "lib"))
-        libraries = f"-L{folder} -Wl,--no-as-needed -ltorch_cpu -lc10 -Wl,--as-needed"
-        if cuda:
-            libraries += f" {cuda.libraries} -lcudart_static -ldl -lpthread -lrt"
         rules = compile_rules(torch, cuda, self.distribution.get_version())
         folder = build_folder(torch, cuda, rules)
         # Linked where the objects are, then copied: setuptools' own folders are new each time.
         module = folder / Path(self.get_ext_filename(ext.name)).name
-        (ROOT / folder).mkdir(parents=True, exist_ok=True)
         file = folder / "build.ninja"
-        (ROOT / file).write_text(ninja_file(folder, rules, libraries, module), encoding="utf-8")
-        # In pip's isolated builds ninja.BIN_DIR is empty, and PATH leads to the program.
-        program = shutil.which("ninja", path=ninja.BIN_DIR) or "ninja"
-        jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-        self.spawn([program, "-C", str(ROOT), "-f", str(file), *jobs])
+        (ROOT / folder).mkdir(parents=True, exist_ok=True)
+        with (ROOT / file).open("w", encoding="utf-8") as out:
+            write_ninja(out, folder, rules, link_libraries(torch, cuda), module)
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        self.spawn([sys.executable, "-m", "ninja", "-C", str(ROOT), "-f", str(file), *jobs])
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
+        self.force = True  # copy the module even if it is older: that of a configuration built before
         self.copy_file(str(ROOT / module), str(target))
 
 

@@ -113,11 +113,11 @@ def test_ninja_repeats_only_what_a_change_asks_for(tmp_path: Path) -> None:
     def write(flags: str) -> None:
         sources = [Path("with header.cpp"), Path("without.cpp")]
         rules = {"cpu": (f"{setup.CXX} -fPIC {flags}", sources)}
-        text = setup.ninja_file(Path("out"), rules, "", Path("out/module.so"))
-        (tmp_path / "build.ninja").write_text(text)
+        with (tmp_path / "build.ninja").open("w") as out:
+            setup.write_ninja(out, Path("out"), rules, "", Path("out/module.so"))
 
     setup = setup_file()
-    write("'-DPRICE=\"$ 5\"'")
+    write("'-DSAID=\"$ 5\"'")
     assert sorted(ninja(tmp_path)) == [
         "compile 'with header.cpp'",
         "compile without.cpp",
@@ -127,7 +127,7 @@ def test_ninja_repeats_only_what_a_change_asks_for(tmp_path: Path) -> None:
     touched = (tmp_path / "out/module.so").stat().st_mtime + 1
     os.utime(tmp_path / "one.h", (touched, touched))
     assert ninja(tmp_path, "-n") == ["compile 'with header.cpp'", "link out/module.so"]
-    write("-DPRICE=6")
+    write("-DSAID=6")
     assert len(ninja(tmp_path, "-n")) == 3
 
 
@@ -150,9 +150,9 @@ def test_each_configuration_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPa
         folder(OCSFAST_CUDA="emulated"),
         folder(CXX="c++ -fsanitize=undefined"),
         folder(CXXFLAGS="-O1"),
-        folder(("nvcc", (12, 4), ["80", "90"], "")),
-        folder(("nvcc", (12, 4), ["90"], "")),
-        folder(("nvcc", (13, 0), ["90"], "")),
+        folder(("nvcc", "12.4", ["80", "90"], "")),
+        folder(("nvcc", "12.4", ["90"], "")),
+        folder(("nvcc", "13.0", ["90"], "")),
     ]
     assert len(set(folders)) == len(folders)
     # What only the module is compiled with does not count: pybind11 lies elsewhere in an isolated build.
@@ -160,11 +160,30 @@ def test_each_configuration_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPa
     assert folder(version="2") == folders[0]
 
 
+def test_a_switch_back_brings_the_earlier_module_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a module of one line beside the package's own build files."""
+    monkeypatch.setenv("OCSFAST_CUDA", "0")
+    monkeypatch.setenv("MAX_JOBS", "1")
+    for name in ("pyproject.toml", "setup.py", "build_backend.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "ocsfast.cpp").write_text('extern "C" const char* ocsfast = OF_THIS_BUILD;\n')
+    modules = []
+    for name in ("one", "another", "one"):
+        monkeypatch.setenv("CXXFLAGS", f"'-DOF_THIS_BUILD=\"{name}\"'")
+        command = [sys.executable, "setup.py", "build_ext", "--build-lib", "built"]
+        subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+        modules.append(next((tmp_path / "built").rglob("*.so")).read_bytes())
+    assert modules[0] == modules[2] != modules[1]
+
+
 @pytest.mark.parametrize("switch", ["", "emulated"])
 def test_every_source_is_compiled_once(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCSFAST_CUDA", switch)
     setup = setup_file()
-    cuda = None if switch else setup.Cuda("nvcc", (12, 4), ["90"], "")
+    cuda = None if switch else setup.Cuda("nvcc", "12.4", ["90"], "")
     rules = setup.compile_rules(setup.find_torch(), cuda, "1")
     compiled = [source for _, sources in rules.values() for source in sources]
     expected = setup.sources("csrc/**/*.c*")
@@ -197,7 +216,7 @@ def test_cuda_is_compiled_for_what_was_asked(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("OCSFAST_CUDA_ARCHS", "8.6; 90a")
     setup = setup_file()
     cuda = setup.find_cuda()
-    assert cuda == (str(nvcc), (12, 4), ["86", "90a"], ' "-L/there"')
+    assert cuda == (str(nvcc), "12.4", ["86", "90a"], ' "-L/there"')
     command, _ = setup.compile_rules(setup.find_torch(), cuda, "1")["cuda"]
     assert [word for word in command.split() if word.startswith("-gencode")] == [
         "-gencode=arch=compute_86,code=sm_86",
