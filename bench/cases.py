@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from ocsfast.choice.budget import Aim
 from ocsfast.choice.ranking import make_ranking
+from ocsfast.choice.targets import parameter_products
 from ocsfast.core.families import Axis, Families, Family
 from ocsfast.grouping.engines import group
 from ocsfast.ops import functions as ops
-from ocsfast.ops.cost import CostModel, build_cost_model, parameter_products
+from ocsfast.ops.cost import CostModel, build_cost_model
 from ocsfast.ops.plan import Plan
 from ocsfast.ops.planning import build_plan
 from ocsfast.train.models import build_model

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from typing import Any
 
 from ocsfast.api.parts import Parts
 from ocsfast.choice import stability
 from ocsfast.choice.budget import Aim
 from ocsfast.choice.selection import Choice, choose, mean_pruned_norm
 from ocsfast.core.errors import StateError
+from ocsfast.distributed.decision import one_choice
 from ocsfast.optim.coupled import Coupled
 from ocsfast.run import messages
 from ocsfast.run.decision import Decision, decide
@@ -58,24 +59,21 @@ def make_check(parts: Parts, coupled: Coupled, forced: bool) -> StepReport:
 
 def _choice(parts: Parts, coupled: Coupled, aim: Aim) -> Choice:
     """This process's choice; where several train the model, rank 0's."""
-    before, config = list(parts.state.masks), parts.config
-    if parts.processes.size > 1:  # to read the masks waits for the device
-        now = parts.state.progress
-        parts.processes.require_agreement(
-            {
-                **parts.facts(),
-                "dtypes": [str(w.dtype) for w in coupled.bound.weights],
-                "progress": (now.stage, now.check, now.steps, now.at_check, float(now.nats)),
-                "choice": [mask.tolist() for mask in before],
-                "frozen": sorted(parts.freezing.families),
-            }
-        )
-    mine = choose(aim, coupled.bound, config.criterion, parts.optimizer, before, config.lag)
-    if parts.processes.size == 1:
-        return mine
-    device = mine.mask.device
-    first = parts.processes.first_of_all(replace(mine, scores=mine.scores.cpu(), mask=mine.mask.cpu()))
-    return replace(first, scores=first.scores.to(device), mask=first.mask.to(device))
+    before, config, now = list(parts.state.masks), parts.config, parts.state.progress
+
+    def choose_here() -> Choice:
+        return choose(aim, coupled.bound, config.criterion, parts.optimizer, before, config.lag)
+
+    def facts() -> dict[str, Any]:  # to read the masks waits for the device
+        return {
+            **parts.facts(),
+            "dtypes": [str(w.dtype) for w in coupled.bound.weights],
+            "progress": (now.stage, now.check, now.steps, now.at_check, float(now.nats)),
+            "choice": [mask.tolist() for mask in before],
+            "frozen": sorted(parts.freezing.families),
+        }
+
+    return one_choice(parts.processes, facts, choose_here)
 
 
 def _begin(parts: Parts, choice: Choice, coupled: Coupled) -> None:

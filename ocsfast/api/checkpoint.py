@@ -28,6 +28,7 @@ from ocsfast.api.checkpoint_format import (
     written_structure,
 )
 from ocsfast.api.files import replacing
+from ocsfast.choice.targets import make_record
 from ocsfast.core.config import Config
 from ocsfast.core.errors import CheckpointError
 from ocsfast.core.memory_format import in_format_of
@@ -36,7 +37,6 @@ from ocsfast.cut.layout import Layout, is_sharded
 from ocsfast.cut.record import mark, record_of
 from ocsfast.cut.removal import Change, Swap, cut_model
 from ocsfast.grouping.graph.model import GraphModel
-from ocsfast.ops.cost import make_record
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -13,13 +13,14 @@ from ocsfast.api.arguments import Inputs, families_of, plain, require_whole, unp
 from ocsfast.api.calls import Call
 from ocsfast.choice.budget import Aim, group_shares, make_aim, overshoot, quantity
 from ocsfast.choice.selection import choose
+from ocsfast.choice.targets import parameter_products
 from ocsfast.core.config import Config
 from ocsfast.core.families import Families, Frozen
 from ocsfast.cut.record import record_of
 from ocsfast.grouping.graph.sizes import Sizes
 from ocsfast.grouping.proof.trials import CUT_FAILS
 from ocsfast.ops.bound import Bound
-from ocsfast.ops.cost import CostModel, build_cost_model, parameter_products
+from ocsfast.ops.cost import CostModel, build_cost_model
 from ocsfast.ops.planning import build_plan
 
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from ocsfast.choice.budget import Aim, make_aim, require_reachable
 from ocsfast.choice.freezing import Freezing
 from ocsfast.choice.selection import choose
+from ocsfast.choice.targets import make_record
 from ocsfast.core.config import Config
 from ocsfast.core.errors import StateError
 from ocsfast.core.families import Families
@@ -22,7 +23,6 @@ from ocsfast.cut.record import record_of
 from ocsfast.cut.removal import cutting, require_between_steps
 from ocsfast.distributed.placement import processes_of
 from ocsfast.distributed.processes import Processes
-from ocsfast.ops.cost import make_record
 from ocsfast.optim.coupled import Coupled
 from ocsfast.optim.owners import check_owner, check_supported
 from ocsfast.run.hooks import Parameters, StepHooks
@@ -112,7 +112,7 @@ class Parts:
     def require_reachable(self) -> int:
         """Refuse a ratio that cannot be reached; returns the lowest cost that can.
 
-        By Eq. 2: what another criterion needs besides the weights is not there before the first step.
+        Scores are Eq. 2's, because other criteria may need gradients, which do not exist yet.
 
         Raises:
             ConfigError: naming the largest ratio that can be reached.

@@ -1,4 +1,7 @@
-"""The budget: what a ratio of a model's cost means, and whether it can be reached (Eq. 1)."""
+"""The budget: what a ratio of a model's cost means, and whether it can be reached (Eq. 1).
+
+The costs themselves ("flops", "params", ...) are in `targets`.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ocsfast.choice.ranking import Ranking, make_ranking
+from ocsfast.choice.targets import dense_cost, target_products
 from ocsfast.core.config import Config
 from ocsfast.core.errors import ConfigError
 from ocsfast.core.families import Families
 from ocsfast.cut.record import Record
 from ocsfast.grouping.reasons import one_of, why_dense
-from ocsfast.ops.cost import CostModel, build_cost_model, dense_cost, target_products
+from ocsfast.ops.cost import CostModel, build_cost_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +29,7 @@ class Aim:
 
     cost_model: CostModel
     dense: int  # what the ratio is of: the model as it was before any cut
-    now: int  # what the model costs as it is: less than that, where it was cut before
+    now: int  # the model's cost now; below `dense` if it was cut before
     budget: int  # the highest cost that still removes the ratio
     limits: tuple[int, ...]  # most groups each family may lose
     round_to: int  # of which kept counts are multiples
@@ -35,7 +39,7 @@ class Aim:
     )
 
     def on(self, device: torch.device) -> tuple[CostModel, Tensor, Tensor]:
-        """Cost model, limits [families] and budget on a device, where they stay: a copy would wait."""
+        """Cost model, limits [families] and budget on a device; kept there, as copying would wait."""
         if device not in self._placed:
             self._placed[device] = (
                 self.cost_model.to(device),

@@ -13,7 +13,7 @@ from ocsfast.core.families import Families
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """What happens to scores before the partition, and to its mask behind it.
+    """What happens to scores before the partition, and to the mask after it.
 
     normalize: "none" ranks all groups by their score. "kind" divides by the mean score of all groups of
         the same kind (head, neuron, ...), whose raw norms are not alike. "isomorphic" ranks groups only
@@ -23,7 +23,7 @@ class Ranking:
 
     normalize: str
     classes: Tensor  # [groups] int64: groups whose scores compare
-    tied: tuple[Tensor, ...]  # each [families, groups of one]: group numbers; one kept count for all
+    tied: tuple[Tensor, ...]  # each [tied families, groups of a family]: group numbers
     _placed: dict[torch.device, tuple[Tensor, tuple[Tensor, ...]]] = field(
         default_factory=dict, init=False
     )
@@ -40,7 +40,7 @@ class Ranking:
         return scores
 
     def _on(self, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Classes and ties on a device, where they stay: a copy would wait."""
+        """Classes and ties on a device. They are kept there, because copying would wait for it."""
         if device not in self._placed:
             tied = tuple(groups.to(device) for groups in self.tied)
             self._placed[device] = self.classes.to(device), tied

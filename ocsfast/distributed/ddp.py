@@ -1,4 +1,7 @@
-"""Models in DistributedDataParallel: every process trains a copy, and gradients are averaged."""
+"""Models in DistributedDataParallel: every process trains a copy, and gradients are averaged.
+
+What goes is decided once for all of them, in `decision`.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from torch import nn
 from ocsfast.core.errors import GroupingError, GroupingTimeout
 from ocsfast.core.families import Families
 from ocsfast.grouping.assembly import assemble
-from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.depgraph import by_depgraph
 from ocsfast.grouping.findings import Findings
 from ocsfast.grouping.graph.sizes import literals_beyond
@@ -20,6 +19,7 @@ from ocsfast.grouping.proof.trials import Run, Setting, proved
 from ocsfast.grouping.propagation import Propagation
 from ocsfast.grouping.refusals import require_prunable
 from ocsfast.grouping.scope import Scope, kept_outputs, matched_parameters, protected_parameters
+from ocsfast.grouping.time_limit import TimeLimit
 from ocsfast.grouping.trace.batch import with_batch
 from ocsfast.grouping.trace.export import Trace, trace
 from ocsfast.grouping.trace.failures import require_runs
@@ -67,7 +67,7 @@ def group(
     with nullcontext() if scope.forward is None else forward_as(model, scope.forward):
         protected = protected_parameters(model, scope)
         require_prunable(model)
-        deadline = Deadline(time_limit)
+        deadline = TimeLimit(time_limit)
         setting = Setting(*with_batch(args, kwargs)[:2], (), training=True, deadline=deadline)
         if engine == "labels":
             try:
@@ -91,7 +91,7 @@ def by_labels(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     scope: Scope,
-    deadline: Deadline | None = None,
+    deadline: TimeLimit | None = None,
 ) -> tuple[Families, Setting]:
     """Trace the model in both modes, and run labels over what it does in either.
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.findings import RawProduct
 from ocsfast.grouping.macs import count_macs
 from ocsfast.grouping.rules.factories import FACTORIES
 from ocsfast.grouping.rules.registry import RULES
+from ocsfast.grouping.time_limit import TimeLimit
 from ocsfast.grouping.trace.nodes import (
     Node,
     arguments,
@@ -55,7 +55,7 @@ class Propagation:
         *,
         outputs: Collection[int] | None = None,
         alone: bool = False,
-        deadline: Deadline | None = None,
+        deadline: TimeLimit | None = None,
     ) -> None:
         self.walk = walk
         self.outputs = outputs

@@ -97,8 +97,8 @@ class Bound:
             return False
         if is_capturing(self.plan.tables.device):
             return False  # what is known now may not be so at a replay
-        _, of, version = self._known
-        return of is None or (of is mask and of._version == version)
+        _, known_mask, version = self._known
+        return known_mask is None or (known_mask is mask and known_mask._version == version)
 
     def learn(self, mask: Tensor | None = None) -> None:
         """The kernels hold the sums of squares of the weights as they are: all, or `mask`'s groups'."""

@@ -7,16 +7,14 @@ on the cut model, halved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ocsfast.core.config import TARGETS, UNITS
 from ocsfast.core.errors import GroupingError
 from ocsfast.core.families import Families, Product
-from ocsfast.cut.record import Record, target_in
 
 # `CostModel.layout`: three counts, then the start of each table in `CostModel.tables`.
 COUNTS = ("axes", "entries", "terms")
@@ -37,7 +35,7 @@ class CostModel:
 
     tables: Tensor  # [n] int64
     layout: tuple[int, ...]
-    unit: str  # "MACs" or "parameters"
+    unit: str  # "MACs", "parameters", "bytes", or of a target of another kind
 
     def table(self, name: str) -> Tensor:
         """A view of one of TABLES, 1-d int64."""
@@ -57,53 +55,6 @@ class CostModel:
 
     def to(self, device: torch.device) -> CostModel:
         return CostModel(self.tables.to(device), self.layout, self.unit)
-
-
-# A weighted sum's integers: fine enough for a parameter of a model with 10**12 of them.
-_WEIGHTED_TOTAL = 2**50
-
-
-def target_products(
-    target: str | Mapping[str, float], families: Families, parameters: Mapping[str, Tensor]
-) -> tuple[tuple[Product, ...], str]:
-    """The summands of a target's cost, and its unit.
-
-    "flops": MACs; "params": parameters; "bytes": their bytes, each in its dtype. A mapping of these to
-    weights: the weighted mean of their shares of the dense model, in units of 2**-50.
-    """
-    if target == "flops":
-        return families.macs, UNITS[target]
-    if target == "params":
-        return parameter_products(families, parameters), UNITS[target]
-    if isinstance(target, str):
-        products = parameter_products(families, parameters)
-        return tuple(
-            replace(p, coefficient=p.coefficient * parameters[p.where].element_size()) for p in products
-        ), UNITS[target]
-    sizes = [family.size for family in families.families]
-    summands: list[Product] = []
-    for name, weight in target.items():
-        products, unit = target_products(name, families, parameters)
-        dense = build_cost_model(families, products, unit)(sizes)
-        scale = round(_WEIGHTED_TOTAL * weight / sum(target.values()) / max(1, dense))
-        summands += [replace(p, coefficient=p.coefficient * scale) for p in products]
-    return tuple(summands), "weighted units"
-
-
-def parameter_products(families: Families, parameters: Mapping[str, Tensor]) -> tuple[Product, ...]:
-    """The number of parameters as products, one a tensor; tied tensors are listed once by their name."""
-    labels: dict[str, dict[int, Tensor]] = {}
-    for axis in families.axes:
-        labels.setdefault(axis.tensor, {})[axis.axis] = axis.groups
-    products = []
-    for name, tensor in parameters.items():
-        along = labels.get(name, {})
-        coefficient = tensor.numel()
-        for groups in along.values():
-            coefficient //= max(1, groups.numel())
-        rows, cols = (*along.values(), None, None)[:2]
-        products.append(Product(coefficient, rows, cols, name))
-    return tuple(products)
 
 
 def build_cost_model(families: Families, products: Sequence[Product], unit: str) -> CostModel:
@@ -163,43 +114,3 @@ def build_cost_model(families: Families, products: Sequence[Product], unit: str)
         end += len(section)
     tables = torch.tensor([value for section in sections for value in section], dtype=torch.int64)
     return CostModel(tables, (len(fixed), start[-1], len(terms), *offsets), unit)
-
-
-def dense_cost(record: Record | None, target: object, now: int) -> int:
-    """What the dense model cost of which a cut one costs `now`: MACs scale with the size of the input.
-
-    Without a record, the model is the dense one.
-    """
-    if record is None:
-        return now
-    name = target_in(record, target)
-    return now * int(record["dense"][name]) // max(1, int(record["left"][name]))
-
-
-_WIDTHS = 32  # of a record: enough to know a model by
-
-
-def make_record(
-    families: Families, pruned: Tensor, parameters: Mapping[str, Tensor], before: Record | None
-) -> Record:
-    """The record of a cut that is about to be made.
-
-    Args:
-        families, parameters: of the model before it.
-        pruned: [num_groups] bool.
-        before: the record of an earlier cut of the same model: dense is what was dense then.
-    """
-    counts = [family.size for family in families.cropped(pruned.cpu()).families]
-    sizes = [family.size for family in families.families]
-    dense, left = {}, {}
-    for target in TARGETS:
-        cost = build_cost_model(families, *target_products(target, families, parameters))
-        dense[target], left[target] = dense_cost(before, target, cost(sizes)), cost(counts)
-    kept = [[f.name, n, f.size] for f, n in zip(families.families, counts, strict=True)]
-    axes = zip(families.axes, families.cropped(pruned.cpu()).axes, strict=True)
-    widths = [
-        [now.tensor, now.axis, now.groups.numel()]
-        for before_it, now in axes
-        if now.groups.numel() != before_it.groups.numel() and now.tensor in parameters
-    ]
-    return {"dense": dense, "left": left, "kept": kept, "widths": widths[:_WIDTHS]}

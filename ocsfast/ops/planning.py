@@ -106,7 +106,7 @@ class _Slices:
     tensor: list[Tensor] = field(default_factory=list)
 
     def add(self, number: int, tensor: Tensor, along: Mapping[int, Tensor]) -> None:
-        """Add a tensor, its groups given by axis; some of them are no -1."""
+        """Add a tensor; `along` has the groups of each axis on which at least one index has a group."""
         (rows, cols, inner), of_rows, of_cols = _matrix(tensor, along)
         row_base = col_base = -1
         if of_rows is not None and of_rows.numel():
@@ -183,7 +183,7 @@ def shard_plan(plan: Plan, sizes: Sequence[torch.Size], parts: Sequence[range]) 
     for size, part, (rows, cols, inner, form, row_base, col_base) in zip(
         sizes, parts, plan.shapes.tolist(), strict=True
     ):
-        along = len(size) >= 2  # else its indices are the columns
+        along = len(size) >= 2  # a vector is one row: a part of it is a range of columns
         each = rows // size[0] if along else 1
         first, count = part.start * each, len(part) * each
         rows, skipped, cols = (count, 0, cols) if along else (rows, first, count)

@@ -134,7 +134,7 @@ class StepHooks:
         if not self.coupled.is_current():
             self._rebind()
         mask = self._shrinking()
-        assert mask is not None  # the same, where the weights are now
+        assert mask is not None  # `_rebind` may have moved it to the weights' new device
         parts = parts_now(self.coupled, optimizer)
         rate = mean_rate(parts, optimizer)
         scale: Scalar | None = self._state.progress.scale

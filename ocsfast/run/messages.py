@@ -52,15 +52,12 @@ def at_attach(families: Families, aim: Aim, least: int, ratio: float, plan: str)
     return lines
 
 
-def attached(families: Families, aim: Aim, most: int, ratio: float, plan: str) -> str:
-    """Args:
-    most: the lowest cost that the limits allow.
-    plan: when what is to come, a sentence.
-    """
+def attached(families: Families, aim: Aim, least: int, ratio: float, plan: str) -> str:
+    """What may go, and when; arguments as those of `at_attach`."""
     dense = f"{quantity(aim.dense)}{aim.cost_model.unit}"
     return (
         f"attached: of {families.num_groups} groups in {len(families.families)} families "
-        f"{sum(aim.limits)} may go, with {_percent(1 - most / max(1, aim.dense))} of {dense}; "
+        f"{sum(aim.limits)} may go, with {_percent(1 - least / max(1, aim.dense))} of {dense}; "
         f"{_percent(ratio)} is to go. {plan}"
     )
 

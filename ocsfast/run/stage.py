@@ -9,7 +9,7 @@ from ocsfast.core.config import Config
 
 @dataclass(frozen=True)
 class Stage:
-    """The planned sparsity-learning stage, in optimizer steps since attach."""
+    """The planned sparsity-learning stage, in optimizer steps of the whole run."""
 
     latest_start: int
     steps: int

@@ -27,11 +27,11 @@ class Progress:
     stage: str = "observe"
     check: int = 0  # checks made
     steps: int = 0  # optimizer steps taken
-    at_call: int = 0  # of those, at the last call of `step`
-    at_check: int = 0  # and at the last check
-    begun: int = 0  # and before the first call that could make one
-    calls: int = 0  # calls of `step` from then on that had new optimizer steps to tell of
-    listened: int = 0  # and before that
+    at_call: int = 0  # optimizer steps taken by the last call of `step`
+    at_check: int = 0  # optimizer steps taken by the last check
+    begun: int = 0  # optimizer steps taken before the first call that could make a check
+    calls: int = 0  # calls of `step` that could make a check and came after new optimizer steps
+    listened: int = 0  # calls of `step` before a check was possible
     every: int = 0  # steps between checks where `step` is called after each; 0: to be found
     t_sl: int | None = None  # check at which sparsity learning began
     t_cut: int | None = None  # check at which the cut came
@@ -54,7 +54,7 @@ class RunState:
 
     progress: Progress
     masks: deque[Tensor]  # the last choices, the oldest first, `lag` at most; [groups] bool each
-    mask: Tensor | None = None  # the last check's choice, without what has been frozen since
+    mask: Tensor | None = None  # the last check's choice, less the groups frozen since
     scores: Tensor | None = None  # and its scores, [groups]
     # What a call without a check returns.
     report: StepReport = field(default_factory=partial(StepReport, "observe"))

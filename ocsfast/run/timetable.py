@@ -35,7 +35,7 @@ class Timetable:
         self.config = config
         self.optimizer = optimizer
         self._scheduler: weakref.ref[Any] | None = None
-        self._looked = -1  # checks made when a scheduler was looked for last
+        self._looked = -1  # the number of checks at the last search for a scheduler
 
     def forget(self) -> None:
         """Look for the scheduler again: `Progress` is of another run from now on."""
@@ -106,7 +106,7 @@ class Timetable:
         return plan_stage(self.config, total, now.start, now.check, now.steps, now.begun)
 
     def should_start(self, now: Progress, stage: Stage) -> bool:
-        """Eq. 5, or what stands for it."""
+        """Eq. 5; or `sparsify_from` in its place, or the latest start that the plan allows."""
         if self.config.sparsify_from is not None:
             return now.check >= self.config.sparsify_from
         if stability.has_settled(now.indices, self.config.window, self.config.tau):

@@ -7,11 +7,12 @@ import torch
 from helpers.builders import families
 from helpers.networks import batch, net
 
+from ocsfast.choice.targets import parameter_products
 from ocsfast.core.errors import GroupingError
 from ocsfast.core.families import Product
 from ocsfast.cut.removal import cut_model
 from ocsfast.grouping.engines import group
-from ocsfast.ops.cost import build_cost_model, parameter_products
+from ocsfast.ops.cost import build_cost_model
 
 
 def test_products_over_labelled_axes():

@@ -4,8 +4,9 @@ import pytest
 from helpers.networks import batch, net, train
 from helpers.runs import run
 
+from ocsfast.choice.targets import target_products
 from ocsfast.grouping.engines import group
-from ocsfast.ops.cost import build_cost_model, target_products
+from ocsfast.ops.cost import build_cost_model
 
 
 def test_the_ratio_may_be_of_parameters():

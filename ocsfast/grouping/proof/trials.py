@@ -21,11 +21,11 @@ from torch.utils import _pytree as pytree
 from ocsfast.core.errors import GroupingError, OcsfastError
 from ocsfast.core.families import Families
 from ocsfast.cut.removal import remove_groups
-from ocsfast.grouping.deadline import Deadline
 from ocsfast.grouping.proof.arithmetic import Double, Settled
 from ocsfast.grouping.proof.copies import copied
 from ocsfast.grouping.proof.reference import Reference
 from ocsfast.grouping.proof.weights import calibrate, random_input, randomize
+from ocsfast.grouping.time_limit import TimeLimit
 from ocsfast.grouping.trace.export import Trace
 from ocsfast.grouping.trace.side_effects import changes_modes, undisturbed
 
@@ -58,7 +58,7 @@ class Setting:
     kwargs: dict[str, Any]
     runs: tuple[Run, ...]  # where empty, the module in evaluation is its own reference
     training: bool  # whether the cut copy must also run in training mode, whatever it computes there
-    deadline: Deadline | None = None
+    deadline: TimeLimit | None = None
 
 
 def proved(model: nn.Module, families: Families, setting: Setting) -> Families:

@@ -7,7 +7,7 @@ import time
 from ocsfast.core.errors import GroupingTimeout
 
 
-class Deadline:
+class TimeLimit:
     """A moment so many seconds after this was made."""
 
     def __init__(self, seconds: float) -> None:
