@@ -98,3 +98,10 @@ def test_experts(
     x, weight = (torch.randn(s, dtype=torch.bfloat16, device="meta") for s in (rows, matrices))
     offs = None if ends is None else torch.tensor(ends, dtype=torch.int32, device="meta")
     assert count_macs(lambda: torch._grouped_mm(x, weight, offs=offs)) == macs
+
+
+def test_attention_with_values_of_another_width_than_keys():
+    query, key = torch.rand(2, 3, 5, 4), torch.rand(2, 3, 7, 4)
+    value = torch.rand(2, 3, 7, 6)
+    made = count_macs(lambda: F.scaled_dot_product_attention(query, key, value))
+    assert made == 2 * 3 * 5 * 7 * (4 + 6)

@@ -62,3 +62,11 @@ def test_tensor_learning_rates_are_read_without_a_device():
     from ocsfast.optim.param_groups import learning_rate
 
     assert learning_rate({"lr": torch.tensor(0.25)}) == 0.25
+
+
+@pytest.mark.parametrize("shape", ["linear", "cubic"])
+def test_a_ramp_of_tensors_is_that_of_numbers(shape):
+    for step in (0, 3, 10, 14):  # the last lies beyond the planned ten
+        plain = Ramp(3.0, 10, shape).total(step)
+        tensor = Ramp(3.0, torch.tensor(10.0), shape).total(torch.tensor(float(step)))
+        assert float(tensor) == pytest.approx(plain)
