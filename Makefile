@@ -31,7 +31,7 @@ export OCSFAST_CUDA_ARCHS ?= 90
 # of the demo five to ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test pytest test-oldest sanitize emulated bench bench-gpu lint docs clean
+.PHONY: setup demo test pytest test-oldest sanitize sanitized fuzz-sanitized emulated bench bench-gpu lint docs clean
 
 setup: $(STAMP)
 
@@ -49,9 +49,10 @@ $(STAMP): pyproject.toml setup.py build_backend.py $(CONSTRAINTS) $(SOURCES)
 demo: setup
 	$(BIN)/python -m ocsfast.train
 
+# The fuzzer is one thread, and runs beside the next build and its tests.
 test: setup lint docs pytest
-	$(MAKE) sanitize
-	$(MAKE) emulated
+	$(MAKE) sanitized
+	$(MAKE) -j2 fuzz-sanitized emulated
 	STAGES="machine smoke times launches steps training throughput ncu memcheck" \
 		PYTHON=$(BIN)/python bash bench/gpu.sh --device cpu
 
@@ -67,12 +68,17 @@ test-oldest:
 # built with them, so their libraries have to be loaded before it; what Python keeps to its end is no leak.
 SANITIZED := build/sanitized
 FUZZ_SECONDS ?= 20
-sanitize: setup
+sanitized: setup
 	CXX="g++ -fsanitize=address,undefined -fno-sanitize-recover=undefined" CXXFLAGS="-O0 -g1" OCSFAST_CUDA=0 \
 		$(PIP) install --quiet --no-deps --upgrade --target $(SANITIZED) .
+
+fuzz-sanitized:
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) \
 		$(BIN)/python tests/fuzz_ops.py --seconds $(FUZZ_SECONDS)
+
+sanitize: sanitized
+	$(MAKE) fuzz-sanitized
 
 # CUDA's own sources, with fibers for threads, under UBSan: the tests of the ops, and random right arguments.
 # Deterministic mode fills memory that an op has yet to write with NaN.

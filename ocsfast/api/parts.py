@@ -67,6 +67,15 @@ class Parts:
         """
         return _alive(self.model)
 
+    def require_attached(self) -> None:
+        """Refuse to go on once the optimizer's hooks are removed.
+
+        Raises:
+            StateError: they are.
+        """
+        if not self.hooks.registered:
+            raise StateError("this pruner was detached: attach again")
+
     def ready(self) -> Coupled:
         """The plan of the weights as they are, for a check; refused on every process if on one.
 

@@ -39,10 +39,6 @@ class Pruner:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> x = torch.randn(4, 8)
         >>> pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=x, total_steps=100)
-        >>> model(x).sum().backward()
-        >>> optimizer.step()
-        >>> pruner.step().stage
-        'observe'
         >>> pruner.cut().stage, model[0].out_features
         ('pruned', 8)
     """
@@ -88,8 +84,6 @@ class Pruner:
         plan = self._timetable.spoken(self._hooks.settle())
         lines = messages.at_attach(self.families, self._parts.aim, self._least, self.ratio, plan)
         self._processes.log_lines(lines)
-
-    # What a user reads and calls.
 
     @property
     def stage(self) -> str:
@@ -165,7 +159,7 @@ class Pruner:
             self._state.report = replace(self._state.report, accuracy=told(accuracy))
         if now.stage == "pruned":
             return self._state.report
-        self._require_attached()
+        self._parts.require_attached()
         self._watch.failed = now.steps  # until it has not
         require_apart(self.config, now.steps - now.at_call)
         self._timetable.note(now)
@@ -182,7 +176,7 @@ class Pruner:
         """
         if self.stage == "pruned":
             raise StateError(f"the model was cut already, at check {self.t_cut}")
-        self._require_attached()
+        self._parts.require_attached()
         return self._evaluate(forced=True)
 
     def detach(self) -> None:
@@ -210,16 +204,10 @@ class Pruner:
             StateError: the state is of another model, ratio, configuration or number of processes, of
                 another stage than the weights, or not a state at all. Nothing has been changed then.
         """
-        if self._parts.fitted is None:
-            self._require_attached()
-            if self.stage == "pruned":
-                raise StateError("the model is cut already: attach to a dense instance to load a state")
         load_state(self._parts, state)
         if self.stage == "pruned":
             self.detach()
         self._watch.since = self._state.progress.steps
-
-    # How it gets there.
 
     @torch.inference_mode(False)  # a validation loop may leave it on: weights would stay in it
     def _evaluate(self, forced: bool) -> StepReport:
@@ -254,7 +242,3 @@ class Pruner:
         now.history.append(report)
         self._state.report = replace(report, cut=False, seconds=0.0)
         return report
-
-    def _require_attached(self) -> None:
-        if not self._hooks.registered:
-            raise StateError("this pruner was detached: attach again")

@@ -57,6 +57,10 @@ def load_state(parts: Parts, state: Mapping[str, Any]) -> None:
     Raises:
         StateError: as there.
     """
+    if parts.fitted is None:
+        if parts.state.progress.stage == "pruned":
+            raise StateError("the model is cut already: attach to a dense instance to load a state")
+        parts.require_attached()
     loaded = _unpacked(parts, state)
     if loaded.progress.stage == "pruned":
         assert loaded.mask is not None  # `unpack` sees to it
