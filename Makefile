@@ -31,7 +31,7 @@ export OCSFAST_CUDA_ARCHS ?= 90
 # of the demo five to ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test pytest test-oldest sanitize sanitized fuzz-sanitized emulated bench bench-gpu lint docs clean
+.PHONY: setup demo test pytest test-oldest sanitize sanitized fuzz-sanitized emulated emulated-tests fuzz-emulated without-gpu bench bench-gpu lint docs clean
 
 setup: $(STAMP)
 
@@ -49,10 +49,14 @@ $(STAMP): pyproject.toml setup.py build_backend.py $(CONSTRAINTS) $(SOURCES)
 demo: setup
 	$(BIN)/python -m ocsfast.train
 
-# The fuzzer is one thread, and runs beside the next build and its tests.
-test: setup lint docs pytest
+# The fuzzers are one thread each, and run beside what comes next. The site is built by a test.
+test: setup lint pytest
 	$(MAKE) sanitized
-	$(MAKE) -j2 fuzz-sanitized emulated
+	$(MAKE) -j2 fuzz-sanitized emulated-tests
+	$(MAKE) -j2 fuzz-emulated without-gpu
+
+# The program for a GPU, as far as a CPU can run it.
+without-gpu:
 	STAGES="machine smoke times launches steps training throughput ncu memcheck" \
 		PYTHON=$(BIN)/python bash bench/gpu.sh --device cpu
 
@@ -85,12 +89,17 @@ sanitize: sanitized
 EMULATED := $(abspath build/emulated)
 EMULATED_SECONDS ?= 15
 OP_TESTS := $(patsubst %,tests/ops/test_%.py,group_saliency shrink lasso_grad sgd_step adamw_step partition jaccard smoke streams walk)
-emulated: setup
+emulated-tests: setup
 	CXX="g++ -fsanitize=undefined -fno-sanitize-recover=undefined" CXXFLAGS="-O1 -g1" OCSFAST_CUDA=emulated \
 		$(PIP) install --quiet --no-deps --upgrade --target $(EMULATED) .
 	PYTHONPATH=$(EMULATED) OMP_NUM_THREADS=1 \
 		$(BIN)/pytest -n 2 -p no:cacheprovider $(OP_TESTS)
+
+fuzz-emulated:
 	PYTHONPATH=$(EMULATED) $(BIN)/python tests/fuzz_ops.py --right --seconds $(EMULATED_SECONDS)
+
+emulated: emulated-tests
+	$(MAKE) fuzz-emulated
 
 # Every op and step beside its roof and its peers: a quarter of an hour on two cores. BENCH="--models ResNet50" for less.
 BENCH_RUN := $(BIN)/pytest bench -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-quiet
