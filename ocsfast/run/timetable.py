@@ -81,24 +81,27 @@ class Timetable:
         """Whether a call of `Pruner.step` makes a check; see there."""
         since_call, since_check = now.steps - now.at_call, now.steps - now.at_check
         if self.config.check_every == "auto":
-            return since_call > 1 or since_check >= self._inner_loop_steps(now)
+            return since_call > 1 or since_check >= (now.every or INNER_LOOP_STEPS)
         return since_check >= int(self.config.check_every)
 
     def note(self, now: Progress) -> None:
         """Where calls come after every optimizer step, write down how many steps there are to a check.
 
-        Estimates of a run's length move; a check that moved with them might never come.
+        `is_due` goes by it. Estimates of a run's length move; a check that moved with them might never
+        come.
         """
         inner = self.config.check_every == "auto" and now.steps - now.at_call <= 1
         if inner and now.every == 0:
             self.note_position(now)
-            if self.total_steps(now) is not None:
-                now.every = self._inner_loop_steps(now)
+            total = self.total_steps(now)
+            if total is not None:
+                now.every = min(INNER_LOOP_STEPS, max(1, total // INNER_LOOP_CHECKS))
 
     def note_position(self, now: Progress) -> None:
         """Write down where optimizer and scheduler stood when both were first seen."""
         if self.config.total_steps is None and self.config.epochs is None and now.position is None:
-            now.position = self._position(now)
+            scheduled = self._scheduled(now)
+            now.position = None if scheduled is None else scheduled[1]
 
     def plan(self, now: Progress) -> Stage:
         """The sparsity-learning stage, from what is known now."""
@@ -119,15 +122,6 @@ class Timetable:
             return now.check >= self.config.deadline
         return stage.deadline is not None and now.steps >= stage.deadline
 
-    def _inner_loop_steps(self, now: Progress) -> int:
-        """Optimizer steps between two checks where `step` is called after each of them."""
-        if now.every:
-            return now.every
-        total = self.total_steps(now)
-        if total is None:
-            return INNER_LOOP_STEPS
-        return min(INNER_LOOP_STEPS, max(1, total // INNER_LOOP_CHECKS))
-
     def total_steps(self, now: Progress) -> int | None:
         """Optimizer steps of the whole run, or None if nothing tells."""
         if self.config.total_steps is not None:
@@ -135,28 +129,27 @@ class Timetable:
         if self.config.epochs is not None:
             return _steps_of(self.config.epochs, now)
         scheduler = self._find_scheduler(now)
-        if scheduler is None:
-            return None
-        if schedulers.is_timms(scheduler):
+        if scheduler is not None and schedulers.is_timms(scheduler):
             position = now.listened + now.all_calls() if scheduler.t_in_epochs else now.steps
             length = schedulers.timm_length(scheduler, position)
             if length is None:
                 return None
             return _steps_of(length, now) if scheduler.t_in_epochs else max(now.steps, length)
-        length = schedulers.scheduler_length(scheduler)
-        if length is None:
+        scheduled = self._scheduled(now)
+        if scheduled is None:
             return None
-        here = (now.steps, schedulers.scheduler_position(scheduler))
+        length, here = scheduled
         return schedulers.run_length(length, now.position or here, here)
 
-    def _position(self, now: Progress) -> tuple[int, int] | None:
-        """Optimizer and scheduler steps now, if a scheduler of known length is there."""
+    def _scheduled(self, now: Progress) -> tuple[int, tuple[int, int]] | None:
+        """The length that a scheduler of torch's tells, and where optimizer and scheduler stand."""
         scheduler = self._find_scheduler(now)
         if scheduler is None or schedulers.is_timms(scheduler):
             return None
-        if schedulers.scheduler_length(scheduler) is None:
+        length = schedulers.scheduler_length(scheduler)
+        if length is None:
             return None
-        return now.steps, schedulers.scheduler_position(scheduler)
+        return length, (now.steps, schedulers.scheduler_position(scheduler))
 
     def source(self) -> str:
         """The class of the scheduler that tells the length, or will once it has moved; else ""."""
