@@ -129,7 +129,7 @@ def make_case(
     plan = build_plan(families, views[0])
     products = families.macs or parameter_products(families, views[0])
     cost_model = build_cost_model(families, products, "MACs" if families.macs else "parameters")
-    sizes = torch.tensor([f.size for f in families.families])
+    sizes = torch.tensor(families.sizes)
     return Case(
         name,
         model,
@@ -148,7 +148,7 @@ def make_case(
 
 def aim_of(made: Case) -> Aim:
     """Half of the cost, as `ocsfast.selection.choose` takes it."""
-    dense = made.cost_model([f.size for f in made.families.families])
+    dense = made.cost_model(made.families.sizes)
     ranking = make_ranking(made.families, "none", False)
     limits = tuple(made.limits.tolist())
     return Aim(made.cost_model, dense, dense, int(made.budget), limits, 1, ranking)

@@ -143,7 +143,7 @@ def inspect(
     grouping_seconds = time.perf_counter() - begun
 
     parameters = dict(model.named_parameters())
-    sizes = [family.size for family in families.families]
+    sizes = families.sizes
     macs = build_cost_model(families, families.macs, "MACs")
     held = build_cost_model(families, parameter_products(families, parameters), "parameters")
     aim = make_aim(families, parameters, options, call.ratio, record_of(model))
@@ -199,7 +199,7 @@ def _facts(
     kept: Sequence[int] | None,
     aim: Aim,
 ) -> tuple[FamilyFacts, ...]:
-    sizes = [family.size for family in families.families]
+    sizes = families.sizes
 
     def share(cost: CostModel, f: int) -> float:
         without = cost([0 if k == f else size for k, size in enumerate(sizes)])

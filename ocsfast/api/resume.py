@@ -45,7 +45,7 @@ class LoadHooks:
         if pruned is None:
             return
         parts.remove(pruned)  # these hooks stay until then: torch is just going through them
-        parts.fitted = tuple(family.size for family in parts.families.cropped(pruned).families)
+        parts.fitted = parts.families.cropped(pruned).sizes
         state.progress.stage = "pruned"
         cost = parts.aim.cost_model(parts.fitted)
         state.report = replace(state.report, stage="pruned", cost=cost, cost_at_cut=cost)
@@ -64,7 +64,7 @@ def load_state(parts: Parts, state: Mapping[str, Any]) -> None:
     loaded = _unpacked(parts, state)
     if loaded.progress.stage == "pruned":
         assert loaded.mask is not None  # `unpack` sees to it
-        left = tuple(family.size for family in parts.families.cropped(loaded.mask.cpu()).families)
+        left = parts.families.cropped(loaded.mask.cpu()).sizes
         if parts.fitted is None:
             parts.remove(loaded.mask)
         elif left != parts.fitted:

@@ -71,7 +71,7 @@ def make_aim(
     else:
         products, unit = target_products(config.target, families, parameters)
     model = build_cost_model(families, products, unit)
-    now = model([family.size for family in families.families])
+    now = model(families.sizes)
     dense = dense_cost(record, config.target, now)
     limits = tuple(
         min(int(config.max_family_ratio * family.size), max(0, family.size - 1))
@@ -121,7 +121,7 @@ def require_reachable(aim: Aim, cost: int, families: Families, config: Config, r
 
 def group_shares(aim: Aim, families: Families) -> list[float]:
     """What share of the dense cost goes with one group of each family: how fine one can cut."""
-    sizes = [family.size for family in families.families]
+    sizes = families.sizes
     one_less = ([size - (k == f) for k, size in enumerate(sizes)] for f in range(len(sizes)))
     return [(aim.dense - aim.cost_model(left)) / max(1, aim.dense) for left in one_less]
 

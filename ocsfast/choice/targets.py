@@ -33,7 +33,7 @@ def target_products(
         return tuple(
             replace(p, coefficient=p.coefficient * parameters[p.where].element_size()) for p in products
         ), UNITS[target]
-    sizes = [family.size for family in families.families]
+    sizes = families.sizes
     summands: list[Product] = []
     for name, weight in target.items():
         products, unit = target_products(name, families, parameters)
@@ -83,17 +83,16 @@ def make_record(
         pruned: [num_groups] bool.
         before: the record of an earlier cut of the same model: dense is what was dense then.
     """
-    counts = [family.size for family in families.cropped(pruned.cpu()).families]
-    sizes = [family.size for family in families.families]
+    cut = families.cropped(pruned.cpu())
+    sizes = families.sizes
     dense, left = {}, {}
     for target in TARGETS:
         cost = build_cost_model(families, *target_products(target, families, parameters))
-        dense[target], left[target] = dense_cost(before, target, cost(sizes)), cost(counts)
-    kept = [[f.name, n, f.size] for f, n in zip(families.families, counts, strict=True)]
-    axes = zip(families.axes, families.cropped(pruned.cpu()).axes, strict=True)
+        dense[target], left[target] = dense_cost(before, target, cost(sizes)), cost(cut.sizes)
+    kept = [[f.name, n, f.size] for f, n in zip(families.families, cut.sizes, strict=True)]
     widths = [
         [now.tensor, now.axis, now.groups.numel()]
-        for before_it, now in axes
-        if now.groups.numel() != before_it.groups.numel() and now.tensor in parameters
+        for dense_axis, now in zip(families.axes, cut.axes, strict=True)
+        if now.groups.numel() != dense_axis.groups.numel() and now.tensor in parameters
     ]
     return {"dense": dense, "left": left, "kept": kept, "widths": widths[:_WIDTHS]}

@@ -144,12 +144,17 @@ class Families:
     unsure: tuple[Attribute, ...] = ()
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many groups each family has."""
+        return tuple(family.size for family in self.families)
+
+    @property
     def num_groups(self) -> int:
-        return sum(family.size for family in self.families)
+        return sum(self.sizes)
 
     def family_of_groups(self) -> Tensor:
         """Family number of each group: [num_groups] int64."""
-        sizes = torch.tensor([family.size for family in self.families], dtype=torch.int64)
+        sizes = torch.tensor(self.sizes, dtype=torch.int64)
         return torch.repeat_interleave(torch.arange(len(self.families)), sizes)
 
     def cropped(self, pruned: Tensor) -> Families:

@@ -65,7 +65,7 @@ def build_cost_model(families: Families, products: Sequence[Product], unit: str)
             the cost would not depend on the kept counts alone.
     """
     family = families.family_of_groups()
-    sizes = [f.size for f in families.families]
+    sizes = families.sizes
     fixed: list[int] = []
     entries: list[dict[int, int]] = []
     known: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}

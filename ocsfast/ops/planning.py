@@ -132,7 +132,7 @@ class _Slices:
         """TABLES of all that was added."""
         starts, entries = _csr(_joined([*self.row_slice, *self.col_slice]), self.count)
         group_start, group_slice = _csr(_joined(self.group), families.num_groups)
-        sizes = torch.tensor([family.size for family in families.families], dtype=torch.int64)
+        sizes = torch.tensor(families.sizes, dtype=torch.int64)
         layers = [len(family.layers) for family in families.families]
         return {
             "row_slice": _joined(self.row_slice),

@@ -47,5 +47,5 @@ def third(families: Families) -> Tensor:
 
 def predicted_macs(families: Families) -> int:
     """The cost of one sample while every group of the families is there."""
-    sizes = [family.size for family in families.families]
+    sizes = families.sizes
     return int(build_cost_model(families, families.macs, "MACs")(sizes))
