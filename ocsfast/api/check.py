@@ -104,8 +104,10 @@ def _report(parts: Parts, choice: Choice, decision: Decision) -> StepReport:
         cost=choice.cost if cut else parts.aim.now,
         cost_at_cut=choice.cost,
         cost_dense=parts.aim.dense,
+        unit=parts.aim.cost_model.unit,
         cut=cut,
         forced=cut and not decision.ready,
+        accuracy=parts.state.report.accuracy,
         kept=tuple((f.name, n, f.size) for f, n in zip(families, choice.kept, strict=True)),
         frozen=(*parts.families.frozen, *parts.freezing.named()),
     )

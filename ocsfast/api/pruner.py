@@ -227,8 +227,7 @@ class Pruner:
             self._parts.restore(before)
             raise
         self._hooks.update_clock()
-        unit, accuracy = self._state.report.unit, self._state.report.accuracy
-        report = replace(report, unit=unit, accuracy=accuracy, seconds=time.perf_counter() - begun)
+        report = replace(report, seconds=time.perf_counter() - begun)
         self._watch.speaks = self._processes.is_first
         if report.cut:
             now.stage, now.t_cut = "pruned", now.check

@@ -19,6 +19,7 @@ from ocsfast.cut.copies import Also
 from ocsfast.cut.record import record_of
 from ocsfast.optim.owners import tells_by_steps
 from ocsfast.run.report import StepReport, unattached
+from ocsfast.run.state import read_report
 from ocsfast.run.timetable import INNER_LOOP_CHECKS
 
 
@@ -80,7 +81,7 @@ class PruneRun:
         options = self._planned(steps, per_epoch)
         state = self._state
         if state is not None and state["progress"]["stage"] == "pruned":
-            self.report = StepReport(**{**state["progress"]["history"][-1], "cut": False})
+            self.report = replace(read_report(state["progress"]["history"][-1]), cut=False)
             return
 
         if state is None and not options.again and record_of(model) is not None:

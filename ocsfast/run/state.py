@@ -177,6 +177,13 @@ def _require_same(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         )
 
 
+def read_report(saved: Mapping[str, Any], frozen: tuple[Frozen, ...] = ()) -> StepReport:
+    """A report as `pack` wrote it; `frozen`, which is not written, comes from the families."""
+    kept = tuple((str(family), count, size) for family, count, size in saved["kept"])
+    stale = tuple(saved.get("stale", ()))
+    return StepReport(**{**saved, "kept": kept, "frozen": frozen, "stale": stale})
+
+
 def _progress(state: Mapping[str, Any], frozen: tuple[Frozen, ...]) -> Progress:
     try:
         if set(state) != {f.name for f in fields(Progress)} or state["stage"] not in STAGES:
@@ -186,17 +193,7 @@ def _progress(state: Mapping[str, Any], frozen: tuple[Frozen, ...]) -> Progress:
         optional = [state[name] for name in ("t_sl", "t_cut", "start")]
         if not all(isinstance(n, int) for n in counts + [n for n in optional if n is not None]):
             raise ValueError("a count is not an integer")
-        reports = [
-            StepReport(
-                **{
-                    **report,
-                    "kept": tuple((str(f), k, n) for f, k, n in report["kept"]),
-                    "frozen": frozen,
-                    "stale": tuple(report.get("stale", ())),
-                }
-            )
-            for report in state["history"]
-        ]
+        reports = [read_report(report, frozen) for report in state["history"]]
         indices = [float(x) for x in state["indices"]]
         nats = float(state["nats"])
         position = None if state["position"] is None else tuple(int(n) for n in state["position"])
