@@ -63,7 +63,7 @@ def measure(library: str, name: str, graph: bool) -> Entry:
         found = len(families.families)
         families = proved(model, families, setting)
     except GroupingError as error:
-        return {"refused": str(error)}
+        return {"refused": without_paths(str(error))}
     entry = {
         "seconds": round(grouped - start, 2),
         "proved_seconds": round(time.perf_counter() - start, 2),
@@ -75,7 +75,7 @@ def measure(library: str, name: str, graph: bool) -> Entry:
         "share": round(prunable_share(model, families), 4),
         "reasons": reasons(families),
         "modes": len(setting.runs) if setting.training else 1,
-        "notes": list(families.notes),
+        "notes": [without_paths(note) for note in families.notes],
     }
     generator = torch.Generator().manual_seed(1)
     pruned = torch.zeros(families.num_groups, dtype=torch.bool)
@@ -144,7 +144,7 @@ def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -
     """
 
     def both(families: Any) -> list[int]:
-        cost = build_cost_model(families, families.macs, "MACs")([f.size for f in families.families])
+        cost = build_cost_model(families, families.macs, "MACs")(families.sizes)
         for samples in (1, 2):
             some = tree_map_only(torch.Tensor, lambda x, n=samples: x[:n], (args, kwargs))
             model.train().eval()  # in evaluation some models keep biases that they have computed
@@ -159,11 +159,16 @@ def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -
         return f"{type(error).__name__}: {error}"
 
 
+def without_paths(text: str) -> str:
+    """A text without the folder that packages lie in on this machine."""
+    return re.sub(r"/\S*?/site-packages/", "", text)
+
+
 def reasons(families: Any) -> list[str]:
     """Why layers stay dense, the most frequent first, without the machine's paths."""
     counts: dict[str, int] = {}
     for frozen in families.frozen:
-        reason = re.sub(r"/\S*?/site-packages/", "", frozen.reason)
+        reason = without_paths(frozen.reason)
         counts[reason] = counts.get(reason, 0) + 1
     return sorted(counts, key=lambda reason: -counts[reason])
 
