@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
@@ -125,6 +126,7 @@ def _exported(
         torch.set_grad_enabled(gradients),
         all_outputs(model, snapshot),
         origins(model) as read,
+        _unvalidated(),
         warnings.catch_warnings(),
     ):
         # torch warns of tensors that the pass assigned to attributes; these are put back.
@@ -132,6 +134,17 @@ def _exported(
         with quiet():
             program = torch.export.export(model, args, kwargs, strict=False)
     return program, frozenset(read)
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Let `torch.distributions` not look at its parameters' numbers, which a trace does not have."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def _state_of(

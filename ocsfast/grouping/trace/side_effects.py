@@ -45,7 +45,8 @@ def as_it_was(model: nn.Module, *, weights: bool = False) -> Iterator[Snapshot]:
 def undisturbed(model: nn.Module, *, training: bool, real: bool = False) -> Iterator[Snapshot]:
     """Put the model in a mode and, at the end, back as it was (see `as_it_was`).
 
-    Inside, a language model keeps no cache of keys and values: `config.use_cache` is False.
+    Inside, a language model keeps no cache of keys and values: `config.use_cache` is False. Functions
+    behind `functools.cache` compute their results anew.
 
     Args:
         model: what is run inside the `with` block.
@@ -61,6 +62,7 @@ def undisturbed(model: nn.Module, *, training: bool, real: bool = False) -> Iter
         configs: list[Any] = [config for config in held if getattr(config, "use_cache", False)]
         for config in configs:
             config.use_cache = False
+        snapshot.bypass_caches()
         yield snapshot
 
 

@@ -11,7 +11,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ocsfast.grouping.trace.memory import (
+    CACHED,
     EMPTY,
     Cache,
     Cell,
@@ -48,7 +49,6 @@ FOREIGN = {"ocsfast", "torch", "numpy", *sys.stdlib_module_names}
 PLAIN = (types.SimpleNamespace,)  # of the standard library, but made to hold what users put there
 # Both reading and restoring go through the memories kind by kind, in this order.
 ORDER = (Entries, Items, Slot, Cell, Global, ClassAttributes, Cache, Values, Training, Generator)
-_Cached = type(cache(lambda: None))  # the type of every function behind functools.cache or lru_cache
 
 
 class Snapshot:
@@ -106,6 +106,16 @@ class Snapshot:
                 note(place, value)
         return found
 
+    def bypass_caches(self) -> None:
+        """Until `restore`, call what is behind `functools.cache` anew each time.
+
+        A cache takes equal integers for the same, so in a trace the second block would be given what was
+        made of the first one's attributes.
+        """
+        for memory in self._ordered():
+            if isinstance(memory, (Entries, Cell, Global, ClassAttributes)):
+                memory.bypass_caches()
+
     def restore(self) -> None:
         """Put everything back, in place."""
         for memory in self._ordered():
@@ -146,7 +156,7 @@ class Snapshot:
                 self._function(thing)
         elif kind is types.MethodType:
             self._later((label, thing.__self__), (label, thing.__func__))
-        elif kind is _Cached:
+        elif kind is CACHED:
             self._remember(Cache(thing, thing.cache_info().misses))
             self._later((label, thing.__wrapped__))
         elif issubclass(kind, partial):
@@ -236,6 +246,9 @@ class Snapshot:
 
     def _globals_of(self, function: types.FunctionType) -> None:
         """The globals that a function's code names, in its own module and in those that it imports."""
+        for name, value in list(function.__globals__.items()):
+            if type(value) is CACHED and not _is_foreign(function.__globals__.get("__name__")):
+                self._global(function.__globals__, name)
         codes = [function.__code__]
         for code in codes:
             codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
@@ -271,8 +284,8 @@ class Snapshot:
                 function = getattr(value, "__func__", value)  # inside a static or class method
                 if isinstance(function, types.FunctionType):
                     self._globals_of(function)
-                elif isinstance(value, (dict, list, set, deque, Tensor, _Cached)):
-                    self._later((f"{base.__name__}.{name}", value))
+                elif isinstance(function, (dict, list, set, deque, Tensor, CACHED)):
+                    self._later((f"{base.__name__}.{name}", function))
 
 
 def _slots_of(kind: type) -> list[str]:
