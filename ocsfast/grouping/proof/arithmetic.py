@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ocsfast.grouping.trace.packed import FullLength
 
 GROUPED_MM = ("grouped_mm", "_grouped_mm")
 RELU = ("relu", "relu_")
@@ -22,10 +23,11 @@ _DRAWN: dict[tuple[str, ...], float] = {
 }
 
 
-class Double(TorchFunctionMode):
+class Double(FullLength):
     """While it is entered, casts to narrower types give float64, so that rounding stays at 1e-16.
 
-    It also replaces ReLU by `bent`, and `grouped_mm`, which torch has for float32 only.
+    It also gives packed sequences their full length, and replaces ReLU by `bent`, and `grouped_mm`,
+    which torch has for float32 only.
     """
 
     def __enter__(self) -> Any:
@@ -48,7 +50,7 @@ class Double(TorchFunctionMode):
             return grouped_mm(*args, **(kwargs or {}))
         if name in RELU:
             return bent(args[0], in_place=name == "relu_" or (kwargs or {}).get("inplace", False))
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class Settled(TorchDispatchMode):  # type: ignore[no-untyped-call]
