@@ -12,6 +12,7 @@ from torch import nn
 from ocsfast.core.errors import GroupingError, GroupingTimeout
 from ocsfast.core.families import Families
 from ocsfast.grouping.assembly import assemble
+from ocsfast.grouping.composed import spell_out
 from ocsfast.grouping.depgraph import by_depgraph
 from ocsfast.grouping.findings import Findings
 from ocsfast.grouping.graph.sizes import literals_beyond
@@ -137,6 +138,7 @@ def _traces(
     for training in (False, True):
         try:
             traces[training] = trace(model, args, kwargs, training=training)
+            spell_out(traces[training].graph)
         except GroupingError as error:
             failed[training] = error
     if not traces:

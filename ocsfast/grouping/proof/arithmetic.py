@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+<<<<<<< HEAD
 from ocsfast.grouping.proof.draws import settled
+=======
+from ocsfast.grouping.trace.packed import FullLength
+>>>>>>> part-ops
 
 GROUPED_MM = ("grouped_mm", "_grouped_mm")
 RELU = ("relu", "relu_")
@@ -33,10 +36,11 @@ SINGULAR = frozenset(
 )
 
 
-class Double(TorchFunctionMode):
+class Double(FullLength):
     """While it is entered, casts to narrower types give float64, so that rounding stays at 1e-16.
 
-    It also replaces ReLU by `bent`, and `grouped_mm`, which torch has for float32 only.
+    It also gives packed sequences their full length, and replaces ReLU by `bent`, and `grouped_mm`,
+    which torch has for float32 only.
     """
 
     def __enter__(self) -> Any:
@@ -59,7 +63,7 @@ class Double(TorchFunctionMode):
             return grouped_mm(*args, **(kwargs or {}))
         if name in RELU:
             return bent(args[0], in_place=name == "relu_" or (kwargs or {}).get("inplace", False))
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class Settled(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from ocsfast.grouping.trace.failures import cause, resized, way_out
 from ocsfast.grouping.trace.inlining import inline
 from ocsfast.grouping.trace.origins import origins
 from ocsfast.grouping.trace.outputs import all_outputs, names_of, returns_both
+from ocsfast.grouping.trace.packed import FullLength
 from ocsfast.grouping.trace.side_effects import undisturbed
 
 logger = logging.getLogger("ocsfast")
@@ -78,7 +79,8 @@ def trace(
         model, args, kwargs: one call of the model.
         training: the mode.
         samples: how many to trace with, where the inputs allow it (see `with_batch`).
-        gradients: whether the graph detaches what the model's code runs under `torch.no_grad`.
+        gradients: whether the graph detaches what the model's code runs under `torch.no_grad`. It is
+            then to be run in the model's place, so that packed sequences keep their lengths.
 
     Raises:
         GroupingError: the model cannot be exported. The message names the place and the cause.
@@ -127,6 +129,7 @@ def _exported(
         all_outputs(model, snapshot),
         origins(model) as read,
         _unvalidated(),
+        nullcontext() if gradients else FullLength(),
         warnings.catch_warnings(),
     ):
         # torch warns of tensors that the pass assigned to attributes; these are put back.
