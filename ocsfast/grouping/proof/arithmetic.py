@@ -9,11 +9,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-<<<<<<< HEAD
 from ocsfast.grouping.proof.draws import settled
-=======
 from ocsfast.grouping.trace.packed import FullLength
->>>>>>> part-ops
 
 GROUPED_MM = ("grouped_mm", "_grouped_mm")
 RELU = ("relu", "relu_")
@@ -21,18 +18,9 @@ RELU = ("relu", "relu_")
 # lead there in the whole model, and negative numbers behind `bent` lead there in both.
 SINGULAR = frozenset(
     {"div", "true_divide", "floor_divide", "remainder", "fmod", "reciprocal", "rsqrt", "sqrt", "pow"}
-    | {
-        "float_power",
-        "log",
-        "log2",
-        "log10",
-        "log1p",
-        "logit",
-        "special_logit",
-        "xlogy",
-        "special_xlog1py",
-    }
-    | {"addcdiv", "acos", "asin", "acosh", "atanh", "erfinv", "lgamma", "digamma", "polygamma"}
+    | {"float_power", "log", "log2", "log10", "log1p", "logit", "special_logit", "xlogy"}
+    | {"special_xlog1py", "addcdiv", "acos", "asin", "acosh", "atanh", "erfinv", "lgamma", "digamma"}
+    | {"polygamma"}
 )
 
 
