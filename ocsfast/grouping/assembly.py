@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
@@ -128,9 +129,11 @@ def simplify(found: Findings) -> Vector:
         if not composite:
             return solution
         # A channel of a grouped convolution is (group, place within it). Freezing the places leaves
-        # whole groups prunable.
+        # whole groups prunable. Elsewhere (all knots of a spline, say, go together or none) freeze the
+        # atom that most of these indices share: that leaves the most groups.
         inner = {atom for term in composite for atom in term if labels.is_inner(atom)}
-        spare = inner or {max(term) for term in composite}
+        shared = Counter(atom for term in composite for atom in term)
+        spare = inner or {max(term, key=lambda atom: (shared[atom], atom)) for term in composite}
         labels.freeze_atoms(spare, "an index that belongs to two groups at once")
 
 

@@ -56,7 +56,11 @@ def batch(step):
     return (torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(step)),)
 
 
+def loss_of(model, inputs):
+    return F.cross_entropy(model(*inputs), torch.arange(4))
+
+
 def test_gated_channels_go():
-    model = finished(Net, batch, lambda m, inputs: F.cross_entropy(m(*inputs), torch.arange(4)))
-    assert model.stem.out_channels == model.gate.mlp[1].in_features < 16
-    assert model.head.in_features < 32
+    model = finished(Net, batch, loss_of, ratio=0.7)
+    assert model.stem.out_channels == model.gate.mlp[1].in_features == model.body.in_channels < 16
+    assert model.body.out_channels == model.head.in_features < 32
