@@ -93,9 +93,9 @@ def shared_out(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     return dims
 
 
-@rule("cumsum")
-def cumulate(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """x [.., n, ..] -> the same shape. Zeros add nothing to what stands behind them."""
+@rule("cumsum", "renorm")
+def adding(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """x -> the same shape. Zeros add nothing to the sums behind them, nor to the norm of a slice."""
     return walk.dims(node.args[0])
 
 

@@ -67,19 +67,28 @@ def is_pointwise(target: Any) -> bool:
     """Whether an operator works element by element, on operands that broadcast.
 
     torch tags overloads, and not all of them: `gelu` is tagged and `gelu_` is not, `add.Tensor` is and
-    `add.Scalar` is not. One tag speaks for all overloads, and for the same operator in place.
+    `add.Scalar` is not. A tag speaks for the other overloads that ask for the same arguments, and for
+    the same operator in place: not for `max(x)`, of which `max(x, other)` is tagged.
     """
     if not isinstance(target, torch._ops.OpOverload):
         return False
+    if torch.Tag.pointwise in target.tags:
+        return True
     name = str(target.overloadpacket.__name__)
-    packets = {name} if name.startswith("_") else {name, name.rstrip("_")}
+    plain = re.sub(r"^__i(?!n)", "__", name) if name.startswith("_") else name.rstrip("_")
     space = getattr(torch.ops, target.namespace)
     return any(
-        torch.Tag.pointwise in getattr(packet, overload).tags
-        for packet in (getattr(space, known, None) for known in packets)
+        torch.Tag.pointwise in known.tags and _required(known) == _required(target)
+        for packet in (target.overloadpacket, getattr(space, plain, None))
         if packet is not None
-        for overload in packet.overloads()
+        for known in (getattr(packet, overload) for overload in packet.overloads())
     )
+
+
+def _required(target: Any) -> list[str]:
+    """The names of the arguments that a call has to give, but for tensors to write into."""
+    every = target._schema.arguments
+    return [a.name for a in every if not a.has_default_value() and not a.is_out]
 
 
 def shape(node: Any) -> tuple[int, ...]:
