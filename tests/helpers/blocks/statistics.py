@@ -56,7 +56,7 @@ class Clusters(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         share = self.assign(x).softmax(-1)  # [n, length, clusters]
         rest = torch.einsum("nlk,nld->nkd", share, x) - share.sum(1)[..., None] * self.centres
-        return (F.normalize(rest, dim=-1).logsumexp(1))[:, None] + x
+        return F.normalize(rest, dim=-1).amax(1, keepdim=True) + x
 
 
 def clusters() -> Case:
@@ -92,7 +92,7 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         small, places = F.max_pool2d(x, 2, return_indices=True)
-        return F.max_unpool2d(small * self.inner(small).sigmoid(), places, 2)
+        return F.max_unpool2d(small * self.inner(small).sigmoid(), places, (2, 2))
 
 
 def unpooled() -> Case:

@@ -144,15 +144,16 @@ class OverGroups(nn.Module):
         return x.mean(1)
 
 
-# Functions of a feature map [n, c, h, w] that look at all channels, or that have no rule of their own.
+# Functions of a feature map [n, c, h, w] that look at all channels, or that have no rule of their own. What
+# is zero stays zero, since a sum over channels further on may count on that.
 EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: x * x.softmax(1),
     "log_softmax": lambda x: F.log_softmax(x, 1),
-    "amax": lambda x: x - x.amax(1, keepdim=True),
+    "amax": lambda x: x * x.amax(1, keepdim=True).sigmoid(),
     "min": lambda x: x * x.min(1, keepdim=True).values.sigmoid(),
-    "logsumexp": lambda x: x - torch.special.logsumexp(x, 1, keepdim=True),
+    "logsumexp": lambda x: x * torch.special.logsumexp(x, 1, keepdim=True).sigmoid(),
     "prod": lambda x: x * torch.arctan(x.prod(1, keepdim=True)),
-    "cumsum": lambda x: torch.arctan(x.cumsum(1)),
+    "cumsum": lambda x: x * torch.arctan(x.cumsum(1)),
     "loss": lambda x: torch.multiply(x, F.smooth_l1_loss(x, x.abs().tanh())),
     "similarity": lambda x: x * F.cosine_similarity(x, x.abs(), dim=1)[:, None],
     "diagonal": lambda x: x * torch.diagonal(_gram(x), dim1=1, dim2=2).tanh()[..., None, None],
