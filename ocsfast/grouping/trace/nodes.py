@@ -48,10 +48,14 @@ def writes(node: Node) -> bool:
 
 
 def written(node: Node) -> list[tuple[Node, int]]:
-    """The tensors that the operator changes and returns, each with the number of that result."""
-    if not writes(node):
+    """The tensors that the operator changes and returns, each with the number of that result.
+
+    `x.transpose_(0, 1)` changes no entry of x, and the graph goes on with its result.
+    """
+    target: Any = node.target
+    if not writes(node) or torch.Tag.inplace_view in target.tags:
         return []
-    schema = node.target._schema  # type: ignore[union-attr]
+    schema = target._schema
     given, found = arguments(node), []
     for place, result in enumerate(schema.returns):
         for argument in schema.arguments:

@@ -144,8 +144,8 @@ class OverGroups(nn.Module):
         return x.mean(1)
 
 
-# Functions of a feature map [n, c, h, w] that look at all channels, or that have no rule of their own. What
-# is zero stays zero, since a sum over channels further on may count on that.
+# Functions of a feature map [n, c, h, w] that look at all channels, or that have no rule of their own.
+# What is zero stays zero, since a sum over channels further on may count on that.
 EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: x * x.softmax(1),
     "log_softmax": lambda x: F.log_softmax(x, 1),
