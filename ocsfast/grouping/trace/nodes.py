@@ -48,10 +48,14 @@ def writes(node: Node) -> bool:
 
 
 def written(node: Node) -> list[tuple[Node, int]]:
-    """The tensors that the operator changes and returns, each with the number of that result."""
-    if not writes(node):
+    """The tensors that the operator changes and returns, each with the number of that result.
+
+    `x.transpose_(0, 1)` changes no entry of x, and the graph goes on with its result.
+    """
+    target: Any = node.target
+    if not writes(node) or torch.Tag.inplace_view in target.tags:
         return []
-    schema = node.target._schema  # type: ignore[union-attr]
+    schema = target._schema
     given, found = arguments(node), []
     for place, result in enumerate(schema.returns):
         for argument in schema.arguments:
@@ -67,19 +71,28 @@ def is_pointwise(target: Any) -> bool:
     """Whether an operator works element by element, on operands that broadcast.
 
     torch tags overloads, and not all of them: `gelu` is tagged and `gelu_` is not, `add.Tensor` is and
-    `add.Scalar` is not. One tag speaks for all overloads, and for the same operator in place.
+    `add.Scalar` is not. A tag speaks for the other overloads that ask for the same arguments, and for
+    the same operator in place: not for `max(x)`, of which `max(x, other)` is tagged.
     """
     if not isinstance(target, torch._ops.OpOverload):
         return False
+    if torch.Tag.pointwise in target.tags:
+        return True
     name = str(target.overloadpacket.__name__)
-    packets = {name} if name.startswith("_") else {name, name.rstrip("_")}
+    plain = re.sub(r"^__i(?!n)", "__", name) if name.startswith("_") else name.rstrip("_")
     space = getattr(torch.ops, target.namespace)
     return any(
-        torch.Tag.pointwise in getattr(packet, overload).tags
-        for packet in (getattr(space, known, None) for known in packets)
+        torch.Tag.pointwise in known.tags and _required(known) == _required(target)
+        for packet in (target.overloadpacket, getattr(space, plain, None))
         if packet is not None
-        for overload in packet.overloads()
+        for known in (getattr(packet, overload) for overload in packet.overloads())
     )
+
+
+def _required(target: Any) -> list[str]:
+    """The names of the arguments that a call has to give, but for tensors to write into."""
+    every = target._schema.arguments
+    return [a.name for a in every if not a.has_default_value() and not a.is_out]
 
 
 def shape(node: Any) -> tuple[int, ...]:
