@@ -22,6 +22,7 @@ from ocsfast.core.families import Attribute, Axis, Families, Family, Frozen, Pro
 from ocsfast.grouping.macs import count_macs
 from ocsfast.grouping.trace.batch import with_batch
 from ocsfast.grouping.trace.side_effects import undisturbed
+from ocsfast.grouping.trace.trees import teach, without_strangers
 
 Labelled = dict[tuple[str, int], Tensor]  # (tensor, axis) -> the group of each index, or -1
 # A layer (or a bare parameter) in a group of layers: the module, whether along its outputs, its indices,
@@ -216,7 +217,9 @@ def _output_layers(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     Autograd's graph is followed from the outputs back to the first product or convolution on each way.
     """
     owner = {id(p): id(m) for m in model.modules() for p in m.parameters(recurse=False)}
-    outputs = [x for x in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(x, Tensor)]
+    output = model(*args, **kwargs)
+    teach(output)
+    outputs = [x for x in pytree.tree_leaves(without_strangers(output)) if isinstance(x, Tensor)]
     stack = [x.grad_fn for x in outputs if x.grad_fn is not None]
     seen: set[Any] = set()
     found: set[int] = set()

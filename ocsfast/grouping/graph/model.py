@@ -22,6 +22,7 @@ from ocsfast.grouping.refusals import require_prunable
 from ocsfast.grouping.trace.batch import BATCH, with_batch
 from ocsfast.grouping.trace.export import trace
 from ocsfast.grouping.trace.side_effects import undisturbed
+from ocsfast.grouping.trace.trees import teach_kinds
 
 SAMPLES = 5  # the graphs are traced with 2 and 3 samples, and compared with the model on so many
 TOLERANCE = 1e-3  # relative to the largest output: a fused kernel may round in another way
@@ -89,6 +90,8 @@ class GraphModel(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for spec in (self._input, *self._outputs.values()):
+            teach_kinds(spec)
         self._functions = self._compiled()
 
 

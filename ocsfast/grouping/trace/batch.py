@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ocsfast.core.errors import GroupingError
+from ocsfast.grouping.trace.trees import teach
 
 BATCH = 2  # samples. With one, the batch dimension would look like any other dimension of size 1
 
@@ -26,6 +27,7 @@ def with_batch(
     Raises:
         GroupingError: dim 0 has size 0.
     """
+    teach((args, kwargs))
     leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     leading = [x.shape[0] for x in leaves if x.dim() > 0]
     size = leading[0] if leading else 1

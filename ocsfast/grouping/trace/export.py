@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
@@ -23,6 +24,7 @@ from ocsfast.grouping.trace.inlining import inline
 from ocsfast.grouping.trace.origins import origins
 from ocsfast.grouping.trace.outputs import all_outputs, names_of, returns_both
 from ocsfast.grouping.trace.side_effects import undisturbed
+from ocsfast.grouping.trace.trees import hidden
 
 logger = logging.getLogger("ocsfast")
 
@@ -59,7 +61,7 @@ class Trace:
         """
         constants = {n: c.double() if c.is_floating_point() else c for n, c in self.constants.items()}
         values = [constants[n] if name is None else state[name] for n, name in enumerate(self.state)]
-        return interpreter.run(*values, *pytree.tree_leaves(inputs))
+        return interpreter.run(*values, *pytree.tree_leaves(hidden(inputs)))
 
 
 def trace(
@@ -85,7 +87,7 @@ def trace(
     given = args, kwargs
     args, kwargs, samples = with_batch(args, kwargs, samples)
     try:
-        program, read = _exported(model, args, kwargs, training, gradients)
+        program, read, names = _exported(model, args, kwargs, training, gradients)
     except OcsfastError:  # raised by a `forward=` of this library; it says more
         raise
     except Exception as error:  # torch.export passes on whatever the model's own code raises
@@ -101,16 +103,16 @@ def trace(
     autocast = inline(program.graph_module)
     spec = program.call_spec.out_spec
     assert spec is not None
-    numbered = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    own, left = numbered if returns_both(model) else (numbered, {})
+    own, left = spec.children() if returns_both(model) else (spec, pytree.tree_structure({}))
+    numbers = list(range(left.num_leaves))
     return Trace(
         graph=program.graph_module,
         state=state,
         constants=constants,
         samples=samples,
-        outputs=names_of(own),
-        left=tuple(left),
-        structure=pytree.tree_structure(own),
+        outputs=names or _numbered(own),
+        left=tuple(pytree.tree_unflatten(numbers, left)),
+        structure=own,
         autocast=autocast,
         read=read,
     )
@@ -118,20 +120,30 @@ def trace(
 
 def _exported(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool, gradients: bool
-) -> tuple[torch.export.ExportedProgram, frozenset[tuple[str, str]]]:
-    """The program that torch makes of the model, and the integer attributes that its pass used."""
+) -> tuple[torch.export.ExportedProgram, frozenset[tuple[str, str]], tuple[str, ...]]:
+    """torch's program, the integer attributes that the pass used, and the outputs' names, if known."""
     with (
         undisturbed(model, training=training) as snapshot,
         torch.set_grad_enabled(gradients),
-        all_outputs(model, snapshot),
+        all_outputs(model, snapshot, whole=gradients) as names,
         origins(model) as read,
+        _unvalidated(),
         warnings.catch_warnings(),
     ):
         # torch warns of tensors that the pass assigned to attributes; these are put back.
         warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
         with quiet():
-            program = torch.export.export(model, args, kwargs, strict=False)
-    return program, frozenset(read)
+            program = torch.export.export(model, *hidden((args, kwargs)), strict=False)
+    return program, frozenset(read), tuple(names)
+
+
+def _numbered(structure: pytree.TreeSpec) -> tuple[str, ...]:
+    """Names for the outputs of a model whose hooks do not see them: numbers, if there are no others."""
+    numbers = list(range(structure.num_leaves))
+    try:
+        return names_of(pytree.tree_unflatten(numbers, structure))
+    except Exception:  # the class of an output wants tensors
+        return tuple(map(str, numbers))
 
 
 def _state_of(
@@ -151,6 +163,17 @@ def _state_of(
                 f"the model cannot be exported: it holds a {spec.kind.name.lower()} input"
             )
     return tuple(state), constants
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Let distributions, which a policy may return, not look at their parameters: they hold no data."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 @contextmanager

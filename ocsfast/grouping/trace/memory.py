@@ -70,8 +70,7 @@ class Entries:
     def restore(self) -> None:
         now = entries_of(self.thing)
         same = len(now) == len(self.before) and all(
-            a is b and v is w
-            for (a, v), (b, w) in zip(now.items(), self.before.items(), strict=True)
+            a is b and v is w for (a, v), (b, w) in zip(now.items(), self.before.items(), strict=True)
         )
         if not same:
             kind = base_of(self.thing)
@@ -131,6 +130,15 @@ def own_attribute(thing: Any, name: str) -> Any:
     with suppress(AttributeError):
         return object.__getattribute__(thing, name)
     return EMPTY
+
+
+def dict_of(thing: Any) -> dict[str, Any]:
+    """The attributes of an object; an empty dict where it has none, or says otherwise."""
+    with suppress(Exception):  # a proxy's `__dict__` may be that of what it stands for
+        own = object.__getattribute__(thing, "__dict__")
+        if type(own) is dict:
+            return own
+    return {}
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -34,6 +34,7 @@ from ocsfast.grouping.trace.memory import (
     Training,
     Values,
     content,
+    dict_of,
     entries_of,
     generator_of,
     is_dunder,
@@ -104,7 +105,7 @@ class Snapshot:
                 elif id(leaf) not in seen and depth < DEPTH and _holds_attributes(leaf):
                     seen.add(id(leaf))
                     slots = {name: own_attribute(leaf, name) for name in _slots_of(type(leaf))}
-                    for name, inner in {**_dict_of(leaf), **slots}.items():
+                    for name, inner in {**dict_of(leaf), **slots}.items():
                         note(f"{place}.{name}", inner, depth + 1)
 
         for memory in self._ordered():
@@ -222,7 +223,7 @@ class Snapshot:
             value = own_attribute(thing, name)
             self._remember(Slot(f"{dot}{name}", thing, name, value))
             self._later((f"{dot}{name}", value))
-        own = _dict_of(thing)
+        own = dict_of(thing)
         if id(own) in self._seen:
             return
         self._seen.add(id(own))
@@ -296,15 +297,6 @@ def _slots_of(kind: type) -> list[str]:
         names = (slots,) if isinstance(slots, str) else tuple(slots)
         found += [n for n in names if not n.startswith("__") and not _is_foreign(base.__module__)]
     return found
-
-
-def _dict_of(thing: Any) -> dict[str, Any]:
-    """The attributes of an object; an empty dict where it has none, or says otherwise."""
-    with suppress(Exception):  # a proxy's `__dict__` may be that of what it stands for
-        own = object.__getattribute__(thing, "__dict__")
-        if type(own) is dict:
-            return own
-    return {}
 
 
 def _spoken(key: Any) -> str:
