@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ocsfast.core.errors import GroupingError, OcsfastError
 from ocsfast.grouping.trace.batch import BATCH, with_batch
-from ocsfast.grouping.trace.failures import cause, resized, way_out
+from ocsfast.grouping.trace.failures import cause, way_out
 from ocsfast.grouping.trace.inlining import inline
 from ocsfast.grouping.trace.origins import origins
 from ocsfast.grouping.trace.outputs import all_outputs, names_of, returns_both
@@ -27,6 +27,18 @@ from ocsfast.grouping.trace.side_effects import undisturbed
 from ocsfast.grouping.trace.trees import hidden
 
 logger = logging.getLogger("ocsfast")
+
+
+class NotExported(GroupingError):
+    """The model cannot be exported.
+
+    Attributes:
+        why: the cause, without the way out.
+    """
+
+    def __init__(self, why: str, advice: str = "") -> None:
+        super().__init__(why + advice)
+        self.why = why
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +53,7 @@ class Trace:
     graph: torch.fx.GraphModule
     state: tuple[str | None, ...]  # name of the parameter or buffer; None: a constant tensor
     constants: dict[int, Tensor]  # the constants, by the number of their placeholder
-    samples: int  # how many the inputs hold
+    samples: int  # the size of dim 0 of the inputs: how many they hold, where they are a batch
     outputs: tuple[str, ...]  # the model's names for what it returns: "logits", "0"
     left: tuple[str, ...]  # places of what it leaves behind: "features[0]"
     structure: pytree.TreeSpec  # the tuples, lists and dicts around the outputs
@@ -70,7 +82,7 @@ def trace(
     kwargs: dict[str, Any],
     *,
     training: bool,
-    samples: int = BATCH,
+    samples: int | None = BATCH,
     gradients: bool = False,
 ) -> Trace:
     """Export the model's forward pass in one mode.
@@ -78,13 +90,13 @@ def trace(
     Args:
         model, args, kwargs: one call of the model.
         training: the mode.
-        samples: how many to trace with, where the inputs allow it (see `with_batch`).
+        samples: how many to trace with, where the inputs allow it (see `with_batch`); None: as given.
         gradients: whether the graph detaches what the model's code runs under `torch.no_grad`.
 
     Raises:
-        GroupingError: the model cannot be exported. The message names the place and the cause.
+        NotExported: the model cannot be exported. The message names the place and the cause.
     """
-    given = args, kwargs
+    given = with_batch(args, kwargs, None)[2]
     args, kwargs, samples = with_batch(args, kwargs, samples)
     try:
         program, read, names = _exported(model, args, kwargs, training, gradients)
@@ -96,9 +108,11 @@ def trace(
             "" if gradients else f". {way_out(error)}"
         )  # as_graph, which asks for them, has no forward=
         logger.debug("torch.export: %s", error, exc_info=error)  # hundreds of lines
-        raise GroupingError(
-            f"the model cannot be exported{mode}: {cause(error)}{resized(given, samples)}{advice}"
-        ) from None
+        made = (
+            "" if samples == given else f" (with {samples} samples, made of the example inputs' {given})"
+        )
+        why = f"the model cannot be exported{mode}: {cause(error)}"
+        raise NotExported(why, made + advice) from None
     state, constants = _state_of(program)
     autocast = inline(program.graph_module)
     spec = program.call_spec.out_spec

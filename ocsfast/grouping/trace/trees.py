@@ -180,8 +180,8 @@ def _require_tree(thing: Any, place: str, above: tuple[Any, ...] = ()) -> None:
     """Refuse an object that holds itself, which nobody can take apart."""
     if any(thing is other for other in above):
         raise GroupingError(
-            f"a {type(thing).__name__} {place and f'at {place} '}holds itself, so that its tensors cannot "
-            "be found: pass or return them in a dict, or say in forward= what to run (a function of "
+            f"a {type(thing).__name__}{place and f' at {place}'} holds itself: its tensors cannot be "
+            "found. Pass or return them in a dict, or say in forward= what to run (a function of "
             "model and inputs)"
         )
     if isinstance(thing, (*PLAIN, *CLOSED, type, types.ModuleType)) or len(above) > DEPTH:
