@@ -58,8 +58,8 @@ def group(
 
     Raises:
         ConfigError: a name in `scope` matches nothing.
-        GroupingError: the model has parameters that cannot be pruned at all, or neither engine can
-            trace it. `GroupingTimeout`, a subclass: it takes too long.
+        GroupingError: the model has parameters that cannot be pruned at all, the inputs hold no sample
+            or tensors that cannot be found, or neither engine can trace it. `GroupingTimeout`, a subclass: it takes too long.
         StateError: a buffer holds NaN.
     """
     kwargs = kwargs or {}
@@ -67,6 +67,7 @@ def group(
     with nullcontext() if scope.forward is None else forward_as(model, scope.forward):
         protected = protected_parameters(model, scope)
         require_prunable(model)
+        batches(args, kwargs)  # refuses what no engine could be given
         deadline = TimeLimit(time_limit)
         if engine != "labels":
             families, setting = _by_second(model, args, kwargs, protected, deadline)

@@ -53,15 +53,20 @@ def with_batch(
         The arguments, the keyword arguments, and how many samples they hold.
 
     Raises:
-        GroupingError: dim 0 has size 0, or an object in the inputs holds itself.
+        GroupingError: dim 0 has size 0, a tensor is nested, or an object in the inputs holds itself.
     """
     teach((args, kwargs))
     leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    if any(x.is_nested for x in leaves):
+        raise GroupingError(
+            "example_inputs= holds a nested tensor, whose samples differ in size: pass padded tensors, and "
+            "in forward= what to run on them (a function of model and inputs)"
+        )
     leading = [x.size(0) for x in leaves if x.dim() > 0]
     size = leading[0] if leading else 1
     if size == 0:
         raise GroupingError("the example inputs hold no sample: pass a batch of one at least")
-    even = len(set(leading)) == 1 and all(x.dim() and _is_dense(x) for x in leaves)
+    even = len(set(leading)) == 1 and all(x.dim() and x.layout is torch.strided for x in leaves)
     as_given = samples is None or not even
 
     def resize(x: Any) -> Any:
@@ -74,7 +79,3 @@ def with_batch(
 
     args, kwargs = pytree.tree_map(resize, (args, kwargs))
     return args, kwargs, size if samples is None or as_given else samples
-
-
-def _is_dense(x: Tensor) -> bool:
-    return x.layout is torch.strided and not x.is_nested
