@@ -59,7 +59,8 @@ def group(
     Raises:
         ConfigError: a name in `scope` matches nothing.
         GroupingError: the model has parameters that cannot be pruned at all, the inputs hold no sample
-            or tensors that cannot be found, or neither engine can trace it. `GroupingTimeout`, a subclass: it takes too long.
+            or tensors that cannot be found, or neither engine can trace it. `GroupingTimeout`, a
+            subclass: it takes too long.
         StateError: a buffer holds NaN.
     """
     kwargs = kwargs or {}

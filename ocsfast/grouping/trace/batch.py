@@ -59,8 +59,8 @@ def with_batch(
     leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     if any(x.is_nested for x in leaves):
         raise GroupingError(
-            "example_inputs= holds a nested tensor, whose samples differ in size: pass padded tensors, and "
-            "in forward= what to run on them (a function of model and inputs)"
+            "example_inputs= holds a nested tensor, whose samples differ in size: pass padded tensors, "
+            "and in forward= what to run on them (a function of model and inputs)"
         )
     leading = [x.size(0) for x in leaves if x.dim() > 0]
     size = leading[0] if leading else 1
