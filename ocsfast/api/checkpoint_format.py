@@ -130,25 +130,35 @@ def check_tensors(path: str, new: Mapping[str, Tensor], old: Mapping[str, Tensor
 def checked_sizes(
     path: str, model: nn.Module, attributes: Mapping[str, Mapping[str, int]]
 ) -> list[Size]:
-    """The size attributes to set: exactly those that the model has, none larger than it is now.
+    """The size attributes to set: those that the model has, none larger than it is now.
+
+    A private attribute, or an entry of a dict, may also be a counter. It is set where the file has less.
 
     Raises:
-        CheckpointError: an attribute is missing, unknown or larger.
+        CheckpointError: any other attribute is missing, unknown or larger.
     """
     modules, own = dict(model.named_modules()), _sizes_of(model)
-    if {name: set(sizes) for name, sizes in own.items()} != {
-        name: set(sizes) for name, sizes in attributes.items()
-    }:
+    if _public(own) != _public(attributes):
         raise CheckpointError(f"{path}: its size attributes are not the model's")
     result = []
     for module, sizes in attributes.items():
         for name, size in sizes.items():
-            if not min(1, own[module][name]) <= size <= own[module][name]:
-                raise CheckpointError(
-                    f"{path}: {module}.{name} is {size}, the model's is {own[module][name]}"
-                )
-            result.append((modules[module], name, size))
+            now = own.get(module, {}).get(name)
+            fits = now is not None and min(1, now) <= size <= now
+            if not fits and _is_public(name):
+                raise CheckpointError(f"{path}: {module}.{name} is {size}, the model's is {now}")
+            if fits:
+                result.append((modules[module], name, size))
     return result
+
+
+def _is_public(name: str) -> bool:
+    return not name.startswith("_") and "['" not in name
+
+
+def _public(attributes: Mapping[str, Mapping[str, int]]) -> set[tuple[str, str]]:
+    """(module, name) of the attributes that are no private ones and no entries of dicts."""
+    return {(module, name) for module, own in attributes.items() for name in own if _is_public(name)}
 
 
 def _sizes_of(model: nn.Module) -> dict[str, dict[str, int]]:

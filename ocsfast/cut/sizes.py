@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
 from ocsfast.core.errors import StateError
@@ -9,37 +12,62 @@ from ocsfast.core.families import Attribute, Families, kept_indices
 
 Size = tuple[nn.Module, str, int]  # a module, the name of its attribute, the value to set
 
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # "training", "_parameters" ...
+PLAIN = (int, str, float, bool, type(None))
+LONGEST = 256  # entries: a longer list holds data, no sizes
+
 
 def size_attributes(module: nn.Module) -> dict[str, int]:
     """The integers of a module that may be sizes, by name.
 
-    The name is "num_heads" for an attribute, and "splits[1]" for an entry of a tuple or list. Of
-    `normalized_shape` only the last entry is taken, under the name of the whole.
+    The name is "num_heads" for an attribute, "splits[1]" for an entry of a tuple or list, and
+    "axes['h']" for one of a dict; they may be nested. Of `normalized_shape` the last entry has the name
+    of the whole.
     """
-    found = {}
+    found: dict[str, int] = {}
     for name, value in vars(module).items():
-        if name.startswith("_"):
-            continue
-        if type(value) is int:
-            found[name] = value
-        elif isinstance(value, (tuple, list)) and value and all(type(entry) is int for entry in value):
-            if name == "normalized_shape":
-                found[name] = value[-1]
-            else:
-                found.update({f"{name}[{k}]": entry for k, entry in enumerate(value)})
+        if name not in OF_EVERY_MODULE:
+            with_sizes(name, value, lambda entry, size: found.setdefault(entry, size))
     return found
+
+
+def with_sizes(name: str, value: Any, new: Callable[[str, int], int]) -> Any:
+    """An attribute's value with `new(name, size)` in the place of each integer.
+
+    Anything but integers and containers of plain values is returned as it is.
+    """
+    if type(value) is int:
+        return new(name, value)
+    if not _holds_sizes(value):
+        return value
+    if type(value) is dict:
+        return {key: with_sizes(f"{name}[{key!r}]", entry, new) for key, entry in value.items()}
+    names = [f"{name}[{k}]" for k in range(len(value))]
+    if name == "normalized_shape":
+        names[-1] = name
+    return type(value)(with_sizes(n, entry, new) for n, entry in zip(names, value, strict=True))
+
+
+def _holds_sizes(value: Any) -> bool:
+    """Whether a value is a tuple, list or dict of plain values, with an integer among them."""
+    integers, waiting = 0, [value]
+    for container in waiting:  # which grows
+        if type(container) not in (tuple, list, dict) or len(container) > LONGEST:
+            return False
+        for entry in container.values() if type(container) is dict else container:
+            if type(entry) not in PLAIN:
+                waiting.append(entry)
+            integers += type(entry) is int
+        if len(waiting) > LONGEST:
+            return False
+    return integers > 0
 
 
 def set_size(module: nn.Module, name: str, size: int) -> None:
     """Set the attribute, or the entry of one, that `size_attributes` calls `name`."""
-    whole, _, place = name.partition("[")
+    whole = name.partition("[")[0]
     value = getattr(module, whole)
-    if isinstance(value, (tuple, list)):
-        entries = list(value)
-        entries[int(place[:-1]) if place else -1] = size
-        setattr(module, whole, type(value)(entries))
-    else:
-        setattr(module, whole, size)
+    setattr(module, whole, with_sizes(whole, value, lambda entry, n: size if entry == name else n))
 
 
 def kept_sizes(model: nn.Module, families: Families, gone: Tensor) -> list[Size]:

@@ -12,6 +12,7 @@ from torch import nn
 from ocsfast.core.errors import GroupingError, GroupingTimeout
 from ocsfast.core.families import Families
 from ocsfast.grouping.assembly import assemble
+from ocsfast.grouping.composed import spell_out
 from ocsfast.grouping.depgraph import by_depgraph
 from ocsfast.grouping.findings import Findings
 from ocsfast.grouping.graph.sizes import literals_beyond
@@ -145,6 +146,8 @@ def _labelled(
 ) -> tuple[Findings, dict[bool, frozenset[int]]]:
     """What labels find in an attempt's graphs, and the outputs that keep their shape, by mode."""
     traces, failed = made.traces, made.failed
+    for traced in traces.values():
+        spell_out(traced.graph)
     if failed and literals_beyond(model, *traces.values()):
         raise next(iter(failed.values()))
     found = Findings()

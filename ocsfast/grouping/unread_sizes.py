@@ -82,7 +82,10 @@ def _candidates(module: nn.Module, path: str, known: set[tuple[str, str]]) -> li
     return [
         (name, size)
         for name, size in size_attributes(module).items()
-        if size >= 2 and _plain(name) not in of_torch and (path, name) not in known
+        if size >= 2
+        and not name.startswith("_")
+        and _plain(name) not in of_torch
+        and (path, name) not in known
     ]
 
 

@@ -98,9 +98,17 @@ class Walk:
             self.found.kinds.setdefault(name, []).append(vector)
 
     def statistic(self, node: Node, dim: int, vector: Vector | None) -> None:
-        """The operator averages over dimension `dim` of its input, which has these labels."""
+        """The operator runs over those indices of dimension `dim` of its input that are left.
+
+        An average does, an extreme, a softmax. `vector` has the labels of that dimension.
+        """
         if vector is not None:
             self.found.statistics.append((self.training, node.name, dim, vector))
+
+    def spare(self, vector: Vector | None) -> None:
+        """Where a tensor has more axes that could shrink than a plan can hold, these stay first."""
+        if vector is not None:
+            self.found.spare.append(vector)
 
     def product(
         self,

@@ -86,7 +86,7 @@ PRUNABLE = {
     "used_twice": "stem.conv:channel:8 body.out.conv:channel:6",
     "nested_outputs": "stem.conv:channel:8 body.conv:channel:8",
     "dataclass_output": "stem.conv:channel:8",
-    "several_inputs": "visual.0.conv:channel:8 mlp.0:neuron:12",
+    "several_inputs": "visual.0.conv:channel:8 words:neuron:8 mlp.0:neuron:12",
     "mixed_leading_sizes": "embed:width:16 body.query:head:4",
     "nested_inputs": "lateral.0.conv:channel:8",
 }
@@ -112,7 +112,6 @@ DENSE = {
     "weight_norm_new": ("body.0.parametrizations.weight.original1", "_weight_norm"),
     "spectral_norm_old": ("body.0.weight_orig", r"aten\.dot"),
     "spectral_norm_new": ("body.0.parametrizations.weight.original", "vdot"),
-    "several_inputs": ("words.weight", "embedding_bag"),
 }
 
 

@@ -119,6 +119,22 @@ def t5():
     return transformers.T5EncoderModel(config)
 
 
+class Vae(nn.Module):
+    """What it samples is multiplied by one head and added to the other; a learned scale divides."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode, self.mean, self.deviation = nn.Linear(7, 12), nn.Linear(12, 6), nn.Linear(12, 6)
+        self.scale = nn.Parameter(torch.ones(12))
+        self.decode, self.out = nn.Linear(6, 12), nn.Linear(12, 7)
+
+    def forward(self, x):
+        x = self.encode(x).relu() / self.scale
+        mean = self.mean(x)
+        z = mean + torch.randn_like(mean) * self.deviation(x).exp()
+        return self.out(self.decode(z).relu())
+
+
 def image(side):
     return torch.randn(2, 3, side, side)
 
@@ -139,6 +155,7 @@ MODELS = {
     swin: lambda: image(16),
     llama: lambda: torch.randint(17, (2, 6)),
     t5: lambda: torch.randint(17, (2, 6)),
+    Vae: lambda: torch.randn(2, 7),
 }
 # Mutations of one model: a fixed sample, or all of them.
 MOST = 10_000 if "OCSFAST_ALL_MUTATIONS" in os.environ else 12

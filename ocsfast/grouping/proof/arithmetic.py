@@ -1,4 +1,4 @@
-"""The arithmetic of the proof: float64 whatever the model's code asks for, and no random numbers."""
+"""The arithmetic of the proof: float64 whatever the model asks for, no random numbers, no 0 / 0."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ocsfast.grouping.proof.draws import settled
+from ocsfast.grouping.trace.packed import FullLength
+
 GROUPED_MM = ("grouped_mm", "_grouped_mm")
 RELU = ("relu", "relu_")
-# What operators that draw random numbers return instead.
-_DRAWN: dict[tuple[str, ...], float] = {
-    ("bernoulli", "bernoulli_"): 1.0,
-    ("rand", "rand_like", "uniform", "uniform_"): 0.5,
-    ("randn", "randn_like", "normal", "normal_", "normal_functional"): 0.0,
-    ("exponential", "exponential_", "gamma", "geometric", "geometric_", "poisson"): 1.0,
-    ("randint", "randint_like", "random", "random_"): 0.0,
-}
+# Operators with arguments at which they have no value, such as a quotient by zero. Slices that are zero
+# lead there in the whole model, and negative numbers behind `bent` lead there in both.
+SINGULAR = frozenset(
+    {"div", "true_divide", "floor_divide", "remainder", "fmod", "reciprocal", "rsqrt", "sqrt", "pow"}
+    | {"float_power", "log", "log2", "log10", "log1p", "logit", "special_logit", "xlogy"}
+    | {"special_xlog1py", "addcdiv", "acos", "asin", "acosh", "atanh", "erfinv", "lgamma", "digamma"}
+    | {"polygamma"}
+)
 
 
-class Double(TorchFunctionMode):
+class Double(FullLength):
     """While it is entered, casts to narrower types give float64, so that rounding stays at 1e-16.
 
-    It also replaces ReLU by `bent`, and `grouped_mm`, which torch has for float32 only.
+    It also gives packed sequences their full length, and replaces ReLU by `bent`, and `grouped_mm`,
+    which torch has for float32 only.
     """
 
     def __enter__(self) -> Any:
@@ -48,29 +51,46 @@ class Double(TorchFunctionMode):
             return grouped_mm(*args, **(kwargs or {}))
         if name in RELU:
             return bent(args[0], in_place=name == "relu_" or (kwargs or {}).get("inplace", False))
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class Settled(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, random numbers are constants, the same for a cut model and the whole one.
+    """While it is entered, a cut model and the whole one compute with the same numbers.
 
-    Dropout keeps everything, a uniform number is one half, a normal one is zero.
+    Random numbers are those of `draws.py`. Where an operator has no finite value for finite operands, as
+    0 / 0, it gives zero: what it divides by zero are slices that are gone in the cut model.
+
+    Args:
+        samples: how many the inputs hold.
     """
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._samples = samples
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = func._opname
-        if name == "native_dropout":
-            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
-        out = func(*args, **kwargs)
-        for drawing, value in _DRAWN.items():
-            if name in drawing and isinstance(out, Tensor):
-                out.fill_(value)
-        if name == "randperm":
-            out.copy_(torch.arange(len(out), device=out.device))
+        out = settled(func, args, kwargs, self._samples)
+        if out is not NotImplemented:
+            return out
+        if func._opname.removesuffix("_") in SINGULAR:
+            return _tame(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+def _tame(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The operator's result, with zero where it is not finite though every operand is."""
+    operands = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+    usable = [a.isfinite() for a in operands]  # before the operator writes to one
+    out = operator(*args, **kwargs)
+    if not isinstance(out, Tensor) or bool(out.isfinite().all()):
         return out
+    undefined = ~out.isfinite()
+    for finite in usable:
+        undefined = undefined & finite
+    return out.masked_fill_(undefined, 0)
 
 
 def doubled(arguments: Any) -> Any:

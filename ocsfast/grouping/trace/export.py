@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from ocsfast.grouping.trace.failures import cause, way_out
 from ocsfast.grouping.trace.inlining import inline
 from ocsfast.grouping.trace.origins import origins
 from ocsfast.grouping.trace.outputs import all_outputs, names_of, returns_both
+from ocsfast.grouping.trace.packed import FullLength
 from ocsfast.grouping.trace.side_effects import undisturbed
 from ocsfast.grouping.trace.trees import hidden
 
@@ -91,7 +92,8 @@ def trace(
         model, args, kwargs: one call of the model.
         training: the mode.
         samples: how many to trace with, where the inputs allow it (see `with_batch`); None: as given.
-        gradients: whether the graph detaches what the model's code runs under `torch.no_grad`.
+        gradients: whether the graph detaches what the model's code runs under `torch.no_grad`. It is
+            then to be run in the model's place, so that packed sequences keep their lengths.
 
     Raises:
         NotExported: the model cannot be exported. The message names the place and the cause.
@@ -142,6 +144,7 @@ def _exported(
         all_outputs(model, snapshot, whole=gradients) as names,
         origins(model) as read,
         _unvalidated(),
+        nullcontext() if gradients else FullLength(),
         warnings.catch_warnings(),
     ):
         # torch warns of tensors that the pass assigned to attributes; these are put back.
@@ -158,6 +161,17 @@ def _numbered(structure: pytree.TreeSpec) -> tuple[str, ...]:
         return names_of(pytree.tree_unflatten(numbers, structure))
     except Exception:  # the class of an output wants tensors
         return tuple(map(str, numbers))
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Let `torch.distributions` not look at its parameters' numbers, which a trace does not have."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def _state_of(
@@ -177,17 +191,6 @@ def _state_of(
                 f"the model cannot be exported: it holds a {spec.kind.name.lower()} input"
             )
     return tuple(state), constants
-
-
-@contextmanager
-def _unvalidated() -> Iterator[None]:
-    """Let distributions, which a policy may return, not look at their parameters: they hold no data."""
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
 
 
 @contextmanager

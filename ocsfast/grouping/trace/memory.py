@@ -13,13 +13,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 EMPTY: Any = object()  # stands for a variable, a slot or a global that has no value
+CACHED = type(cache(lambda: None))  # the type of every function behind functools.cache or lru_cache
 # A subclass may answer by its own means, as a lazy mapping imports what it is asked for, so containers
 # are read and written by the methods of these.
 CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque, tuple)
@@ -40,6 +41,13 @@ def items_of(thing: Any) -> list[Any]:
     return list(base_of(thing).__iter__(thing))
 
 
+def spoken(key: Any) -> str:
+    """A key of a dict, for places."""
+    with suppress(Exception):  # its class may be the user's
+        return repr(key)
+    return type(key).__name__
+
+
 class Memory(Protocol):
     """One thing, and what it held."""
 
@@ -48,6 +56,33 @@ class Memory(Protocol):
 
     def restore(self) -> None:
         """Put the old content back."""
+
+
+class Uncached:
+    """A function behind `functools.cache` that computes its result anew each time."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function.__wrapped__(*args, **kwargs)
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
+        return self if owner is None else types.MethodType(self, owner)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Uncached:
+        return self
+
+    def __getattr__(self, name: str) -> Any:  # cache_info, cache_clear, __wrapped__
+        return getattr(self._function, name)
+
+
+def uncached(value: Any) -> Any:
+    """An `Uncached` where the value is a function behind `functools.cache`, else the value itself."""
+    if isinstance(value, (staticmethod, classmethod)):
+        inner = uncached(value.__func__)
+        return value if inner is value.__func__ else type(value)(inner)
+    return Uncached(value) if type(value) is CACHED else value
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -64,8 +99,13 @@ class Entries:
             return
         for key, value in entries_of(self.thing).items():
             if value is not self.before.get(key, EMPTY):
-                place = f".{key}" if isinstance(key, str) else f"[{key!r}]"
+                place = f".{key}" if isinstance(key, str) else f"[{spoken(key)}]"
                 yield f"{self.label}{place}".lstrip("."), value
+
+    def bypass_caches(self) -> None:
+        for key, value in self.before.items():
+            if type(value) is CACHED:
+                base_of(self.thing).__setitem__(self.thing, key, uncached(value))
 
     def restore(self) -> None:
         now = entries_of(self.thing)
@@ -153,6 +193,10 @@ class Cell:
         if content(self.cell) is not self.before:
             yield self.label, content(self.cell)
 
+    def bypass_caches(self) -> None:
+        if type(self.before) is CACHED:
+            self.cell.cell_contents = uncached(self.before)
+
     def restore(self) -> None:
         if content(self.cell) is self.before:
             return
@@ -181,6 +225,10 @@ class Global:
         if self.module.get(self.name, EMPTY) is not self.before:
             yield self.name, self.module.get(self.name)
 
+    def bypass_caches(self) -> None:
+        if type(self.before) is CACHED:
+            self.module[self.name] = uncached(self.before)
+
     def restore(self) -> None:
         if self.before is EMPTY:
             self.module.pop(self.name, None)
@@ -199,6 +247,12 @@ class ClassAttributes:
         for name, value in vars(self.owner).items():
             if issubclass(type(value), Tensor) and self.before.get(name) is not value:
                 yield f"{self.owner.__name__}.{name}", value
+
+    def bypass_caches(self) -> None:
+        for name, value in self.before.items():
+            other = uncached(value)
+            if other is not value:
+                setattr(self.owner, name, other)
 
     def restore(self) -> None:
         for name, value in list(vars(self.owner).items()):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Node = torch.fx.Node
+COMPOSED = "ocsfast_composed"  # key of the metadata of a node that stands for a part of an operator
 
 
 def operator_name(target: Any) -> str:
@@ -43,6 +45,41 @@ def writes(node: Node) -> bool:
     """Whether the operator changes a tensor that is passed to it."""
     target: Any = node.target
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def written(node: Node) -> list[tuple[Node, int]]:
+    """The tensors that the operator changes and returns, each with the number of that result."""
+    if not writes(node):
+        return []
+    schema = node.target._schema  # type: ignore[union-attr]
+    given, found = arguments(node), []
+    for place, result in enumerate(schema.returns):
+        for argument in schema.arguments:
+            info, other = result.alias_info, argument.alias_info
+            same = info is not None and other is not None and info.before_set & other.before_set
+            if same and other.is_write and isinstance(given[argument.name], Node):
+                found.append((given[argument.name], place))
+    return found
+
+
+@cache
+def is_pointwise(target: Any) -> bool:
+    """Whether an operator works element by element, on operands that broadcast.
+
+    torch tags overloads, and not all of them: `gelu` is tagged and `gelu_` is not, `add.Tensor` is and
+    `add.Scalar` is not. One tag speaks for all overloads, and for the same operator in place.
+    """
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    name = str(target.overloadpacket.__name__)
+    packets = {name} if name.startswith("_") else {name, name.rstrip("_")}
+    space = getattr(torch.ops, target.namespace)
+    return any(
+        torch.Tag.pointwise in getattr(packet, overload).tags
+        for packet in (getattr(space, known, None) for known in packets)
+        if packet is not None
+        for overload in packet.overloads()
+    )
 
 
 def shape(node: Any) -> tuple[int, ...]:

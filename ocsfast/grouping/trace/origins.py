@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch.fx.traceback
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ocsfast.cut.sizes import OF_EVERY_MODULE, with_sizes
 from ocsfast.grouping.trace.shapes import SIZES, remembered, sizes_in
 
 ORIGINS = "ocsfast_origins"  # key of a node's metadata: place -> (module, name, value)
@@ -25,7 +27,7 @@ class Origin(int):
     """A module's integer attribute while the model is traced. Arithmetic on it gives a plain integer."""
 
     module: str
-    name: str  # "num_heads"; "splits[1]" for an entry of a sequence
+    name: str  # as `size_attributes` has it: "num_heads", "splits[1]"
     read: set[tuple[str, str]]  # (module, name) of every attribute that was used
 
     @classmethod
@@ -80,15 +82,6 @@ class _Origins(TorchFunctionMode):
             return remembered(func, args, func(*args, **kwargs))
 
 
-def entry_names(name: str, length: int) -> list[str]:
-    """Names for the entries of a sequence of integers: `splits[0]`, `splits[1]` ...
-
-    The last entry of `normalized_shape`, which counts the features, has the name of the whole.
-    """
-    names = [f"{name}[{k}]" for k in range(length)]
-    return [*names[:-1], name] if name == "normalized_shape" else names
-
-
 def _integers(values: Iterable[Any]) -> list[int]:
     """All integers in a call's arguments, in order."""
     found = []
@@ -111,6 +104,10 @@ def origins_of(node: torch.fx.Node) -> dict[int, tuple[str, str, int]]:
     return dict(node.meta.get("custom", {}).get(ORIGINS, {}))
 
 
+def _origin(name: str, value: int, *, path: str, read: set[tuple[str, str]]) -> Origin:
+    return Origin.of(value, path, name, read)
+
+
 @contextmanager
 def origins(model: nn.Module) -> Iterator[set[tuple[str, str]]]:
     """Replace every integer attribute of the model's modules by an `Origin` of the same value.
@@ -120,16 +117,21 @@ def origins(model: nn.Module) -> Iterator[set[tuple[str, str]]]:
     """
     read: set[tuple[str, str]] = set()
     before: list[tuple[nn.Module, str, Any]] = []
+    contents: dict[int, tuple[Any, Any]] = {}  # lists and dicts, and what they held
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            known: Any = None
-            if type(value) is int:
-                known = Origin.of(value, path, name, read)
-            elif type(value) in (tuple, list) and all(type(entry) is int for entry in value):
-                names = entry_names(name, len(value))
-                named = zip(value, names, strict=True)
-                known = type(value)(Origin.of(n, path, own, read) for n, own in named)
-            if known is not None:
+            if name in OF_EVERY_MODULE:
+                continue
+            plain = contents[id(value)][1] if id(value) in contents else value
+            known = with_sizes(name, plain, partial(_origin, path=path, read=read))
+            if known is plain:
+                continue
+            if type(value) in (list, dict) and id(value) not in contents:
+                # In place, so that what the pass writes there is seen. A container that several modules
+                # share can say only one's name: the others get one of their own.
+                contents[id(value)] = value, value.copy()
+                _fill(value, known)
+            else:
                 before.append((module, name, value))
                 vars(module)[name] = known
     try:
@@ -138,3 +140,11 @@ def origins(model: nn.Module) -> Iterator[set[tuple[str, str]]]:
     finally:
         for module, name, value in before:
             vars(module)[name] = value
+        for container, content in contents.values():
+            _fill(container, content)
+
+
+def _fill(container: Any, content: Any) -> None:
+    """Let a list or dict hold this instead of what it holds."""
+    container.clear()
+    (container.update if type(container) is dict else container.extend)(content)

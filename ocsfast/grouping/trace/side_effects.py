@@ -46,9 +46,9 @@ def as_it_was(model: nn.Module, *, weights: bool = False) -> Iterator[Snapshot]:
 def undisturbed(model: nn.Module, *, training: bool, real: bool = False) -> Iterator[Snapshot]:
     """Put the model in a mode and, at the end, back as it was (see `as_it_was`).
 
-    Inside, a language model keeps no cache of keys and values: `config.use_cache` is False. A part in
-    DataParallel runs as the module inside, also in copies that are made here: no part of a batch goes to
-    another device.
+    Inside, a language model keeps no cache of keys and values: `config.use_cache` is False. Functions
+    behind `functools.cache` compute their results anew. A part in DataParallel runs as the module
+    inside, also in copies that are made here: no part of a batch goes to another device.
 
     Args:
         model: what is run inside the `with` block.
@@ -67,6 +67,7 @@ def undisturbed(model: nn.Module, *, training: bool, real: bool = False) -> Iter
         for module in model.modules():
             if isinstance(module, nn.DataParallel):
                 vars(module)["forward"] = MethodType(_inside, module)  # copies bind it to themselves
+        snapshot.bypass_caches()
         yield snapshot
 
 

@@ -11,8 +11,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ocsfast.grouping.trace.memory import (
+    CACHED,
     CONTAINERS,
     EMPTY,
     Cache,
@@ -40,6 +40,7 @@ from ocsfast.grouping.trace.memory import (
     is_dunder,
     items_of,
     own_attribute,
+    spoken,
 )
 from ocsfast.grouping.trace.trees import leaves_with_paths
 
@@ -55,7 +56,6 @@ FOREIGN = {"ocsfast", "torch", "numpy", *sys.stdlib_module_names}
 PLAIN = (types.SimpleNamespace,)  # of the standard library, but made to hold what users put there
 # Both reading and restoring go through the memories kind by kind, in this order.
 ORDER = (Entries, Items, Slot, Cell, Global, ClassAttributes, Cache, Values, Training, Generator)
-_Cached = type(cache(lambda: None))  # the type of every function behind functools.cache or lru_cache
 
 
 class Snapshot:
@@ -113,6 +113,16 @@ class Snapshot:
                 note(place, value)
         return found
 
+    def bypass_caches(self) -> None:
+        """Until `restore`, call what is behind `functools.cache` anew each time.
+
+        A cache takes equal integers for the same, so in a trace the second block would be given what was
+        made of the first one's attributes.
+        """
+        for memory in self._ordered():
+            if isinstance(memory, (Entries, Cell, Global, ClassAttributes)):
+                memory.bypass_caches()
+
     def restore(self) -> None:
         """Put everything back, in place."""
         for memory in self._ordered():
@@ -153,7 +163,7 @@ class Snapshot:
                 self._function(thing)
         elif kind is types.MethodType:
             self._later((label, thing.__self__), (label, thing.__func__))
-        elif kind is _Cached:
+        elif kind is CACHED:
             self._remember(Cache(thing, thing.cache_info().misses))
             self._later((label, thing.__wrapped__))
         elif issubclass(kind, partial):
@@ -186,7 +196,7 @@ class Snapshot:
         kind = type(thing)
         if issubclass(kind, dict):
             held = self._entries(label, thing)
-            entries = [(f"{label}[{_spoken(key)}]", value) for key, value in held.items()]
+            entries = [(f"{label}[{spoken(key)}]", value) for key, value in held.items()]
         else:
             items = items_of(thing)
             if not issubclass(kind, tuple):
@@ -249,6 +259,9 @@ class Snapshot:
 
     def _globals_of(self, function: types.FunctionType) -> None:
         """The globals that a function's code names, in its own module and in those that it imports."""
+        for name, value in list(function.__globals__.items()):
+            if type(value) is CACHED and not _is_foreign(function.__globals__.get("__name__")):
+                self._global(function.__globals__, name)
         codes = [function.__code__]
         for code in codes:
             codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
@@ -285,8 +298,8 @@ class Snapshot:
                 function = value.__func__ if wrapped else value
                 if type(function) is types.FunctionType:
                     self._globals_of(function)
-                elif issubclass(type(value), (dict, list, set, deque, Tensor, _Cached)):
-                    self._later((f"{base.__name__}.{name}", value))
+                elif issubclass(type(function), (dict, list, set, deque, Tensor, CACHED)):
+                    self._later((f"{base.__name__}.{name}", function))
 
 
 def _slots_of(kind: type) -> list[str]:
@@ -297,13 +310,6 @@ def _slots_of(kind: type) -> list[str]:
         names = (slots,) if isinstance(slots, str) else tuple(slots)
         found += [n for n in names if not n.startswith("__") and not _is_foreign(base.__module__)]
     return found
-
-
-def _spoken(key: Any) -> str:
-    """A key of a dict, for places."""
-    with suppress(Exception):  # its class may be the user's
-        return repr(key)
-    return type(key).__name__
 
 
 def _holds_attributes(thing: Any) -> bool:
