@@ -45,3 +45,4 @@ class Findings:
     unknown: dict[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)  # parameters and buffers that some operator reads
     multiple: int = 1  # every kept count must be a multiple of it, because some operator demands it
+    apart: str = ""  # place of a layer that runs once for all of dim 0, which so is no batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Collection
 from typing import Any
@@ -38,6 +39,8 @@ COUNTED = frozenset(
     | {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "scaled_dot_product_attention"}
 )
 SIZED = (*FACTORIES, "expand", "broadcast_to", "repeat")
+# Of the input of these, all dimensions but the last count rows.
+ROWWISE = frozenset({"linear", "addmm", "mm", "lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
 class Propagation:
@@ -124,6 +127,8 @@ class Propagation:
         rule = RULES.get(name)
         if rule is None and is_pointwise(node.target):
             rule = RULES["pointwise"]
+        if walk.count and not walk.found.apart and node in walk.batched and self._is_apart(node, name):
+            walk.found.apart = module_of(node) or source_of(node)
         if rule is not None and (name in COUNTED or name in SIZED or self._is_live(node)):
             walk.values[node] = rule(walk, node, arguments(node))
             self._written(node)
@@ -132,6 +137,19 @@ class Propagation:
         walk.found.made.setdefault(module_of(node), []).extend(walk.flat(node))
         if self.alone and not node.users and not writes(node):
             walk.freeze_all(node, "computed but not returned, and the other mode is not known")
+
+    def _is_apart(self, node: Node, name: str) -> bool:
+        """Whether a layer gets a number of rows that the number of samples does not divide."""
+        if not (name in ROWWISE or name.startswith("conv")):
+            return False
+        given, samples = arguments(node), self.walk.trace.samples
+        source = next(given[key] for key in ("input", "mat1", "self") if key in given)
+        x = shape(source)
+        if source not in self.walk.batched or not x:
+            return False
+        if name in ROWWISE:
+            return math.prod(x[:-1]) % samples > 0
+        return len(x) < len(shape(given["weight"])) or x[0] % samples > 0
 
     def _written(self, node: Node) -> None:
         """What an operator writes into a tensor that it is given has the labels of its result.
