@@ -182,8 +182,8 @@ class Pruner:
     def end_loading(self) -> None:
         """Let weights that arrive by `load_state_dict` cut the model no longer.
 
-        Needed where a copy of the model is pickled whole: what cuts it is a hook, of which a pickle keeps
-        a mark, so that ocsfast would be needed to read it.
+        Needed where a copy of the model is pickled whole, to be read without ocsfast: what cuts it is a
+        hook, and pickles keep a mark of it.
         """
         self._load_hooks.remove()
 

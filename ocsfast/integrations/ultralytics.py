@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ocsfast.api.arguments import Inputs, plain
+from ocsfast.api.calls import checked_ratio, options_of
 from ocsfast.core.errors import ConfigError
 from ocsfast.cut.copies import Also
 from ocsfast.cut.record import record_of
@@ -68,9 +70,9 @@ def _without_maps(predictions: Any) -> Any:
 class PruneCallback:
     """Prunes a YOLO while its own trainer trains it: `PruneCallback(0.5).add_to(model)`.
 
-    The trainer's average of the weights is cut with the model, so `last.pt` and `best.pt` hold the cut
-    model from the cut on. `YOLO("best.pt")` reads it, validates and exports it, without ocsfast too. Only
-    to train on takes this callback: without it ultralytics would build a dense model from the
+    The trainer's average of the weights is cut with the model, so that `last.pt` and `best.pt` hold the
+    cut model from then on. `YOLO("best.pt")` reads it, validates and exports it, without ocsfast too.
+    Only to train it on takes this callback: without it ultralytics would build a dense model from the
     configuration, and take over no weights but those that fit. So `YOLO("last.pt")` with this callback
     added resumes, before or after the cut, and `YOLO("best.pt")` with it trains on as it is.
 
@@ -111,17 +113,20 @@ class PruneCallback:
             also: further copies of the model and optimizers that are cut with it, as for `ocsfast.step`;
                 the trainer's own average need not be named.
             **options: fields of `Config`. Unless `check_every` is given, there are 50 checks in the run,
-                whose length the trainer tells, but for `time=`. `forward` is this module's.
+                whose length the trainer tells, but for `time=`. `forward` is this module's, if none is
+                given.
 
-        Raises, when training begins:
-            ConfigError: the trainer has `time=`, and no option says how long the run is; or as for
+        Raises:
+            ConfigError: a bad ratio or option. When training begins: the trainer has `time=` and no
+                option says how long the run is, it distils the model from another one, or as for
                 `ocsfast.attach`.
-            GroupingError, StateError: as for `ocsfast.attach`.
+            GroupingError, StateError: when training begins, as for `ocsfast.attach`.
         """
-        self.ratio = ratio
+        self.ratio = checked_ratio(ratio)
         self.example_inputs = example_inputs
-        self.also = also
-        self.options = {"forward": forward, **options}
+        self.also = [*also]
+        config = options_of(options.pop("config", None), options)
+        self.config = config if config.forward else replace(config, forward=forward)
         self.run = self._begun()
         self._saved: Mapping[str, Any] = {}
         self._steps = 0
@@ -152,12 +157,13 @@ class PruneCallback:
 
     def on_train_start(self, trainer: Any) -> None:
         """The optimizer and the average are there, and restored: attach."""
-        model = plain(trainer.model)
-        batches = len(trainer.train_loader)
-        per_epoch = max(1, batches // trainer.accumulate)
-        steps = _optimizer_steps(trainer, batches)
-        known = {"total_steps", "epochs", "config"} & self.options.keys()
-        if trainer.args.time and not known:
+        model, batches = plain(trainer.model), len(trainer.train_loader)
+        if hasattr(model, "teacher_model"):
+            raise ConfigError(
+                "distill_model=: its loss compares feature maps, which would have to keep their widths. "
+                "Prune in a run without it"
+            )
+        if trainer.args.time and not self.config.length():
             raise ConfigError(
                 f"time={trainer.args.time}: how many steps the run has shows when it is over. Pass "
                 "epochs= or total_steps= to PruneCallback, or epochs= to train() in place of time="
@@ -165,7 +171,8 @@ class PruneCallback:
         self.run = self._begun(trainer)
         self.run.load_state_dict(self._saved)
         self._steps = counter.steps(trainer.optimizer)
-        self.run.begin(model, trainer.optimizer, steps, per_epoch)
+        per_epoch = max(1, batches // trainer.accumulate)
+        self.run.begin(model, trainer.optimizer, _optimizer_steps(trainer, batches), per_epoch)
         self._end_loading()
 
     def on_train_batch_end(self, trainer: Any) -> None:
@@ -196,13 +203,13 @@ class PruneCallback:
 
     def _begun(self, trainer: Any = None) -> PruneRun:
         """The pruning of one training."""
-        inputs, also = self.example_inputs, [*self.also]
+        inputs, also = self.example_inputs, self.also
         if trainer is not None and trainer.ema:
-            also.append(trainer.ema.ema)
+            also = [*also, trainer.ema.ema]
         if trainer is not None and inputs is None:
             size = trainer.args.imgsz
             inputs = torch.zeros(2, trainer.data["channels"], size, size)
-        return PruneRun(self.ratio, () if inputs is None else inputs, also, self.options)
+        return PruneRun(self.ratio, () if inputs is None else inputs, also, {"config": self.config})
 
     def _end_loading(self) -> None:
         # Here weights of a cut model do not arrive in a dense one, and a checkpoint is a pickle of the

@@ -1,4 +1,4 @@
-"""A made-up data set for detectors of ultralytics: red and blue rectangles on noise, written to a folder."""
+"""A made-up data set for detectors of ultralytics: red and blue rectangles on noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLOURS = ((255, 0, 0), (0, 0, 255))
 
 
 def write_pictures(folder: Path, count: int = 16, size: int = 64) -> Path:
-    """Write as many pictures for training as for validation; returns the path of the data's YAML file."""
+    """Write as many pictures for training as for validation; the path of the data's YAML file."""
     rng = np.random.default_rng(0)
     for part in ("train", "val"):
         images, labels = folder / "images" / part, folder / "labels" / part

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,12 +36,11 @@ def train(model, prune, folder, data, **options):
     """Train with the pruning added; return the trainer."""
     if prune is not None:
         prune.add_to(model)
-    given = {
-        **{"data": data, "epochs": EPOCHS, "imgsz": 64, "batch": 4, "nbs": 8, "device": "cpu"},
-        **{"project": folder, "name": "run", "exist_ok": True, "save_period": 1, "workers": 0},
-        **{"amp": False, "plots": False, "verbose": False, "close_mosaic": 2, "warmup_epochs": 1},
-    }
-    model.train(**{**({} if "resume" in options else given), **options})
+    where = {"data": data, "project": folder, "name": "run", "exist_ok": True, "device": "cpu"}
+    length = {"epochs": EPOCHS, "batch": 4, "nbs": 8, "warmup_epochs": 1, "close_mosaic": 2}
+    rest = {"imgsz": 64, "workers": 0, "amp": False, "plots": False, "save_period": 1}
+    given = {} if "resume" in options else {**where, **length, **rest, "verbose": False}
+    model.train(**{**given, **options})
     return model.trainer
 
 
@@ -64,16 +63,23 @@ def checkpoint(folder, epoch):
 
 
 def test_it_cuts_and_trains_on(made):
-    _, _, prune, trainer = made
+    folder, _, prune, trainer = made
     report = prune.run.report
     assert report.stage == "pruned"
     assert 2 * report.cost <= report.cost_dense
     # 4 batches an epoch, 2 in a step but for the first epoch, which warms up.
-    assert prune.run.pruner.config.total_steps == 13
-    assert widths(trainer.model) == widths(trainer.ema.ema)
-    with torch.no_grad():
-        assert widths(trainer.model) == widths(YOLO(trainer.best).model)
-    assert all(not hasattr(m, "ocsfast_run") for m in (trainer.ema.ema, YOLO(trainer.last).model))
+    taken = {int(state["step"]) for state in trainer.optimizer.state.values()}
+    assert taken == {prune.run.pruner.config.total_steps}
+    last = YOLO(trainer.last).model
+    assert widths(trainer.model) == widths(trainer.ema.ema) == widths(last)
+    assert widths(YOLO(trainer.best).model) == widths(last)
+    assert not hasattr(trainer.ema.ema, "ocsfast_run")
+    # The average goes on being one: of the last two epochs, both after the cut.
+    before = YOLO(checkpoint(folder, EPOCHS - 2)).model
+    assert widths(before) == widths(last)
+    pairs = zip(before.named_parameters(), last.parameters(), strict=True)
+    same = [name for (name, a), b in pairs if a.dim() == 4 and torch.equal(a, b)]
+    assert same == ["model.22.dfl.conv.weight"]  # which is not trained
 
 
 @pytest.mark.parametrize("epoch", [1, EPOCHS - 2])
@@ -98,25 +104,30 @@ import sys
 sys.modules["ocsfast"] = None  # it cannot be imported
 import torch
 from ultralytics import YOLO
-model, images = YOLO(sys.argv[1]), torch.load(sys.argv[2])
-torch.save(model.model.float().eval()(images)[0], sys.argv[3])
+images = torch.load(sys.argv[1])
+torch.save([YOLO(path).model.eval()(images)[0] for path in sys.argv[3:]], sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("epoch", [0, EPOCHS - 1])
-def test_its_checkpoints_are_read_without_ocsfast(made, epoch, tmp_path):
+def test_its_checkpoints_are_read_without_ocsfast(made, tmp_path):
     folder, *_ = made
     torch.save(IMAGES, tmp_path / "images.pt")
-    words = (checkpoint(folder, epoch), tmp_path / "images.pt", tmp_path / "out.pt")
-    done = subprocess.run([sys.executable, "-c", ALONE, *map(str, words)], capture_output=True, text=True)
+    paths = [checkpoint(folder, epoch) for epoch in (0, EPOCHS - 1)]  # before the cut, after it
+    command = [
+        sys.executable,
+        "-c",
+        ALONE,
+        *map(str, (tmp_path / "images.pt", tmp_path / "out.pt", *paths)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
-        out = YOLO(words[0]).model.eval()(IMAGES)[0]
-    torch.testing.assert_close(torch.load(words[2]), out)
+        wanted = [YOLO(path).model.eval()(IMAGES)[0] for path in paths]
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), wanted)
 
 
 def test_it_exports_and_fuses_what_is_left(made):
-    folder, *_, trainer = made
+    *_, trainer = made
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     model = YOLO(trainer.best)
@@ -154,7 +165,41 @@ def test_a_run_by_the_clock_has_to_say_how_long_it_is(made, tmp_path):
         train(YOLO(folder / "small.yaml"), PruneCallback(0.5), tmp_path, data, time=1)
 
 
-@pytest.mark.parametrize("name", ["v5/yolov5", "v10/yolov10n", "11/yolo11", "11/yolo11-seg", "11/yolo11-cls"])
+def test_early_stopping_counts_from_the_cut_on():
+    from ultralytics.utils.torch_utils import EarlyStopping
+
+    prune = PruneCallback(0.5)
+    trainer = SimpleNamespace(ema=None, stopper=EarlyStopping(patience=2))
+    for epoch, fitness in enumerate((0.5, 0.4, 0.3, 0.2)):
+        trainer.epoch = epoch
+        prune.on_train_epoch_end(trainer)
+        assert not trainer.stopper(epoch + 1, fitness)
+
+
+def test_a_pupil_is_refused(made, tmp_path):
+    _, data, _, trainer = made
+    small = YOLO(configuration(tmp_path))
+    with pytest.raises(ConfigError, match="distill_model=: its loss compares feature maps"):
+        train(small, PruneCallback(0.5), tmp_path, data, distill_model=str(trainer.best))
+
+
+SLOW = (
+    "v5/yolov5",
+    "v9/yolov9t",
+    "11/yolo11",
+    "11/yolo11-pose",
+    "11/yolo11-obb",
+    "11/yolo11-cls",
+    "26/yolo26",
+)
+SHRINKING = (
+    "v10/yolov10n",
+    "11/yolo11-seg",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+)
+
+
+@pytest.mark.parametrize("name", SHRINKING)
 def test_all_of_a_model_can_shrink(name, tmp_path):
     model = YOLO(configuration(tmp_path, name)).model.requires_grad_(True)
     facts = ocsfast.inspect(model, IMAGES, ratio=0.5, forward=forward)

@@ -20,6 +20,7 @@ from ocsfast.core.errors import GroupingError, OcsfastError
 from ocsfast.grouping.trace.batch import BATCH, with_batch
 from ocsfast.grouping.trace.failures import cause, resized, way_out
 from ocsfast.grouping.trace.inlining import inline
+from ocsfast.grouping.trace.nodes import name_sliced
 from ocsfast.grouping.trace.origins import origins
 from ocsfast.grouping.trace.outputs import all_outputs, names_of, returns_both
 from ocsfast.grouping.trace.side_effects import undisturbed
@@ -99,6 +100,7 @@ def trace(
         ) from None
     state, constants = _state_of(program)
     autocast = inline(program.graph_module)
+    name_sliced(program.graph_module.graph, model)
     spec = program.call_spec.out_spec
     assert spec is not None
     numbered = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
