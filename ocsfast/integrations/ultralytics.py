@@ -129,7 +129,8 @@ class PruneCallback:
         self.config = config if config.forward else replace(config, forward=forward)
         self.run = self._begun()
         self._saved: Mapping[str, Any] = {}
-        self._steps = 0
+        self._steps = 0  # of the optimizer
+        self._average: Any = None  # the trainer's
 
     def add_to(self, model: Any) -> None:
         """Have a `YOLO`, or a trainer, call this from its next training on.
@@ -168,7 +169,7 @@ class PruneCallback:
                 f"time={trainer.args.time}: how many steps the run has shows when it is over. Pass "
                 "epochs= or total_steps= to PruneCallback, or epochs= to train() in place of time="
             )
-        self.run = self._begun(trainer)
+        self.run, self._average = self._begun(trainer), trainer.ema
         self.run.load_state_dict(self._saved)
         self._steps = counter.steps(trainer.optimizer)
         per_epoch = max(1, batches // trainer.accumulate)
@@ -181,14 +182,13 @@ class PruneCallback:
         if steps == self._steps:  # gradients are still being accumulated
             return
         self._steps = steps
+        self._keep_average(trainer)
         cut = self.run.step().cut
         self._end_loading()
         if cut:
             trainer.best_fitness = None
             trainer.stopper.best_fitness = 0.0
             trainer.stopper.best_epoch = trainer.epoch
-            if trainer.ema:
-                trainer.ema = _like(trainer.ema)
 
     def on_train_epoch_end(self, trainer: Any) -> None:
         """Before validation and the checkpoint: put into the average what a resumed run needs."""
@@ -205,11 +205,18 @@ class PruneCallback:
         """The pruning of one training."""
         inputs, also = self.example_inputs, self.also
         if trainer is not None and trainer.ema:
-            also = [*also, trainer.ema.ema]
+            also = [*also, trainer.ema]
         if trainer is not None and inputs is None:
             size = trainer.args.imgsz
             inputs = torch.zeros(2, trainer.data["channels"], size, size)
         return PruneRun(self.ratio, () if inputs is None else inputs, also, {"config": self.config})
+
+    def _keep_average(self, trainer: Any) -> None:
+        # After a loss that is not finite the trainer goes back to `last.pt`, with a new average. The cut
+        # follows the object that was there when training began.
+        if trainer.ema and self._average is not trainer.ema:
+            vars(self._average).update(vars(trainer.ema))
+            trainer.ema = self._average
 
     def _end_loading(self) -> None:
         # Here weights of a cut model do not arrive in a dense one, and a checkpoint is a pickle of the
@@ -235,14 +242,6 @@ def _to_train_on(cut: nn.Module, data: Mapping[str, Any]) -> nn.Module:
         if ".dfl" not in name:  # the trainer freezes these, and complains about all others that are
             p.requires_grad_(True)
     return model
-
-
-def _like(average: Any) -> Any:
-    """The same average in a new object, which does not remember the tensors of before the cut."""
-    new = type(average)(average.ema)
-    new.ema, new.updates = average.ema, average.updates
-    new.decay, new.enabled = average.decay, average.enabled
-    return new
 
 
 def _optimizer_steps(trainer: Any, batches: int) -> int | None:

@@ -14,6 +14,7 @@ pytest.importorskip("ultralytics")
 from helpers.pictures import write_pictures
 from ultralytics import YOLO
 from ultralytics.utils import ROOT, YAML
+from ultralytics.utils.torch_utils import EarlyStopping, ModelEMA
 
 import ocsfast
 from ocsfast import ConfigError
@@ -82,16 +83,23 @@ def test_it_cuts_and_trains_on(made):
     assert same == ["model.22.dfl.conv.weight"]  # which is not trained
 
 
+def renew_average(trainer):
+    trainer.ema = ModelEMA(trainer.model)
+
+
 @pytest.mark.parametrize("epoch", [1, EPOCHS - 2])
 def test_it_resumes_before_and_after_the_cut(made, epoch, tmp_path):
     folder, data, prune, trainer = made
     model, again = YOLO(checkpoint(folder, epoch)), PruneCallback(0.5)
     uncut = hasattr(model.model, "ocsfast_run")
     assert uncut == (epoch == 1)
+    if uncut:  # as the trainer does where it goes back to its last checkpoint
+        model.add_callback("on_train_epoch_start", renew_average)
     resumed = train(model, again, folder, data, resume=True, save_dir=str(tmp_path))
     assert resumed.start_epoch == epoch + 1
     assert again.run.report.stage == "pruned"
     if uncut:
+        assert widths(resumed.model) == widths(resumed.ema.ema)
         assert again.run.pruner.t_cut == prune.run.pruner.t_cut
         assert 2 * again.run.report.cost <= again.run.report.cost_dense
     else:
@@ -113,12 +121,8 @@ def test_its_checkpoints_are_read_without_ocsfast(made, tmp_path):
     folder, *_ = made
     torch.save(IMAGES, tmp_path / "images.pt")
     paths = [checkpoint(folder, epoch) for epoch in (0, EPOCHS - 1)]  # before the cut, after it
-    command = [
-        sys.executable,
-        "-c",
-        ALONE,
-        *map(str, (tmp_path / "images.pt", tmp_path / "out.pt", *paths)),
-    ]
+    words = map(str, (tmp_path / "images.pt", tmp_path / "out.pt", *paths))
+    command = [sys.executable, "-c", ALONE, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
@@ -166,8 +170,6 @@ def test_a_run_by_the_clock_has_to_say_how_long_it_is(made, tmp_path):
 
 
 def test_early_stopping_counts_from_the_cut_on():
-    from ultralytics.utils.torch_utils import EarlyStopping
-
     prune = PruneCallback(0.5)
     trainer = SimpleNamespace(ema=None, stopper=EarlyStopping(patience=2))
     for epoch, fitness in enumerate((0.5, 0.4, 0.3, 0.2)):
@@ -183,20 +185,12 @@ def test_a_pupil_is_refused(made, tmp_path):
         train(small, PruneCallback(0.5), tmp_path, data, distill_model=str(trainer.best))
 
 
+QUICK = ("v10/yolov10n", "11/yolo11-seg")
 SLOW = (
-    "v5/yolov5",
-    "v9/yolov9t",
-    "11/yolo11",
-    "11/yolo11-pose",
-    "11/yolo11-obb",
-    "11/yolo11-cls",
+    *("v5/yolov5", "v9/yolov9t", "11/yolo11", "11/yolo11-pose", "11/yolo11-obb", "11/yolo11-cls"),
     "26/yolo26",
 )
-SHRINKING = (
-    "v10/yolov10n",
-    "11/yolo11-seg",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
-)
+SHRINKING = (*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
 
 
 @pytest.mark.parametrize("name", SHRINKING)

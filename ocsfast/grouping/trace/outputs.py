@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ocsfast.grouping.trace.paths import key_paths
 from ocsfast.grouping.trace.snapshot import Snapshot
 
 
@@ -70,8 +71,7 @@ def names_of(numbered: Any) -> tuple[str, ...]:
     >>> names_of({"logits": 0, "features": [1, 2]})
     ('logits', 'features.0', 'features.1')
     """
-    paths = pytree.tree_flatten_with_path(numbered)[0]
-    return tuple(".".join(map(_step, path)) or "0" for path, _ in paths)
+    return tuple(".".join(map(_step, path)) or "0" for path, _ in key_paths(numbered))
 
 
 def _step(entry: Any) -> str:

@@ -35,6 +35,7 @@ from ocsfast.grouping.trace.memory import (
     generator_of,
     is_dunder,
 )
+from ocsfast.grouping.trace.paths import key_paths
 
 # A hook may be a trainer's method, and a trainer leads to its data, its queues and its loggers. These
 # limits end the search there: steps from the last module, entries of one container, objects in all.
@@ -91,7 +92,7 @@ class Snapshot:
         seen: set[int] = set()
 
         def note(label: str, value: Any, depth: int = 0) -> None:
-            for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+            for path, leaf in key_paths(value):
                 place = f"{label}{pytree.keystr(path)}"
                 if isinstance(leaf, Tensor):
                     found.setdefault(place, leaf)
