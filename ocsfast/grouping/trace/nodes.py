@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Node = torch.fx.Node
 COMPOSED = "ocsfast_composed"  # key of the metadata of a node that stands for a part of an operator
@@ -106,6 +106,36 @@ def module_of(node: Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
     return re.sub(r"@\d+", "", path)  # torch writes "@1" behind the second call of one module
+
+
+def name_sliced(graph: torch.fx.Graph, model: nn.Module) -> None:
+    """Give modules their own names where torch.export names them by a slice of the list they lie in.
+
+    It does so in a model that uses some module in two places, an activation say: "blocks.slice(1, None,
+    None).0" is "blocks.1". A slice of a Sequential keeps its entries' names, one of a ModuleList counts
+    anew.
+    """
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        if any("slice(" in path for path, *_ in stack.values()):
+            node.meta["nn_module_stack"] = {
+                key: (_unsliced(model, path), *rest) for key, (path, *rest) in stack.items()
+            }
+
+
+def _unsliced(model: nn.Module, path: str) -> str:
+    names: list[str] = []
+    kept: range | None = None  # the entries of the list so far that a slice has left
+    for part in re.findall(r"slice\(.*?\)|[^.]+", re.sub(r"@\d+", "", path)):
+        holder: Any = model.get_submodule(".".join(names))
+        if part.startswith("slice("):
+            bounds = (None if bound == "None" else int(bound) for bound in part[6:-1].split(", "))
+            kept = (range(len(holder)) if kept is None else kept)[slice(*bounds)]
+            continue
+        counted = kept is not None and isinstance(holder, nn.ModuleList)
+        names.append(str(kept[int(part)]) if counted and kept else part)
+        kept = None
+    return ".".join(names)
 
 
 def source_of(node: Node) -> str:
