@@ -85,6 +85,20 @@ class Walk:
         """The operator and the user's line: what a rule passes as the reason for a freeze."""
         return f"{spoken(operator_name(node.target))} ({source_of(node)})"
 
+    def held(self, name: str, size: int) -> Vector:
+        """The labels of a parameter or buffer of one dimension, also of one that no operator reads.
+
+        Args:
+            name: its first name.
+            size: of its dimension.
+        """
+        self.found.used.add(name)
+        known = self.found.state.get(name, (None,))[0]
+        if known is None:
+            known = self.labels.fresh(size)
+            self.found.state[name] = (known,)
+        return known
+
     # -- what dimensions are ----------------------------------------------------------------------
 
     def produces(self, weight: Any, axis: int) -> None:

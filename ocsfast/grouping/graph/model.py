@@ -23,6 +23,7 @@ from ocsfast.grouping.trace.batch import BATCH, with_batch
 from ocsfast.grouping.trace.export import trace
 from ocsfast.grouping.trace.failures import cause
 from ocsfast.grouping.trace.side_effects import undisturbed
+from ocsfast.grouping.trace.stand_ins import QUANTIZING
 from ocsfast.grouping.trace.trees import PLAIN, leaves_with_paths, teach, teach_kinds
 
 SAMPLES = 5  # the graphs are traced with 2 and 3 samples, and compared with the model on so many
@@ -105,6 +106,9 @@ def graph_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if isinstance(model, GraphModel):
         return model
     require_prunable(model)
+    for name, module in model.named_modules():
+        if type(module).forward in QUANTIZING:
+            raise GroupingError(f"{name} quantizes by what it sees, which a graph does not follow")
     _require_plain(args, kwargs)
     programs, outputs = {}, {}
     for mode in (False, True):

@@ -6,7 +6,6 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 
 from ocsfast.core.errors import GroupingError
 from ocsfast.grouping.trace.snapshot import Snapshot
+from ocsfast.grouping.trace.stand_ins import stand_in
 
 
 @contextmanager
@@ -47,8 +47,8 @@ def undisturbed(model: nn.Module, *, training: bool, real: bool = False) -> Iter
     """Put the model in a mode and, at the end, back as it was (see `as_it_was`).
 
     Inside, a language model keeps no cache of keys and values: `config.use_cache` is False. Functions
-    behind `functools.cache` compute their results anew. A part in DataParallel runs as the module
-    inside, also in copies that are made here: no part of a batch goes to another device.
+    behind `functools.cache` compute their results anew, and some parts run as `stand_in` says, also in
+    copies that are made here.
 
     Args:
         model: what is run inside the `with` block.
@@ -64,15 +64,9 @@ def undisturbed(model: nn.Module, *, training: bool, real: bool = False) -> Iter
         configs: list[Any] = [config for config in held if getattr(config, "use_cache", False)]
         for config in configs:
             config.use_cache = False
-        for module in model.modules():
-            if isinstance(module, nn.DataParallel):
-                vars(module)["forward"] = MethodType(_inside, module)  # copies bind it to themselves
+        stand_in(model)
         snapshot.bypass_caches()
         yield snapshot
-
-
-def _inside(replicated: nn.DataParallel[Any], *args: Any, **kwargs: Any) -> Any:
-    return replicated.module(*args, **kwargs)
 
 
 def changes_modes(model: nn.Module) -> bool:
