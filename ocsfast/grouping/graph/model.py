@@ -21,7 +21,7 @@ from ocsfast.grouping.graph.program import Program, program
 from ocsfast.grouping.refusals import require_prunable
 from ocsfast.grouping.trace.batch import BATCH, with_batch
 from ocsfast.grouping.trace.export import trace
-from ocsfast.grouping.trace.side_effects import undisturbed
+from ocsfast.grouping.trace.side_effects import own_inputs, undisturbed
 
 SAMPLES = 5  # the graphs are traced with 2 and 3 samples, and compared with the model on so many
 TOLERANCE = 1e-3  # relative to the largest output: a fused kernel may round in another way
@@ -168,7 +168,8 @@ def _compare(model: nn.Module, graph: nn.Module, args: Any, kwargs: Any) -> None
     for one in (model, graph):
         with undisturbed(one, training=False, real=True):
             torch.manual_seed(0)
-            leaves = pytree.tree_leaves(one(*args, **kwargs))
+            own_args, own_kwargs = own_inputs(args, kwargs)
+            leaves = pytree.tree_leaves(one(*own_args, **own_kwargs))
         results.append([leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)])
     for a, b in zip(*results, strict=True):
         scale = float(a.abs().max()) if a.numel() else 0.0
