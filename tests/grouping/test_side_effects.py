@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import ocsfast
+from ocsfast.grouping.engines import group
 
 GLOBAL = {}
 
@@ -298,3 +299,25 @@ def test_a_model_may_have_a_call_of_its_own():
 
     model = Calling(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     assert ocsfast.inspect(model, torch.randn(2, 8)).families[0].groups == 16
+
+
+class Scaling(nn.Module):
+    """It writes to what it is given, as models of images between 0 and 1 do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x *= 255
+        return self.last(self.first(x).relu())
+
+
+def test_a_pass_may_write_to_its_inputs():
+    x = torch.rand(2, 6)
+    before = x.clone()
+    families = group(Scaling(), (x,))
+    assert [family.name for family in families.families] == ["first"]
+    graph = ocsfast.as_graph(Scaling(), x)
+    assert torch.equal(x, before)
+    assert group(graph, (x,)).num_groups == 8

@@ -29,7 +29,7 @@ from ocsfast.grouping.proof.weights import calibrate, random_input, randomize
 from ocsfast.grouping.time_limit import TimeLimit
 from ocsfast.grouping.trace.batch import BATCH
 from ocsfast.grouping.trace.export import Trace
-from ocsfast.grouping.trace.side_effects import changes_modes, undisturbed
+from ocsfast.grouping.trace.side_effects import changes_modes, own_inputs, undisturbed
 
 logger = logging.getLogger("ocsfast")
 
@@ -138,7 +138,7 @@ class Trial:
         self._samples = setting.runs[0].graph.samples if setting.runs else BATCH
         with self._arithmetic():
             for prepared in self._models.values():
-                calibrate(prepared, *self.inputs)
+                calibrate(prepared, *own_inputs(*self.inputs))
 
     def _prepared(self, model: nn.Module, training: bool) -> nn.Module:
         """A float64 copy with random weights.
@@ -238,13 +238,13 @@ class Trial:
         """The outputs of the whole model, every slice of the pruned groups being zero."""
         state = self._zeroed_state(pruned, run, noise)
         if run is None:
-            args, kwargs = self.inputs
+            args, kwargs = own_inputs(*self.inputs)
             with self._arithmetic():
                 return self._outputs(functional_call(self._model(run), state, args, kwargs), None)
         reference = Reference(run.graph, run.training, self.families, pruned)
         try:
             with self._arithmetic():
-                out = run.graph.run(reference, state, self.inputs)
+                out = run.graph.run(reference, state, own_inputs(*self.inputs))
         except Exception as error:
             first = str(error).strip().partition("\n")[0]
             raise GraphFails(
@@ -275,12 +275,13 @@ class Trial:
         """The outputs of a copy of the module from which the groups were cut."""
         subject = copied(self._model(run))
         remove_groups(subject, self.families, pruned)
-        args, kwargs = self.inputs
         with self._arithmetic():
             if run is not None and run.training and True not in self._models:
                 subject.train()
+            args, kwargs = own_inputs(*self.inputs)
             out = self._outputs(subject(*args, **kwargs), run)
             if self.setting.training and not any(run.training for run in self.setting.runs):
+                args, kwargs = own_inputs(*self.inputs)
                 subject.train()(*args, **kwargs)  # its shapes have to fit
         return out
 
