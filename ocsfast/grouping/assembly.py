@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
@@ -128,9 +129,11 @@ def simplify(found: Findings) -> Vector:
         if not composite:
             return solution
         # A channel of a grouped convolution is (group, place within it). Freezing the places leaves
-        # whole groups prunable.
+        # whole groups prunable. Elsewhere the atom in most terms goes: of the knots of splines and the
+        # inputs that these are of, the knots are fewer, each with every input.
         inner = {atom for term in composite for atom in term if labels.is_inner(atom)}
-        spare = inner or {max(term) for term in composite}
+        uses = Counter(atom for term in composite for atom in term)
+        spare = inner or {max(term, key=lambda atom: (uses[atom], atom)) for term in composite}
         labels.freeze_atoms(spare, "an index that belongs to two groups at once")
 
 
