@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 
 import pytest
 import torch
 from helpers.between import convs, free, grouped, linears
+from helpers.choices import third
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import rnn
+
+from ocsfast.cut.removal import cut_model
 
 # x is [2, 6, 8] behind a linear layer; all 8 features may go.
 ON_FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -205,3 +210,35 @@ def test_experts_stay_so_that_their_neurons_may_go():
     families = grouped(nn.Sequential(first, Experts()), torch.randn(4, 5))
     assert sorted(f.size for f in families.families) == [6, 10]
     assert any("two others shrink already" in f.reason for f in families.frozen)
+
+
+class Packed(nn.Module):
+    """Sequences of several lengths: what of each is packed depends on the batch."""
+
+    def __init__(self, cell: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 10)
+        self.cell, self.second = cell(10, 12, 2, bidirectional=True), nn.Linear(24, 3)
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        x = rnn.pack_padded_sequence(self.embed(ids).transpose(0, 1), lengths, enforce_sorted=False)
+        x, _ = rnn.pad_packed_sequence(self.cell(x)[0], total_length=ids.shape[1])
+        return self.second(x)
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+def test_packed_sequences_of_several_lengths(cell):
+    """They are traced at full length; the cut model is right at any."""
+    model = Packed(cell).double()
+    batch = torch.randint(20, (4, 6)), torch.tensor([6, 2, 5, 2])
+    families = grouped(model, *batch)
+    assert sorted(f.size for f in families.families) == [10, 12]
+    pruned = third(families)
+    zeroed = copy.deepcopy(model)
+    with torch.no_grad():
+        for axis in families.axes:
+            gone = torch.nonzero((axis.groups >= 0) & pruned[axis.groups]).flatten()
+            zeroed.get_parameter(axis.tensor).index_fill_(axis.axis, gone, 0.0)
+    cut_model(model, families, pruned)
+    assert model.cell.hidden_size < 12
+    assert torch.allclose(model(*batch), zeroed(*batch), atol=1e-12)
