@@ -136,7 +136,7 @@ def test_outputs_that_hide_tensors_are_refused(make):
     said = "the model returns a .*, which a graph cannot: return tensors, or say in forward= what to run"
     with pytest.raises(GroupingError, match=said):
         ocsfast.inspect(Returning(make), torch.randn(4, 6))
-    with pytest.raises(GroupingError, match="the model returns a|cannot trace the model"):
+    with pytest.raises(GroupingError, match=r"the model returns a|cannot trace the model"):
         ocsfast.inspect(Returning(make), torch.randn(4, 6), grouping="torch-pruning")
 
 

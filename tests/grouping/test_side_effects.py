@@ -379,11 +379,11 @@ def test_objects_that_refuse_to_be_read_are_read_all_the_same():
         def __init__(self):
             super().__init__()
             self.a, self.o = nn.Linear(8, 16), nn.Linear(16, 3)
-            self.store, self.proxy = Lazy(), Proxy()
+            self.store = [Lazy(), Proxy()]
             self.odd = {Odd(): 1}
 
         def forward(self, x):
-            object.__setattr__(self.store, "kept", x)
+            object.__setattr__(self.store[0], "kept", x)
             return self.o(F.relu(self.a(x)))
 
     class Odd:
@@ -393,4 +393,4 @@ def test_objects_that_refuse_to_be_read_are_read_all_the_same():
     model, x = Using(), torch.randn(2, 8)
     assert ocsfast.inspect(model, x, verify=False).families[0].groups == 16
     with pytest.raises(AttributeError):
-        object.__getattribute__(model.store, "kept")
+        object.__getattribute__(model.store[0], "kept")
