@@ -119,7 +119,8 @@ class Families:
         families: Each a set of interchangeable groups; their groups are numbered one after the other.
         axes: Each labelled axis of a parameter or buffer, with the group of every index along it.
         attributes: Integers of modules that count indices, as `Linear.in_features`; the cut sets them.
-        macs: Multiply-accumulates of one sample's forward pass in evaluation mode, as summands.
+        macs: Multiply-accumulates of one sample's forward pass in evaluation mode, as summands; of the
+            whole example's where `notes` says so.
         frozen: What stays dense, and why.
         statistics: Operators that run over all indices, as layer norms do; the proof has to know them.
         multiple: Each kept count is a multiple of this, if any group goes: an operator wants it.
