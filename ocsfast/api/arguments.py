@@ -16,12 +16,13 @@ from ocsfast.grouping.engines import group
 from ocsfast.grouping.scope import Scope
 from ocsfast.grouping.uniform import expressible
 
-# A model's wrappers by class name, so that none of torch's distributed packages has to be imported.
+# Where a wrapper holds the model, by the wrapper's class.
+_INSIDE = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module"}
+# Its other wrappers. Classes are named, so that none of torch's distributed packages has to be imported.
 _WRAPPERS = {
     "DistributedDataParallel": "pass the outermost one, or the module that is wrapped",
     "FullyShardedDataParallel": "its flat shards hide the channels: use torch.distributed.fsdp."
     "fully_shard, which keeps each parameter",
-    "DataParallel": "pass model.module",
 }
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
@@ -29,28 +30,20 @@ Unpacked = tuple[tuple[Any, ...], dict[str, Any]]  # one batch as (args, kwargs)
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The model itself: a compiled or replicated one unwrapped, other wrappers refused."""
+    """The model itself: a compiled or replicated one unwrapped, other wrappers refused.
+
+    Parts in `nn.DataParallel` stay as they are: what they hold is pruned in place, under the same names.
+    """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model={type(model).__name__}: an nn.Module is expected")
-    wrapped = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module"}
-    while (inside := wrapped.get(type(model).__name__)) is not None:
-        model = model.get_submodule(inside)
+    while isinstance(model, nn.DataParallel) or type(model).__name__ in _INSIDE:
+        model = model.get_submodule(_INSIDE.get(type(model).__name__, "module"))
     for name, module in model.named_modules():
         for base in type(module).__mro__:
             if base.__name__ in _WRAPPERS:
                 where = f"its part {name}" if name else "the model"
-                advice = _WRAPPERS[base.__name__]
-                if name and base.__name__ == "DataParallel":
-                    advice = f"replace it: {_unwrapping(name)}"
-                raise StateError(f"{where} is a {base.__name__}: {advice}")
+                raise StateError(f"{where} is a {base.__name__}: {_WRAPPERS[base.__name__]}")
     return model
-
-
-def _unwrapping(name: str) -> str:
-    """The line that puts what a part wraps in its place."""
-    if any(step.isdecimal() for step in name.split(".")):
-        return f"model.set_submodule({name!r}, model.get_submodule({name!r}).module)"
-    return f"model.{name} = model.{name}.module"
 
 
 def require_whole(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
@@ -96,12 +97,21 @@ def simplify(found: Findings) -> Vector:
         `Labels.solution()`, in which every term that occurs has one atom at most.
     """
     labels = found.labels
+    spare = {number for vector in found.spare for number in labels.settled(vector).tolist()}
+
+    def is_spare(vector: Vector | None) -> bool:
+        return vector is not None and not spare.isdisjoint(labels.settled(vector).tolist())
+
     for name, dims in found.state.items():
         live = [(axis, vector) for axis, vector in enumerate(dims) if labels.live(vector)]
+        if len(live) > MAX_AXES:
+            live.sort(key=lambda entry: is_spare(entry[1]))
         for axis, vector in live[MAX_AXES:]:
             labels.freeze(vector, f"axis {axis} of {name}: two others shrink already")
     for raw in found.products:
         live_factors = [vector for vector in raw.vectors if labels.live(vector)]
+        if len(live_factors) > MAX_AXES:
+            live_factors.sort(key=is_spare, reverse=True)
         for vector in live_factors[:-MAX_AXES]:
             labels.freeze(vector, f"{raw.where}: its cost is a product of more than two widths")
     vectors = [
@@ -119,9 +129,11 @@ def simplify(found: Findings) -> Vector:
         if not composite:
             return solution
         # A channel of a grouped convolution is (group, place within it). Freezing the places leaves
-        # whole groups prunable.
+        # whole groups prunable. Elsewhere (all knots of a spline, say, go together or none) freeze the
+        # atom that most of these indices share: that leaves the most groups.
         inner = {atom for term in composite for atom in term if labels.is_inner(atom)}
-        spare = inner or {max(term) for term in composite}
+        shared = Counter(atom for term in composite for atom in term)
+        spare = inner or {max(term, key=lambda atom: (shared[atom], atom)) for term in composite}
         labels.freeze_atoms(spare, "an index that belongs to two groups at once")
 
 

@@ -20,8 +20,9 @@ from torch.utils import _pytree as pytree
 from ocsfast.core.errors import GroupingError
 from ocsfast.core.families import Attribute, Axis, Families, Family, Frozen, Product
 from ocsfast.grouping.macs import count_macs
-from ocsfast.grouping.trace.batch import with_batch
+from ocsfast.grouping.trace.batch import Batch
 from ocsfast.grouping.trace.side_effects import undisturbed
+from ocsfast.grouping.trace.trees import teach, without_strangers
 
 Labelled = dict[tuple[str, int], Tensor]  # (tensor, axis) -> the group of each index, or -1
 # A layer (or a bare parameter) in a group of layers: the module, whether along its outputs, its indices,
@@ -29,19 +30,18 @@ Labelled = dict[tuple[str, int], Tensor]  # (tensor, axis) -> the group of each 
 Member = tuple[Any, bool, list[int], list[int]]
 
 
-def by_depgraph(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], protected: dict[str, str]
-) -> Families:
+def by_depgraph(model: nn.Module, batch: Batch, protected: dict[str, str]) -> Families:
     """Families from DepGraph's groups.
 
     Args:
-        model, args, kwargs: one call of the model.
+        model: the model.
+        batch: what it is called with.
         protected: parameters that keep their shape, and why.
 
     Raises:
         GroupingError: Torch-Pruning is not installed, or it cannot trace the model.
     """
-    args, kwargs, samples = with_batch(args, kwargs)
+    args, kwargs = batch.args, batch.kwargs
     names = {id(module): name for name, module in model.named_modules()}
     groups, outputs = _traced(model, args, kwargs)
     labels: Labelled = {}
@@ -67,7 +67,7 @@ def by_depgraph(
         families=tuple(families),
         axes=tuple(Axis(name, axis, groups) for (name, axis), groups in labels.items()),
         attributes=tuple(_attributes(modules, labels)),
-        macs=tuple(_costs(model, modules, labels, args, kwargs, samples)),
+        macs=tuple(_costs(model, modules, labels, args, kwargs, batch.per)),
         frozen=tuple(frozen),
     )
 
@@ -216,7 +216,9 @@ def _output_layers(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     Autograd's graph is followed from the outputs back to the first product or convolution on each way.
     """
     owner = {id(p): id(m) for m in model.modules() for p in m.parameters(recurse=False)}
-    outputs = [x for x in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(x, Tensor)]
+    output = model(*args, **kwargs)
+    teach(output)
+    outputs = [x for x in pytree.tree_leaves(without_strangers(output)) if isinstance(x, Tensor)]
     stack = [x.grad_fn for x in outputs if x.grad_fn is not None]
     seen: set[Any] = set()
     found: set[int] = set()

@@ -12,16 +12,17 @@ from torch import nn
 from ocsfast.core.errors import GroupingError, GroupingTimeout
 from ocsfast.core.families import Families
 from ocsfast.grouping.assembly import assemble
+from ocsfast.grouping.composed import spell_out
 from ocsfast.grouping.depgraph import by_depgraph
 from ocsfast.grouping.findings import Findings
 from ocsfast.grouping.graph.sizes import literals_beyond
-from ocsfast.grouping.proof.trials import Run, Setting, proved
+from ocsfast.grouping.proof.trials import GraphFails, Run, Setting, proved
 from ocsfast.grouping.propagation import Propagation
 from ocsfast.grouping.refusals import require_prunable
 from ocsfast.grouping.scope import Scope, kept_outputs, matched_parameters, protected_parameters
 from ocsfast.grouping.time_limit import TimeLimit
-from ocsfast.grouping.trace.batch import with_batch
-from ocsfast.grouping.trace.export import Trace, trace
+from ocsfast.grouping.trace.attempts import Attempt, attempt
+from ocsfast.grouping.trace.batch import BATCH, Batch, batches
 from ocsfast.grouping.trace.failures import require_runs
 from ocsfast.grouping.trace.forward import forward_as
 from ocsfast.grouping.trace.modes import same_but_for_mode
@@ -58,8 +59,9 @@ def group(
 
     Raises:
         ConfigError: a name in `scope` matches nothing.
-        GroupingError: the model has parameters that cannot be pruned at all, or neither engine can
-            trace it. `GroupingTimeout`, a subclass: it takes too long.
+        GroupingError: the model has parameters that cannot be pruned at all, the inputs hold no sample
+            or tensors that cannot be found, or neither engine can trace it. `GroupingTimeout`, a
+            subclass: it takes too long.
         StateError: a buffer holds NaN.
     """
     kwargs = kwargs or {}
@@ -67,23 +69,32 @@ def group(
     with nullcontext() if scope.forward is None else forward_as(model, scope.forward):
         protected = protected_parameters(model, scope)
         require_prunable(model)
+        batches(args, kwargs)  # refuses what no engine could be given
         deadline = TimeLimit(time_limit)
-        setting = Setting(*with_batch(args, kwargs)[:2], (), training=True, deadline=deadline)
-        if engine == "labels":
+        if engine != "labels":
+            families, setting = _by_second(model, args, kwargs, protected, deadline)
+            return proved(model, families, setting) if verify else families
+        try:
+            families, setting = by_labels(model, args, kwargs, scope, deadline)
+        except GroupingTimeout:
+            raise
+        except GroupingError as error:
+            require_runs(model, args, kwargs)
+            logger.warning("%s. Trying the second engine (torch-pruning)", error)
             try:
-                families, setting = by_labels(model, args, kwargs, scope, deadline)
-            except GroupingTimeout:
+                families, setting = _by_second(model, args, kwargs, protected, deadline)
+            except GroupingError as second:
+                raise GroupingError(f"{error}. The second engine failed too: {second}") from error
+        if not verify:
+            return families
+        try:
+            return proved(model, families, setting)
+        except GraphFails as error:
+            if setting.as_given:
                 raise
-            except GroupingError as error:
-                require_runs(model, args, kwargs)
-                logger.warning("%s. Trying the second engine (torch-pruning)", error)
-                try:
-                    families = by_depgraph(model, args, kwargs, protected)
-                except GroupingError as second:
-                    raise GroupingError(f"{error}. The second engine failed too: {second}") from error
-        else:
-            families = by_depgraph(model, args, kwargs, protected)
-        return proved(model, families, setting) if verify else families
+            why = f"with {BATCH} samples {error.why}"  # as an index into what was cut off does
+            families, setting = by_labels(model, args, kwargs, scope, deadline, why=why)
+            return proved(model, families, setting)
 
 
 def by_labels(
@@ -92,20 +103,53 @@ def by_labels(
     kwargs: dict[str, Any],
     scope: Scope,
     deadline: TimeLimit | None = None,
+    *,
+    why: str = "",
 ) -> tuple[Families, Setting]:
     """Trace the model in both modes, and run labels over what it does in either.
 
     A width that the code reads in training alone is bound too, and what the model returns in training
-    alone, as deep supervision does, keeps its shape. Where one mode cannot be traced,
-    `Families.notes` says so.
+    alone, as deep supervision does, keeps its shape. Where one mode cannot be traced, or the model takes
+    no batch of another size than the example, `Families.notes` says so.
+
+    Args:
+        model, args, kwargs: one call of the model.
+        scope: what may go.
+        deadline: looked at before every operator.
+        why: why the inputs should be traced as given, if that is known.
 
     Returns:
         The families, not yet proved, and the setting to prove them in.
 
     Raises:
-        GroupingError: neither mode can be traced.
+        GroupingError: neither mode can be traced; or one cannot, and the model is a `GraphModel`, whose
+            sizes in the other mode's graph would then be unknown.
     """
-    traces, failed = _traces(model, args, kwargs)
+    made = attempt(model, args, kwargs, why)
+    found, kept = _labelled(model, made, scope, deadline)
+    if found.apart and not made.why:
+        # Costs of a few rows would tell nothing of what runs once for all of them.
+        made = attempt(model, args, kwargs, f"dim 0 is no batch ({found.apart} runs once for all of it)")
+        found, kept = _labelled(model, made, scope, deadline)
+    batch = made.batch
+    families = assemble(found, model, 1 if made.why else batch.rows, scope.kinds)
+    notes = [_note(*entry) for entry in made.failed.items()]
+    if made.why:
+        notes.append(_as_given(batch, made.why))
+    runs = tuple(Run(traced, mode, kept[mode]) for mode, traced in made.traces.items())
+    setting = Setting(batch.args, batch.kwargs, runs, not made.failed, deadline, bool(made.why))
+    return replace(families, notes=tuple(notes)), setting
+
+
+def _labelled(
+    model: nn.Module, made: Attempt, scope: Scope, deadline: TimeLimit | None
+) -> tuple[Findings, dict[bool, frozenset[int]]]:
+    """What labels find in an attempt's graphs, and the outputs that keep their shape, by mode."""
+    traces, failed = made.traces, made.failed
+    for traced in traces.values():
+        spell_out(traced.graph)
+    if failed and literals_beyond(model, *traces.values()):
+        raise next(iter(failed.values()))
     found = Findings()
     if not failed and same_but_for_mode(traces[False], traces[True]):
         found.read |= traces.pop(True).read
@@ -115,35 +159,35 @@ def by_labels(
         walk = Walk(model, traced, found, count=first, training=training)
         Propagation(walk, outputs=kept[training], alone=bool(failed), deadline=deadline).run()
     _freeze_protected(found, model, scope)
-    samples = next(iter(traces.values())).samples
-    families = assemble(found, model, samples, scope.kinds)
-    families = replace(families, notes=tuple(_note(*entry) for entry in failed.items()))
-    args, kwargs, _ = with_batch(args, kwargs)
-    runs = tuple(Run(traced, mode, kept[mode]) for mode, traced in traces.items())
-    return families, Setting(args, kwargs, runs, not failed, deadline)
+    return found, kept
 
 
-def _traces(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[dict[bool, Trace], dict[bool, GroupingError]]:
-    """The graph of each mode (True: training), evaluation first, and why a mode has none.
+def _by_second(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    protected: dict[str, str],
+    deadline: TimeLimit,
+) -> tuple[Families, Setting]:
+    """What the second engine finds, and the setting to prove it in.
 
     Raises:
-        GroupingError: no mode can be traced; or one cannot, and the model is a `GraphModel`, whose sizes
-            in the other mode's graph would then be unknown.
+        GroupingError: it cannot trace the model. It says how the inputs as given failed.
     """
-    traces: dict[bool, Trace] = {}
-    failed: dict[bool, GroupingError] = {}
-    for training in (False, True):
+    *tried, last = batches(args, kwargs)
+    for batch in (*tried, last):
+        setting = Setting(batch.args, batch.kwargs, (), True, deadline, bool(tried))
         try:
-            traces[training] = trace(model, args, kwargs, training=training)
-        except GroupingError as error:
-            failed[training] = error
-    if not traces:
-        raise failed[False]
-    if failed and literals_beyond(model, *traces.values()):
-        raise next(iter(failed.values()))
-    return traces, failed
+            families = by_depgraph(model, batch, protected)
+        except GroupingError:
+            if batch is last:
+                raise
+            continue
+        if tried and batch is last:
+            why = f"with {tried[0].rows} samples the model cannot be traced"
+            families = replace(families, notes=(_as_given(batch, why),))
+        return families, setting
+    raise AssertionError("there is a batch at least")
 
 
 def _freeze_protected(found: Findings, model: nn.Module, scope: Scope) -> None:
@@ -166,4 +210,13 @@ def _note(training: bool, error: GroupingError) -> str:
     return (
         f"only the {other} mode could be traced: what the model does in {mode} alone was not seen, and "
         f"a width that it reads there may not fit after the cut ({error})"
+    )
+
+
+def _as_given(batch: Batch, why: str) -> str:
+    """What a user should know where the inputs could not be cut to a few samples."""
+    one = "; a dimension of size 1 may hide what it means" if batch.rows == 1 else ""
+    return (
+        f"the example inputs were traced as they are, since {why}: costs are of the whole example, not "
+        f"of one sample, and what the model does where dim 0 is not {batch.rows} was not seen{one}"
     )

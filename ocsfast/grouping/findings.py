@@ -33,8 +33,11 @@ class Findings:
     read: set[tuple[str, str]] = field(default_factory=set)
     # By module: labels of the tensors that its own code makes.
     made: dict[str, list[Vector]] = field(default_factory=dict)
-    # (in the graph of training mode?, node, dimension, labels) of every average over a dimension.
+    # (in the graph of training mode?, node, dimension, labels) of every operator that runs over what is
+    # left of a dimension, as an average does.
     statistics: list[tuple[bool, str, int, Vector]] = field(default_factory=list)
+    # Dimensions that a softmax or an extreme runs over: the first to stay where too many could shrink.
+    spare: list[Vector] = field(default_factory=list)
     # By kind of group ("head", ...): labels that are known to be of that kind.
     kinds: dict[str, list[Vector]] = field(default_factory=dict)
     products: list[RawProduct] = field(default_factory=list)
@@ -42,3 +45,4 @@ class Findings:
     unknown: dict[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)  # parameters and buffers that some operator reads
     multiple: int = 1  # every kept count must be a multiple of it, because some operator demands it
+    apart: str = ""  # place of a layer that runs once for all of dim 0, which so is no batch

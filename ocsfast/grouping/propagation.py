@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Collection
 from typing import Any
@@ -11,18 +12,21 @@ from torch import Tensor, nn
 
 from ocsfast.grouping.findings import RawProduct
 from ocsfast.grouping.macs import count_macs
+from ocsfast.grouping.operators import HARMLESS, frozen_by
 from ocsfast.grouping.rules.factories import FACTORIES
 from ocsfast.grouping.rules.registry import RULES
 from ocsfast.grouping.time_limit import TimeLimit
 from ocsfast.grouping.trace.nodes import (
     Node,
     arguments,
+    is_pointwise,
     module_of,
     operator_name,
     shape,
     source_of,
     spoken,
     writes,
+    written,
 )
 from ocsfast.grouping.trace.shapes import sizes_of
 from ocsfast.grouping.walk import Value, Walk
@@ -34,9 +38,9 @@ COUNTED = frozenset(
     {"conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul", "mm", "bmm", "addmm", "einsum"}
     | {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "scaled_dot_product_attention"}
 )
-SIZED = (*FACTORIES, "expand", "repeat")
-# These freeze nothing although they have no rule: they compute no tensor.
-HARMLESS = frozenset({"_assert_tensor_metadata", "sym_size", "sym_numel", "sym_stride", "size", "numel"})
+SIZED = (*FACTORIES, "expand", "broadcast_to", "repeat")
+# Of the input of these, all dimensions but the last count rows.
+ROWWISE = frozenset({"linear", "addmm", "mm", "lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
 class Propagation:
@@ -121,15 +125,48 @@ class Propagation:
             self.deadline.check(f"at {source_of(node)}")
         name = operator_name(node.target)
         rule = RULES.get(name)
-        if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        if rule is None and is_pointwise(node.target):
             rule = RULES["pointwise"]
+        if walk.count and not walk.found.apart and node in walk.batched and self._is_apart(node, name):
+            walk.found.apart = module_of(node) or source_of(node)
         if rule is not None and (name in COUNTED or name in SIZED or self._is_live(node)):
             walk.values[node] = rule(walk, node, arguments(node))
+            self._written(node)
         else:
             self._without_rule(node, name)
         walk.found.made.setdefault(module_of(node), []).extend(walk.flat(node))
         if self.alone and not node.users and not writes(node):
             walk.freeze_all(node, "computed but not returned, and the other mode is not known")
+
+    def _is_apart(self, node: Node, name: str) -> bool:
+        """Whether a layer gets a number of rows that the number of samples does not divide."""
+        if not (name in ROWWISE or name.startswith("conv")):
+            return False
+        given, samples = arguments(node), self.walk.trace.samples
+        source = next(given[key] for key in ("input", "mat1", "self") if key in given)
+        x = shape(source)
+        if source not in self.walk.batched or not x:
+            return False
+        if name in ROWWISE:
+            return math.prod(x[:-1]) % samples > 0
+        return len(x) < len(shape(given["weight"])) or x[0] % samples > 0
+
+    def _written(self, node: Node) -> None:
+        """What an operator writes into a tensor that it is given has the labels of its result.
+
+        The tensor may be a view: its labels are the same terms as those of what it is a view of.
+        """
+        walk, value = self.walk, node.meta["val"]
+        several = isinstance(value, (list, tuple))
+        for tensor, place in written(node):
+            labels: Any = walk.values[node]
+            own = labels[place] if isinstance(labels, list) else labels
+            if own is None or shape(tensor) != shape(value[place] if several else value):
+                walk.freeze_all(tensor, walk.reason(node))
+                walk.freeze_all(node, walk.reason(node))
+                continue
+            for old, new in zip(walk.dims(tensor), own, strict=True):
+                walk.labels.unify(old, new, walk.reason(node))
 
     def _is_live(self, node: Node) -> bool:
         """Whether some index of an operand may still be removed."""
@@ -148,10 +185,14 @@ class Propagation:
                 walk.found.products.append(RawProduct(macs, (), (), module_of(node), batched))
         if name in HARMLESS or not self._is_live(node):
             return
-        where = source_of(node)
-        walk.found.unknown[where] = spoken(name)
+        where, why = source_of(node), frozen_by(name)
+        if why is None:
+            walk.found.unknown[where] = spoken(name)
+        reason = f"no rule for {spoken(name)} ({where})"
+        if why is not None:
+            reason = f"{spoken(name)} ({where}): {why}"
         for source in node.all_input_nodes:
-            walk.freeze_all(source, f"no rule for {spoken(name)} ({where})")
+            walk.freeze_all(source, reason)
 
     def _output(self, number: int, out: Node) -> None:
         """What the model returns keeps its shape, and so does what its pass leaves behind of the inputs.
@@ -179,7 +220,7 @@ def _first_names(model: nn.Module) -> dict[str, str]:
 def _count_macs(node: Node) -> int:
     """MACs of one call by torch's own counter, computed on tensors without data."""
     computes = isinstance(node.meta.get("val"), (Tensor, tuple, list))
-    if torch.Tag.pointwise in getattr(node.target, "tags", ()) or not computes:
+    if is_pointwise(node.target) or not computes:
         return 0
     if not node.all_input_nodes:  # it makes a tensor: nothing to count, and running it may draw numbers
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ocsfast.core.errors import GroupingError, StateError
 
@@ -20,7 +20,7 @@ def require_prunable(model: nn.Module) -> None:
         where = f"its part {name}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise GroupingError(f"{where} is scripted: nothing in it can be cut. Pass its source")
-        if ".quantized" in type(module).__module__ and type(module).__module__.startswith("torch."):
+        if _is_quantized(module):
             raise GroupingError(f"{where} is quantized: prune first, and quantize what is left")
     for name, parameter in model.named_parameters():
         if parameter.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
@@ -37,3 +37,16 @@ def require_prunable(model: nn.Module) -> None:
             raise GroupingError(f"{name} is on the meta device: materialize the model first (to_empty)")
         if buffer.is_floating_point() and buffer.isnan().any():  # infinity is fine: masks hold it
             raise StateError(f"{name} holds NaN: the training has diverged")
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    """Whether a module itself holds integers in the place of weights, packed ones among them.
+
+    Float modules for quantization-aware training lie in the same packages, so these say nothing.
+    """
+    held = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+    return any(
+        (isinstance(value, Tensor) and value.is_quantized)
+        or (type(value) is torch.ScriptObject and "PackedParams" in str(value._type()))
+        for value in held
+    )

@@ -86,6 +86,20 @@ class Walk:
         """The operator and the user's line: what a rule passes as the reason for a freeze."""
         return f"{spoken(operator_name(node.target))} ({source_of(node)})"
 
+    def held(self, name: str, size: int) -> Vector:
+        """The labels of a parameter or buffer of one dimension, also of one that no operator reads.
+
+        Args:
+            name: its first name.
+            size: of its dimension.
+        """
+        self.found.used.add(name)
+        known = self.found.state.get(name, (None,))[0]
+        if known is None:
+            known = self.labels.fresh(size)
+            self.found.state[name] = (known,)
+        return known
+
     # -- what dimensions are ----------------------------------------------------------------------
 
     def produces(self, weight: Any, axis: int) -> None:
@@ -99,9 +113,17 @@ class Walk:
             self.found.kinds.setdefault(name, []).append(vector)
 
     def statistic(self, node: Node, dim: int, vector: Vector | None) -> None:
-        """The operator averages over dimension `dim` of its input, which has these labels."""
+        """The operator runs over those indices of dimension `dim` of its input that are left.
+
+        An average does, an extreme, a softmax. `vector` has the labels of that dimension.
+        """
         if vector is not None:
             self.found.statistics.append((self.training, node.name, dim, vector))
+
+    def spare(self, vector: Vector | None) -> None:
+        """Where a tensor has more axes that could shrink than a plan can hold, these stay first."""
+        if vector is not None:
+            self.found.spare.append(vector)
 
     def product(
         self,

@@ -79,6 +79,8 @@ class Refusing(nn.Module):
     def forward(self, x):
         if self.what == "branch":
             return self.a(x) if x.sum() > 0 else self.missing
+        if self.what == "numpy":
+            return self.a(x).numpy()
         return self.a(x).view(5, 3)
 
 
@@ -100,13 +102,22 @@ def test_a_model_that_no_engine_can_trace(caplog):
     way = "example_inputs= of the form that inference takes, or"
     assert f"branches on its data: pass {way} forward= (" in said
     assert "samples" not in said
-    said = refusal(Refusing("view"), torch.ones(5, 3))
-    line = Refusing.forward.__code__.co_firstlineno + 3
-    assert f"test_inspection.py:{line}: shape '[5, 3]' is invalid for input of size 6 (with 2 " in said
-    assert f"samples, made of the example inputs' 5). Pass {way} in forward= what" in said
+    said = refusal(Refusing("numpy"), torch.ones(5, 3))
+    line = Refusing.forward.__code__.co_firstlineno + 4
+    assert f"test_inspection.py:{line}: .numpy() is not supported for tensor subclasses. Pass " in said
+    assert f"Pass {way} in forward= what" in said
     assert len(said) < 600
     logged = [r.getMessage() for r in caplog.records if r.name == "ocsfast"]
     assert all(message.partition(". Trying")[0] in said for message in logged[-1:])
+    with pytest.raises(GroupingError) as refused:
+        ocsfast.as_graph(Refusing("view"), torch.ones(5, 3))
+    line += 1
+    assert f"test_inspection.py:{line}: shape '[5, 3]' is invalid for input of size 6 (with 2 " in str(
+        refused.value
+    )
+    assert str(refused.value).endswith("samples, made of the example inputs' 5)")
+    (note,) = ocsfast.inspect(Refusing("view"), torch.ones(5, 3)).notes
+    assert f"test_inspection.py:{line}: shape '[5, 3]' is invalid for input of size 6: costs" in note
     said = refusal(nn.Linear(3, 3), torch.ones(2, 4))  # no line of the user's: none is named
     assert said.startswith("the model fails on example_inputs= ((2, 4)): RuntimeError: ")
 

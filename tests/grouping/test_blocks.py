@@ -65,6 +65,15 @@ PRUNABLE = {
     "conv_attention": "stem.conv:channel:8 body.q:channel:4",
     "lstm": "mlp.0:neuron:14",
     "gru": "mlp.0:neuron:14",
+    "cells": "embed:neuron:10 gru:neuron:12 lstm:neuron:8 plain:neuron:6",
+    "packed_lstm": "embed:neuron:10 rnn:neuron:12",
+    "packed_gru": "embed:neuron:10 rnn:neuron:12",
+    "spatial_gate": "stem.conv:width:8 body.1.conv:channel:6",
+    "channel_attention": "stem.conv:channel:8 body.1.conv:channel:6",
+    "clusters": "embed:width:16 body.assign:neuron:6",
+    "distances": "embed:width:16 body:neuron:9 body.left:neuron:10",
+    "unpooled": "stem.conv:channel:8 body.1.conv:channel:6",
+    "bilinear": "left:neuron:8 pair:neuron:10",
     "glu": "embed:width:16",
     "swiglu_chunk": "embed:width:16 body.up:neuron:12",
     "swiglu_slice": "embed:width:16",
@@ -86,7 +95,7 @@ PRUNABLE = {
     "used_twice": "stem.conv:channel:8 body.out.conv:channel:6",
     "nested_outputs": "stem.conv:channel:8 body.conv:channel:8",
     "dataclass_output": "stem.conv:channel:8",
-    "several_inputs": "visual.0.conv:channel:8 mlp.0:neuron:12",
+    "several_inputs": "visual.0.conv:channel:8 words:neuron:8 mlp.0:neuron:12",
     "mixed_leading_sizes": "embed:width:16 body.query:head:4",
     "nested_inputs": "lateral.0.conv:channel:8",
 }
@@ -103,8 +112,7 @@ DENSE = {
     "transformer_encoder_layer": ("embed.weight", "embed_dim|embedding dimension"),
     "fused_attention_computed": ("body.qkv.weight", "cutting it fails: .*shape"),
     "grouped_query_interleave": ("body.q.weight", "repeat_interleave"),
-    "lstm": ("embed.weight", r"aten\.lstm"),
-    "gru": ("embed.weight", r"aten\.gru"),
+    "bilinear": ("right.weight", "two others shrink already"),
     "glu": ("body.up.weight", r"aten\.glu"),
     "swiglu_slice": ("body.up.weight", "cutting it fails"),
     "mixer": ("body.0.mix.2.weight", "aten.add"),
@@ -112,7 +120,6 @@ DENSE = {
     "weight_norm_new": ("body.0.parametrizations.weight.original1", "_weight_norm"),
     "spectral_norm_old": ("body.0.weight_orig", r"aten\.dot"),
     "spectral_norm_new": ("body.0.parametrizations.weight.original", "vdot"),
-    "several_inputs": ("words.weight", "embedding_bag"),
 }
 
 

@@ -30,6 +30,8 @@ class Net(nn.Module):
 
 DRAWING = {
     "noise": lambda net, h: h + torch.randn_like(h) * net.scale,
+    "a distribution": lambda net, h: h + torch.distributions.Normal(h, F.softplus(h)).rsample(),
+    "categories": lambda net, h: h * torch.multinomial(torch.full((2, 7), 0.1), 1),
     "noise by size": lambda net, h: h + torch.randn(h.size(0), h.size(1)) * h.exp(),
     "in place": lambda net, h: h * torch.empty_like(h).normal_(1, 0.1),
     "quantization noise": lambda net, h: h + (torch.rand_like(h) - 0.5) * net.scale,

@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ocsfast.core.errors import ConfigError, GroupingError
+from ocsfast.core.errors import ConfigError, GroupingError, OcsfastError
 from ocsfast.cut.record import mark, record_of
 from ocsfast.grouping.graph.program import Program, program
 from ocsfast.grouping.refusals import require_prunable
 from ocsfast.grouping.trace.batch import BATCH, with_batch
 from ocsfast.grouping.trace.export import trace
+from ocsfast.grouping.trace.failures import cause
 from ocsfast.grouping.trace.side_effects import own_inputs, undisturbed
+from ocsfast.grouping.trace.stand_ins import QUANTIZING
+from ocsfast.grouping.trace.trees import PLAIN, leaves_with_paths, teach, teach_kinds
 
 SAMPLES = 5  # the graphs are traced with 2 and 3 samples, and compared with the model on so many
 TOLERANCE = 1e-3  # relative to the largest output: a fused kernel may round in another way
@@ -89,6 +92,8 @@ class GraphModel(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for spec in (self._input, *self._outputs.values()):
+            teach_kinds(spec)
         self._functions = self._compiled()
 
 
@@ -101,8 +106,10 @@ def graph_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if isinstance(model, GraphModel):
         return model
     require_prunable(model)
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
-        raise ConfigError("example_inputs= holds no tensor: pass one batch as the model takes it")
+    for name, module in model.named_modules():
+        if type(module).forward in QUANTIZING:
+            raise GroupingError(f"{name} quantizes by what it sees, which a graph does not follow")
+    _require_plain(args, kwargs)
     programs, outputs = {}, {}
     for mode in (False, True):
         traced, other = (
@@ -118,6 +125,21 @@ def graph_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     graph = GraphModel(model, programs, (args, kwargs), outputs)
     _compare(model, graph, args, kwargs)
     return graph
+
+
+def _require_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse inputs that no graph can take, or that hold no tensor."""
+    teach((args, kwargs))
+    leaves = leaves_with_paths((args, kwargs))
+    for (which, *path), leaf in leaves:
+        if not isinstance(leaf, PLAIN):
+            raise ConfigError(
+                f"example_inputs= holds a {type(leaf).__name__} ({('args', 'kwargs')[which.idx]}"
+                f"{pytree.keystr(tuple(path))}), which a graph cannot take: pass tensors, numbers and "
+                "strings"
+            )
+    if not any(isinstance(leaf, Tensor) for _, leaf in leaves):
+        raise ConfigError("example_inputs= holds no tensor: pass one batch as the model takes it")
 
 
 def sizes_name(model: nn.Module, training: bool) -> str:
@@ -161,7 +183,7 @@ def _compare(model: nn.Module, graph: nn.Module, args: Any, kwargs: Any) -> None
     """Compare the graph with the model, in evaluation, on more samples than were traced.
 
     Raises:
-        GroupingError: their outputs differ.
+        GroupingError: their outputs differ, or one of them fails.
     """
     args, kwargs, samples = with_batch(args, kwargs, SAMPLES)
     results = []
@@ -169,10 +191,16 @@ def _compare(model: nn.Module, graph: nn.Module, args: Any, kwargs: Any) -> None
         with undisturbed(one, training=False, real=True):
             torch.manual_seed(0)
             own_args, own_kwargs = own_inputs(args, kwargs)
-            leaves = pytree.tree_leaves(one(*own_args, **own_kwargs))
+            try:
+                leaves = pytree.tree_leaves(one(*own_args, **own_kwargs))
+            except OcsfastError:
+                raise
+            except Exception as error:
+                whose = "the model" if one is model else "the model's graph"
+                raise GroupingError(f"{whose} fails with {samples} samples: {cause(error)}") from error
         results.append([leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)])
     for a, b in zip(*results, strict=True):
-        scale = float(a.abs().max()) if a.numel() else 0.0
+        scale = float(a.nan_to_num().abs().max()) if a.numel() else 0.0
         if a.shape != b.shape or not torch.allclose(a, b, 0.0, TOLERANCE * scale, equal_nan=True):
             raise GroupingError(
                 f"the model's graph, traced with {BATCH} and {BATCH + 1} samples, is not the model with "

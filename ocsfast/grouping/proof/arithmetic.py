@@ -6,37 +6,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ocsfast.grouping.proof.draws import settled
+from ocsfast.grouping.trace.packed import FullLength
 
 GROUPED_MM = ("grouped_mm", "_grouped_mm")
 RELU = ("relu", "relu_")
+# Fake quantization, and the names of its arguments as far as they say which scale is of which channel.
+_BY_CHANNEL = ("input", "scale", "zero_point", "axis")
+QUANTIZED: dict[str, tuple[str, ...]] = {
+    "fake_quantize_per_tensor_affine": ("input",),
+    "_fake_quantize_learnable_per_tensor_affine": ("input",),
+    "fake_quantize_per_channel_affine": _BY_CHANNEL,
+    "_fake_quantize_learnable_per_channel_affine": _BY_CHANNEL,
+}
 # Operators with arguments at which they have no value, such as a quotient by zero. Slices that are zero
 # lead there in the whole model, and negative numbers behind `bent` lead there in both.
 SINGULAR = frozenset(
     {"div", "true_divide", "floor_divide", "remainder", "fmod", "reciprocal", "rsqrt", "sqrt", "pow"}
-    | {
-        "float_power",
-        "log",
-        "log2",
-        "log10",
-        "log1p",
-        "logit",
-        "special_logit",
-        "xlogy",
-        "special_xlog1py",
-    }
-    | {"addcdiv", "acos", "asin", "acosh", "atanh", "erfinv", "lgamma", "digamma", "polygamma"}
+    | {"float_power", "log", "log2", "log10", "log1p", "logit", "special_logit", "xlogy"}
+    | {"special_xlog1py", "addcdiv", "acos", "asin", "acosh", "atanh", "erfinv", "lgamma", "digamma"}
+    | {"polygamma"}
 )
 
 
-class Double(TorchFunctionMode):
+class Double(FullLength):
     """While it is entered, casts to narrower types give float64, so that rounding stays at 1e-16.
 
-    It also replaces ReLU by `bent`, and `grouped_mm`, which torch has for float32 only.
+    It also gives packed sequences their full length, and replaces ReLU by `bent`, and `grouped_mm` and
+    fake quantization, which torch has for float32 only.
     """
 
     def __enter__(self) -> Any:
@@ -59,7 +59,9 @@ class Double(TorchFunctionMode):
             return grouped_mm(*args, **(kwargs or {}))
         if name in RELU:
             return bent(args[0], in_place=name == "relu_" or (kwargs or {}).get("inplace", False))
-        return func(*args, **kwargs)
+        if name in QUANTIZED:
+            return scaled(**dict(zip(QUANTIZED[name], args, strict=False)), **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class Settled(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -112,6 +114,18 @@ def bent(x: Tensor, *, in_place: bool) -> Tensor:
     """max(x, -x / 10), instead of ReLU, which can be zero on every input and so hide a wrong label."""
     out = torch.maximum(x, -0.1 * x)
     return x.copy_(out) if in_place else out
+
+
+def scaled(input: Tensor, scale: Tensor | None = None, axis: int | None = None, **_: Any) -> Tensor:
+    """Instead of fake quantization: x (1 + scale) where each channel has a scale, or else x.
+
+    Rounding would hide what is small.
+    """
+    if scale is None or axis is None:
+        return input.clone()
+    return input * (
+        1 + scale.view([-1 if dim == axis % input.dim() else 1 for dim in range(input.dim())])
+    )
 
 
 def grouped_mm(

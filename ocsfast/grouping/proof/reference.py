@@ -1,4 +1,7 @@
-"""The reference of the proof: the whole model's graph, whose averages leave the pruned groups out."""
+"""The reference of the proof: the whole model's graph, whose averages leave the pruned groups out.
+
+So do extremes, and what a softmax shares out.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch.nn import functional as F
 from ocsfast.core.families import Families, kept_indices
 from ocsfast.grouping.proof.arithmetic import GROUPED_MM, bent, doubled, grouped_mm
 from ocsfast.grouping.trace.export import Trace
-from ocsfast.grouping.trace.nodes import arguments, operator_name
+from ocsfast.grouping.trace.nodes import COMPOSED, arguments, operator_name
 
 NORMS = ("layer_norm", "group_norm", "rms_norm", "batch_norm")
 
@@ -19,7 +22,8 @@ NORMS = ("layer_norm", "group_norm", "rms_norm", "batch_norm")
 class Reference(torch.fx.Interpreter):
     """Runs a traced graph of the whole model on state whose pruned slices are zero.
 
-    Zeros change nothing but averages. Those run over the kept indices here, as in the cut model. A norm
+    Zeros change nothing but averages, extremes and what a softmax shares out. Those run over the kept
+    indices here, as in the cut model; what a softmax gives a pruned index is zero. A norm
     applies its affine parameters to all indices afterwards: were they cut too, a wrong label on them
     would go unseen.
 
@@ -47,7 +51,7 @@ class Reference(torch.fx.Interpreter):
         args, kwargs = doubled(self.fetch_args_kwargs_from_env(n))
         if name in GROUPED_MM:
             return grouped_mm(*args, **kwargs)
-        if name == "relu":
+        if name == "relu" and COMPOSED not in n.meta:  # the cut module bends no relu inside an operator
             return bent(args[0], in_place=str(n.target).startswith("aten.relu_"))
         if name == "_weight_norm":  # a row of zeros has no direction: 0 / 0
             return torch.nan_to_num(self.call_function(n.target, args, kwargs))
@@ -61,7 +65,18 @@ class Reference(torch.fx.Interpreter):
         part = args[0]
         for dim, indices in kept.items():
             part = part.index_select(dim, indices.to(part.device))
-        return self.call_function(n.target, (part, *args[1:]), kwargs)
+        out = self.call_function(n.target, (part, *args[1:]), kwargs)
+        return _filled(out, n.meta["val"], kept) if isinstance(out, Tensor) else out
+
+
+def _filled(part: Tensor, whole: Any, kept: dict[int, Tensor]) -> Tensor:
+    """A result that has only the kept indices, as that of a softmax has, with zeros for the others."""
+    for dim, indices in kept.items() if part.dim() == whole.dim() else ():
+        if dim < part.dim() and part.shape[dim] == len(indices) != whole.shape[dim]:
+            sizes = [*part.shape]
+            sizes[dim] = whole.shape[dim]
+            part = part.new_zeros(sizes).index_copy_(dim, indices.to(part.device), part)
+    return part
 
 
 def _norm_over(name: str, given: dict[str, Any], kept: Tensor) -> Tensor:

@@ -61,6 +61,19 @@ class Setting:
     runs: tuple[Run, ...]  # where empty, the module in evaluation is its own reference
     training: bool  # whether the cut copy must also run in training mode, whatever it computes there
     deadline: TimeLimit | None = None
+    as_given: bool = False  # whether the input is the user's own, and not a few samples of it
+
+
+class GraphFails(GroupingError):
+    """The traced graph does not run on numbers.
+
+    Attributes:
+        why: the cause.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}; pass verify=False to go without the proof")
+        self.why = why
 
 
 def proved(model: nn.Module, families: Families, setting: Setting) -> Families:
@@ -153,7 +166,7 @@ class Trial:
 
         Raises:
             GroupingTimeout: the setting's deadline is over.
-            GroupingError: the reference cannot be run.
+            GraphFails: the reference cannot be run.
         """
         if self.setting.deadline is not None:
             self.setting.deadline.check(f"at the proof of {self.families.families[members[0]].name}")
@@ -234,9 +247,8 @@ class Trial:
                 out = run.graph.run(reference, state, own_inputs(*self.inputs))
         except Exception as error:
             first = str(error).strip().partition("\n")[0]
-            raise GroupingError(
-                f"the traced graph does not run in float64 ({type(error).__name__}: {first}); "
-                "pass verify=False to go without the proof"
+            raise GraphFails(
+                f"the traced graph does not run in float64 ({type(error).__name__}: {first})"
             ) from error
         return self._outputs(out[: len(run.graph.outputs)], run)
 

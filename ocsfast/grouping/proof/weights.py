@@ -77,7 +77,12 @@ def calibrate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def random_input(x: Any) -> Any:
-    """Normal float64 numbers in the shape of a floating-point tensor; anything else unchanged."""
+    """Normal float64 numbers in the shape of a floating-point tensor; anything else unchanged.
+
+    A sparse tensor keeps its numbers, as what it holds is the structure of a graph.
+    """
     if isinstance(x, Tensor) and x.is_floating_point():
+        if x.layout is not torch.strided:
+            return x.double()
         return torch.randn_like(x, dtype=torch.float64)
     return x

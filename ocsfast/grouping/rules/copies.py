@@ -12,7 +12,7 @@ from ocsfast.grouping.trace.nodes import Node, shape
 from ocsfast.grouping.walk import Value, Walk
 
 
-@rule("expand", "expand_as")
+@rule("expand", "expand_as", "broadcast_to")
 def expand(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """How many copies there are stands in the call: see `copies` for what that ties them to."""
     source, out = shape(node.args[0]), shape(node)

@@ -72,7 +72,7 @@ def _is_mask(index: Any) -> bool:
 @rule(
     "index_select", "index_fill", "gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce"
 )
-@rule("index_add", "index_copy")
+@rule("index_add", "index_copy", "index_reduce")
 def along_index(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """Dimension `dim` of every operand is frozen; in the others, operands of full rank are equal."""
     source, dim, why = node.args[0], args.get("dim"), walk.reason(node)
@@ -98,18 +98,10 @@ def along_index(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     return tuple(v if d != dim and old == new else None for d, (v, old, new) in enumerate(sizes))
 
 
-@rule("masked_select", "nonzero", "unique", "bincount", "histc", "take", "searchsorted", "bucketize")
-def by_value(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """The size of the result depends on the data, so nothing that flows in may go."""
-    return walk.give_up(node)
-
-
-@rule("copy", "slice_scatter", "select_scatter")
+@rule("copy")
 def copy(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """target.copy_(source): equal labels. The target may be a view, whose labels then stay in force."""
     target, source, why = node.args[0], node.args[1], walk.reason(node)
-    if operator_name(node.target) != "copy":
-        return walk.give_up(node)
     into, own = walk.dims(target), walk.dims(source)
     lead = len(into) - len(own)
     for d, vector in enumerate(into):

@@ -170,3 +170,26 @@ def embedding(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     walk.produces(args["weight"], 1)
     walk.attribute(node, args["weight"], "embedding_dim", width)
     return (*[None] * len(shape(args["indices"])), width)
+
+
+@rule("embedding_renorm")
+def embedding_renorm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """self [rows, width]: rows longer than `max_norm` are scaled. Zeros add nothing to a norm."""
+    dims = walk.dims(args["self"])
+    walk.labels.freeze(dims[0], walk.reason(node))
+    return dims
+
+
+@rule("embedding_bag")
+def embedding_bag(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """weight [rows, width] -> [bags, width], and three results that count rows and bags.
+
+    As `embedding`; a bag is the sum, the mean or the largest of its rows, each width by itself. With
+    `mode="max"` the last result, [bags, width], holds row numbers.
+    """
+    rows, width = walk.dims(args["weight"])
+    walk.freeze((rows, *walk.dims(args["per_sample_weights"])), walk.reason(node))
+    walk.produces(args["weight"], 1)
+    walk.attribute(node, args["weight"], "embedding_dim", width)
+    of_rows = (None, width) if len(shape(node.meta["val"][3])) == 2 else None
+    return [(None, width), None, None, of_rows]

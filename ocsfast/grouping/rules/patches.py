@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ocsfast.grouping.labels import Vector
+from ocsfast.grouping.rules.factories import FACTORIES
 from ocsfast.grouping.rules.registry import rule
 from ocsfast.grouping.trace.nodes import Node, operator_name, shape
 from ocsfast.grouping.walk import Value, Walk, per_result
@@ -84,8 +85,8 @@ def channel_shuffle(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 @rule(
     *("upsample_linear1d", "upsample_trilinear3d", "upsample_nearest3d", "_upsample_nearest_exact1d"),
     *("_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "_upsample_bilinear2d_aa"),
-    *("_upsample_bicubic2d_aa", "_adaptive_avg_pool3d", "max_pool2d_with_indices", "max_unpool2d"),
-    *("fractional_max_pool2d", "mkldnn_max_pool2d", "_upsample_lanczos2d_aa"),
+    *("_upsample_bicubic2d_aa", "_adaptive_avg_pool3d", "max_pool2d_with_indices"),
+    *("max_pool3d_with_indices", "mkldnn_max_pool2d", "_upsample_lanczos2d_aa"),
 )
 def resample(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """x [N, C, ..]: batch and channels pass; spatial dimensions and other operands are frozen."""
@@ -94,6 +95,26 @@ def resample(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     lead = _frozen_tail(walk, node, 2)
     rank = len(shape(node.args[0]))
     return per_result(node, (*lead, *[None] * (rank - 2)))
+
+
+@rule("max_unpool2d", "max_unpool3d", "fractional_max_pool2d", "fractional_max_pool3d")
+def place_by_channel(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """x [.., C, places]. The second operand says for each channel which places within it are meant.
+
+    That is `indices` [.., C, places] or `random_samples` [N, C, number of places].
+    """
+    places = 2 if operator_name(node.target).endswith("2d") else 3
+    source: Any = node.args[0]
+    other: Any = args.get("indices", args.get("random_samples"))
+    lead, own = _frozen_tail(walk, node, len(shape(source)) - places), walk.dims(other)
+    if operator_name(other.target) in FACTORIES:  # torch makes random numbers for the channels there are
+        return per_result(node, (*lead, *[None] * places))
+    for back in range(1, len(lead) + 1):
+        if "indices" in args:
+            walk.labels.unify(lead[-back], own[-back - places], walk.reason(node))
+        elif back < len(own):
+            walk.labels.unify(lead[-back], own[-back - 1], walk.reason(node))
+    return per_result(node, (*lead, *[None] * places))
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
@@ -141,11 +162,18 @@ def view_as_complex(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     return _frozen_tail(walk, node, len(shape(node)))
 
 
-@rule("tril", "triu", "rot90")
+@rule("tril", "triu")
 def triangle(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Which entries are kept or moved depends on their row and column number."""
-    if operator_name(node.target) == "rot90":
-        walk.freeze(walk.dims(node.args[0]), walk.reason(node))
-        return None
+    """Which entries are kept depends on their row and column number."""
     lead = len(shape(node)) - 2
     return (*_frozen_tail(walk, node, lead), None, None)
+
+
+@rule("rot90")
+def turn(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """The two dimensions that are turned keep all their indices; the others pass."""
+    dims = list(walk.dims(node.args[0]))
+    for d in args["dims"]:
+        walk.labels.freeze(dims[d], walk.reason(node))
+        dims[d] = None
+    return tuple(dims)

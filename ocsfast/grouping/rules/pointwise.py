@@ -7,13 +7,14 @@ from typing import Any
 from ocsfast.grouping.labels import Vector
 from ocsfast.grouping.rules.registry import rule
 from ocsfast.grouping.trace.nodes import Node, shape
-from ocsfast.grouping.walk import Value, Walk
+from ocsfast.grouping.walk import Value, Walk, per_result
 
 
-@rule("pointwise", "where", "masked_fill")
+@rule("pointwise", "where", "masked_fill", "complex", "polar", "normal", "binomial", "floor_divide")
 def pointwise(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """Operands broadcast: aligned from the right, dimensions of equal size have equal labels."""
-    out_shape = shape(node)
+    value = node.meta["val"]
+    out_shape = shape(value[0] if isinstance(value, (list, tuple)) else value)
     operands = [n for n in node.all_input_nodes if shape(n)]
     out: list[Vector | None] = []
     for back in range(-len(out_shape), 0):
@@ -29,7 +30,7 @@ def pointwise(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         for other in full[1:]:
             walk.labels.unify(full[0], other, walk.reason(node))
         out.append(full[0] if full else None)
-    return tuple(out)
+    return per_result(node, tuple(out))
 
 
 @rule(
@@ -38,7 +39,8 @@ def pointwise(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     *("identity", "_conj", "conj", "real", "imag", "requires_grad", "_to_cpu", "positive"),
     *("fill", "zero"),
     *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
-    *("bernoulli", "normal", "uniform", "exponential"),
+    *("bernoulli", "uniform", "exponential", "poisson", "random", "geometric", "log_normal", "cauchy"),
+    *("randint_like", "resolve_conj", "resolve_neg", "pin_memory", "_pin_memory", "lift_fresh", "lift"),
     # Activations that torch does not tag as pointwise.
     *("hardswish", "hardsigmoid", "hardtanh", "relu6", "log_sigmoid", "rrelu", "rrelu_with_noise"),
     *("selu", "celu", "threshold", "softshrink", "hardshrink"),

@@ -93,19 +93,101 @@ def _added(walk: Walk, added: Any, result: Dims, sizes: tuple[int, ...], why: st
             walk.labels.unify(result[back], own[back], why)
 
 
-@rule("outer", "ger")
+@rule("addbmm")
+def addbmm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """self + the sum over b of batch1 [b, n, m] @ batch2 [b, m, p]: [n, p]. Zeros add nothing to it."""
+    (batch, rows, inner), (other, mid, cols) = walk.dims(args["batch1"]), walk.dims(args["batch2"])
+    why = walk.reason(node)
+    walk.labels.unify(batch, other, why)
+    walk.labels.unify(inner, mid, why)
+    _added(walk, args["self"], (rows, cols), shape(node), why)
+    return (rows, cols)
+
+
+@rule("addmv")
+def addmv(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """self + mat [n, m] @ vec [m]: [n]."""
+    (rows, inner), (vector,) = walk.dims(args["mat"]), walk.dims(args["vec"])
+    walk.labels.unify(inner, vector, walk.reason(node))
+    _added(walk, args["self"], (rows,), shape(node), walk.reason(node))
+    return (rows,)
+
+
+@rule("bilinear")
+def bilinear(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """y[.., o] = sum_ij input1[.., i] weight[o, i, j] input2[.., j] + bias[o].
+
+    torch's counter of MACs leaves it out, and so does its cost here.
+    """
+    (*leading, first), (*others, second) = walk.dims(args["input1"]), walk.dims(args["input2"])
+    out, *inner = walk.dims(args["weight"])
+    why = walk.reason(node)
+    for a, b in ((first, inner[0]), (second, inner[1]), *zip(leading, others, strict=True)):
+        walk.labels.unify(a, b, why)
+    if args["bias"] is not None:
+        walk.labels.unify(out, walk.dims(args["bias"])[0], why)
+    walk.produces(args["weight"], 0)
+    named = {"in1_features": first, "in2_features": second, "out_features": out}
+    for name, vector in named.items():
+        walk.attribute(node, args["weight"], name, vector)
+    return (*leading, out)
+
+
+@rule("cdist", "_cdist_forward", "_euclidean_dist")
+def distances(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """x1 [.., p, m], x2 [.., r, m] -> [.., p, r]: zeros are no distance apart, so m may lose indices."""
+    first, second = args["x1"], args["x2"]
+    a, b, why = walk.dims(first), walk.dims(second), walk.reason(node)
+    walk.labels.unify(a[-1], b[-1], why)
+    batch: list[Vector | None] = []
+    for back in range(-len(shape(node)), -2):
+        full: list[Vector | None] = []
+        for dims, own in ((a, shape(first)), (b, shape(second))):
+            if len(own) >= -back and own[back] == shape(node)[back]:
+                full.append(dims[back])
+            elif len(own) >= -back:
+                walk.labels.freeze(dims[back], why)
+        for other in full[1:]:
+            walk.labels.unify(full[0], other, why)
+        batch.append(full[0])
+    return (*batch, a[-2], b[-2])
+
+
+@rule("pdist", "_pdist_forward")
+def distances_within(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """x [n, m] -> the distances of all pairs of rows; all rows stay, and m may lose indices."""
+    walk.labels.freeze(walk.dims(args["self"])[0], walk.reason(node))
+    return (None,)
+
+
+@rule("dist")
+def distance(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """|a - b| as one number, of two tensors of one shape."""
+    if shape(args["self"]) != shape(args["other"]):
+        return walk.give_up(node)
+    for a, b in zip(walk.dims(args["self"]), walk.dims(args["other"]), strict=True):
+        walk.labels.unify(a, b, walk.reason(node))
+    return ()
+
+
+@rule("outer", "ger", "addr")
 def outer(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """a [m], b [n] -> [m, n]."""
-    return (walk.dims(node.args[0])[0], walk.dims(node.args[1])[0])
+    """a [m], b [n] -> [m, n]; `addr` adds that to its first argument, which broadcasts."""
+    a, b = (args["vec1"], args["vec2"]) if "vec1" in args else (args["self"], args["vec2"])
+    result = (*walk.dims(a), *walk.dims(b))
+    if a is not args["self"]:
+        _added(walk, args["self"], result, shape(node), walk.reason(node))
+    return result
 
 
 @rule("einsum")
 def einsum(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """Same letter, same label. A letter of one operand alone that is summed away is frozen."""
+    """Same letter, same label, also twice in one operand (its diagonal).
+
+    A letter that the result has not is summed over, and zeros add nothing to a sum.
+    """
     why, operands = walk.reason(node), list(args["tensors"])
     terms, result = _letters(args["equation"], [len(shape(n)) for n in operands])
-    if any(len(set(t)) != len(t) for t in terms):  # a diagonal
-        return walk.give_up(node)
     vectors: dict[str, Vector | None] = {}
     sizes: dict[str, int] = {}
     for term, operand in zip(terms, operands, strict=True):
@@ -122,13 +204,11 @@ def einsum(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
                 walk.labels.freeze(vector, why)  # one index meets many
             vectors.setdefault(letter, vector)
             sizes[letter] = size
-    for letter, vector in vectors.items():
-        if letter not in result and sum(letter in term for term in terms) == 1:
-            walk.labels.freeze(vector, why)
     if len(operands) > 1:
         if all(operand in walk.batched for operand in operands):
             _name_kinds(walk, terms, result, vectors)
-        every = list(sizes)
+        # torch sums a letter of one operand alone away before it multiplies.
+        every = [x for x in sizes if x in result or sum(x in term for term in terms) > 1]
         walk.product(node, 1, [vectors.get(letter) for letter in every], [sizes[x] for x in every])
     return tuple(vectors.get(letter) for letter in result)
 

@@ -107,6 +107,7 @@ def taken(vector: Vector | None, first: int, stop: int, step: int = 1) -> Vector
 
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
+@rule("unsafe_split_with_sizes")
 def split(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """Consecutive parts of one dimension."""
     dims, dim = walk.dims(node.args[0]), args["dim"]
@@ -129,9 +130,9 @@ def _split_alike(walk: Walk, node: Node, vectors: list[Vector | None]) -> None:
     """
     name, sizes = operator_name(node.target), [0 if v is None else v.size for v in vectors]
     for k, (vector, size) in enumerate(zip(vectors, sizes, strict=True)):
-        if name != "chunk":
-            walk.sized(node, k if name == "split_with_sizes" else 0, vector, size)
-        if name != "split_with_sizes" and size == sizes[0]:
+        if "chunk" not in name:
+            walk.sized(node, k if "with_sizes" in name else 0, vector, size)
+        if "with_sizes" not in name and size == sizes[0]:
             walk.labels.unify(vectors[0], vector, walk.reason(node))
 
 
@@ -144,6 +145,33 @@ def select(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         walk.labels.freeze(picked, walk.reason(node))
     if isinstance(node.meta["val"], (list, tuple)):
         return [tuple(dims) for _ in node.meta["val"]]
+    return tuple(dims)
+
+
+@rule("diagonal")
+def diagonal(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """[.., n, .., n, ..] -> [.., n]: entry k has index k of both dimensions. Others are frozen."""
+    source = node.args[0]
+    dims, sizes, why = list(walk.dims(source)), shape(source), walk.reason(node)
+    first, second = sorted(d % len(dims) for d in (args["dim1"], args["dim2"]))
+    b, a = dims.pop(second), dims.pop(first)
+    if args["offset"] or sizes[first] != sizes[second]:
+        walk.freeze((a, b), why)
+        return (*dims, None)
+    walk.labels.unify(a, b, why)
+    return (*dims, a)
+
+
+@rule("diag_embed")
+def diag_embed(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """[.., n] -> [.., n, n] with zeros beside the diagonal: index k of both dimensions goes with k."""
+    *dims, vector = walk.dims(node.args[0])
+    if args["offset"]:
+        walk.labels.freeze(vector, walk.reason(node))
+        vector = None
+    rank = len(shape(node))
+    for d in sorted(d % rank for d in (args["dim1"], args["dim2"])):
+        dims.insert(d, vector)
     return tuple(dims)
 
 

@@ -38,7 +38,7 @@ def recurrent(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
         outputs: list[Vector | None] = []
         for way in range(ways):
             start = (layer * ways + way) * per_layer
-            own = _cell(walk, node, params[start : start + per_layer], flowing, hidden, steps)
+            own = _layer(walk, node, params[start : start + per_layer], flowing, hidden, steps)
             if layer or way:
                 walk.labels.unify(units, own, why)
             else:
@@ -56,7 +56,29 @@ def recurrent(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     return [(*[None] * len(leading), flowing), *states_out]
 
 
-def _cell(
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def cell(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """One step: input [.., I], hx [.., H], or (h, c) of an LSTM -> the new hx.
+
+    Weights are as in `_layer`: w_ih [gates * H, I], w_hh [gates * H, H].
+    """
+    x, states = args["input"], args["hx"]
+    several = isinstance(states, (list, tuple))
+    params = [args[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh") if args[name] is not None]
+    *leading, flowing = walk.dims(x)
+    hidden, why = shape(args["w_hh"])[1], walk.reason(node)
+    walk.attribute(node, args["w_ih"], "input_size", flowing)
+    units = _layer(walk, node, params, flowing, hidden, math.prod(shape(x)[:-1]))
+    walk.attribute(node, args["w_ih"], "hidden_size", units)
+    for state in states if several else [states]:
+        walk.labels.unify(units, walk.dims(state)[-1], why)
+        walk.freeze(walk.dims(state)[:-1], why)
+    walk.freeze(leading, why)
+    out = (*[None] * len(leading), units)
+    return [out, out] if several else out
+
+
+def _layer(
     walk: Walk, node: Node, params: list[Any], flowing: Vector | None, hidden: int, steps: int
 ) -> Vector | None:
     """One layer in one direction: weight_ih [gates * H, I], weight_hh [gates * H, H] and biases.

@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,28 @@ from torch.utils import _pytree as pytree
 
 from ocsfast.core.errors import GroupingError, OcsfastError
 from ocsfast.grouping.trace.batch import BATCH, with_batch
-from ocsfast.grouping.trace.failures import cause, resized, way_out
+from ocsfast.grouping.trace.failures import cause, way_out
 from ocsfast.grouping.trace.inlining import inline
+from ocsfast.grouping.trace.nodes import name_sliced
 from ocsfast.grouping.trace.origins import origins
 from ocsfast.grouping.trace.outputs import all_outputs, names_of, returns_both
+from ocsfast.grouping.trace.packed import FullLength
 from ocsfast.grouping.trace.side_effects import undisturbed
+from ocsfast.grouping.trace.trees import hidden
 
 logger = logging.getLogger("ocsfast")
+
+
+class NotExported(GroupingError):
+    """The model cannot be exported.
+
+    Attributes:
+        why: the cause, without the way out.
+    """
+
+    def __init__(self, why: str, advice: str = "") -> None:
+        super().__init__(why + advice)
+        self.why = why
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +55,7 @@ class Trace:
     graph: torch.fx.GraphModule
     state: tuple[str | None, ...]  # name of the parameter or buffer; None: a constant tensor
     constants: dict[int, Tensor]  # the constants, by the number of their placeholder
-    samples: int  # how many the inputs hold
+    samples: int  # the size of dim 0 of the inputs: how many they hold, where they are a batch
     outputs: tuple[str, ...]  # the model's names for what it returns: "logits", "0"
     left: tuple[str, ...]  # places of what it leaves behind: "features[0]"
     structure: pytree.TreeSpec  # the tuples, lists and dicts around the outputs
@@ -60,7 +75,7 @@ class Trace:
         """
         constants = {n: c.double() if c.is_floating_point() else c for n, c in self.constants.items()}
         values = [constants[n] if name is None else state[name] for n, name in enumerate(self.state)]
-        return interpreter.run(*values, *pytree.tree_leaves(inputs))
+        return interpreter.run(*values, *pytree.tree_leaves(hidden(inputs)))
 
 
 def trace(
@@ -69,7 +84,7 @@ def trace(
     kwargs: dict[str, Any],
     *,
     training: bool,
-    samples: int = BATCH,
+    samples: int | None = BATCH,
     gradients: bool = False,
 ) -> Trace:
     """Export the model's forward pass in one mode.
@@ -77,16 +92,17 @@ def trace(
     Args:
         model, args, kwargs: one call of the model.
         training: the mode.
-        samples: how many to trace with, where the inputs allow it (see `with_batch`).
-        gradients: whether the graph detaches what the model's code runs under `torch.no_grad`.
+        samples: how many to trace with, where the inputs allow it (see `with_batch`); None: as given.
+        gradients: whether the graph detaches what the model's code runs under `torch.no_grad`. It is
+            then to be run in the model's place, so that packed sequences keep their lengths.
 
     Raises:
-        GroupingError: the model cannot be exported. The message names the place and the cause.
+        NotExported: the model cannot be exported. The message names the place and the cause.
     """
-    given = args, kwargs
+    given = with_batch(args, kwargs, None)[2]
     args, kwargs, samples = with_batch(args, kwargs, samples)
     try:
-        program, read = _exported(model, args, kwargs, training, gradients)
+        program, read, names = _exported(model, args, kwargs, training, gradients)
     except OcsfastError:  # raised by a `forward=` of this library; it says more
         raise
     except Exception as error:  # torch.export passes on whatever the model's own code raises
@@ -95,23 +111,26 @@ def trace(
             "" if gradients else f". {way_out(error)}"
         )  # as_graph, which asks for them, has no forward=
         logger.debug("torch.export: %s", error, exc_info=error)  # hundreds of lines
-        raise GroupingError(
-            f"the model cannot be exported{mode}: {cause(error)}{resized(given, samples)}{advice}"
-        ) from None
+        made = (
+            "" if samples == given else f" (with {samples} samples, made of the example inputs' {given})"
+        )
+        why = f"the model cannot be exported{mode}: {cause(error)}"
+        raise NotExported(why, made + advice) from None
     state, constants = _state_of(program)
     autocast = inline(program.graph_module)
+    name_sliced(program.graph_module.graph, model)
     spec = program.call_spec.out_spec
     assert spec is not None
-    numbered = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    own, left = numbered if returns_both(model) else (numbered, {})
+    own, left = spec.children() if returns_both(model) else (spec, pytree.tree_structure({}))
+    numbers = list(range(left.num_leaves))
     return Trace(
         graph=program.graph_module,
         state=state,
         constants=constants,
         samples=samples,
-        outputs=names_of(own),
-        left=tuple(left),
-        structure=pytree.tree_structure(own),
+        outputs=names or _numbered(own),
+        left=tuple(pytree.tree_unflatten(numbers, left)),
+        structure=own,
         autocast=autocast,
         read=read,
     )
@@ -119,21 +138,31 @@ def trace(
 
 def _exported(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool, gradients: bool
-) -> tuple[torch.export.ExportedProgram, frozenset[tuple[str, str]]]:
-    """The program that torch makes of the model, and the integer attributes that its pass used."""
+) -> tuple[torch.export.ExportedProgram, frozenset[tuple[str, str]], tuple[str, ...]]:
+    """torch's program, the integer attributes that the pass used, and the outputs' names, if known."""
     with (
         undisturbed(model, training=training) as snapshot,
         torch.set_grad_enabled(gradients),
-        all_outputs(model, snapshot),
+        all_outputs(model, snapshot, whole=gradients) as names,
         origins(model) as read,
         _unvalidated(),
+        nullcontext() if gradients else FullLength(),
         warnings.catch_warnings(),
     ):
         # torch warns of tensors that the pass assigned to attributes; these are put back.
         warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
         with quiet():
-            program = torch.export.export(model, args, kwargs, strict=False)
-    return program, frozenset(read)
+            program = torch.export.export(model, *hidden((args, kwargs)), strict=False)
+    return program, frozenset(read), tuple(names)
+
+
+def _numbered(structure: pytree.TreeSpec) -> tuple[str, ...]:
+    """Names for the outputs of a model whose hooks do not see them: numbers, if there are no others."""
+    numbers = list(range(structure.num_leaves))
+    try:
+        return names_of(pytree.tree_unflatten(numbers, structure))
+    except Exception:  # the class of an output wants tensors
+        return tuple(map(str, numbers))
 
 
 @contextmanager

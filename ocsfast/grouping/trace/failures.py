@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ocsfast.core.errors import GroupingError, OcsfastError
-from ocsfast.grouping.trace.batch import with_batch
 from ocsfast.grouping.trace.side_effects import own_inputs, undisturbed
 
 NOT_THE_USERS = r"^<|/torch/|/ocsfast/grouping/"  # files of a traceback that no user wrote
@@ -25,14 +24,6 @@ def cause(error: BaseException) -> str:
     place = f" at {user[-1][0]}:{user[-1][1]}" if user else ""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}{place}: {first[:300]}".rstrip(".")
-
-
-def resized(given: tuple[tuple[Any, ...], dict[str, Any]], samples: int) -> str:
-    """A remark that `with_batch` changed the example inputs, since that may be why the trace failed."""
-    leaves = [x for x in pytree.tree_leaves(given) if isinstance(x, Tensor) and x.dim()]
-    if not leaves or with_batch(*given, samples)[2] == len(leaves[0]):
-        return ""
-    return f" (with {samples} samples, made of the example inputs' {len(leaves[0])})"
 
 
 def way_out(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +21,31 @@ from torch import Tensor
 
 EMPTY: Any = object()  # stands for a variable, a slot or a global that has no value
 CACHED = type(cache(lambda: None))  # the type of every function behind functools.cache or lru_cache
+# A subclass may answer by its own means, as a lazy mapping imports what it is asked for, so containers
+# are read and written by the methods of these.
+CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque, tuple)
+
+
+def base_of(thing: Any) -> Any:
+    """The type of CONTAINERS that a container is, or that its class is made of."""
+    return next(base for base in CONTAINERS if issubclass(type(thing), base))
+
+
+def entries_of(thing: dict[Any, Any]) -> dict[Any, Any]:
+    """What a dict holds, in order, as a plain one."""
+    return dict(base_of(thing).items(thing))
+
+
+def items_of(thing: Any) -> list[Any]:
+    """What a list, a tuple, a set or a deque holds."""
+    return list(base_of(thing).__iter__(thing))
+
+
+def spoken(key: Any) -> str:
+    """A key of a dict, for places."""
+    with suppress(Exception):  # its class may be the user's
+        return repr(key)
+    return type(key).__name__
 
 
 class Memory(Protocol):
@@ -72,25 +97,26 @@ class Entries:
     def written(self) -> Iterator[tuple[str, Any]]:
         if self.is_state:
             return
-        for key, value in self.thing.items():
+        for key, value in entries_of(self.thing).items():
             if value is not self.before.get(key, EMPTY):
-                place = f".{key}" if isinstance(key, str) else f"[{key!r}]"
+                place = f".{key}" if isinstance(key, str) else f"[{spoken(key)}]"
                 yield f"{self.label}{place}".lstrip("."), value
 
     def bypass_caches(self) -> None:
         for key, value in self.before.items():
             if type(value) is CACHED:
-                self.thing[key] = uncached(value)
+                base_of(self.thing).__setitem__(self.thing, key, uncached(value))
 
     def restore(self) -> None:
-        same = len(self.thing) == len(self.before) and all(
-            a is b and v is w
-            for (a, v), (b, w) in zip(self.thing.items(), self.before.items(), strict=True)
+        now = entries_of(self.thing)
+        same = len(now) == len(self.before) and all(
+            a is b and v is w for (a, v), (b, w) in zip(now.items(), self.before.items(), strict=True)
         )
         if not same:
-            kind: Any = OrderedDict if isinstance(self.thing, OrderedDict) else dict
+            kind = base_of(self.thing)
             kind.clear(self.thing)
-            kind.update(self.thing, self.before)
+            for key, value in self.before.items():
+                kind.__setitem__(self.thing, key, value)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -103,16 +129,17 @@ class Items:
 
     def written(self) -> Iterator[tuple[str, Any]]:
         known = set(map(id, self.before))
-        for n, value in enumerate(self.thing):
+        for n, value in enumerate(items_of(self.thing)):
             if id(value) not in known:
                 yield f"{self.label}[{n}]", value
 
     def restore(self) -> None:
-        if len(self.thing) != len(self.before) or any(
-            a is not b for a, b in zip(self.thing, self.before, strict=True)
+        now, kind = items_of(self.thing), base_of(self.thing)
+        if len(now) != len(self.before) or any(
+            a is not b for a, b in zip(now, self.before, strict=True)
         ):
-            self.thing.clear()
-            (self.thing.update if isinstance(self.thing, set) else self.thing.extend)(self.before)
+            kind.clear(self.thing)
+            (kind.update if kind is set else kind.extend)(self.thing, self.before)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -125,16 +152,33 @@ class Slot:
     before: Any
 
     def written(self) -> Iterator[tuple[str, Any]]:
-        if getattr(self.thing, self.name, EMPTY) is not self.before:
-            yield self.label, getattr(self.thing, self.name, None)
+        now = own_attribute(self.thing, self.name)
+        if now is not self.before:
+            yield self.label, None if now is EMPTY else now
 
     def restore(self) -> None:
-        if getattr(self.thing, self.name, EMPTY) is self.before:
+        if own_attribute(self.thing, self.name) is self.before:
             return
         if self.before is EMPTY:
-            delattr(self.thing, self.name)
+            object.__delattr__(self.thing, self.name)
         else:
-            setattr(self.thing, self.name, self.before)
+            object.__setattr__(self.thing, self.name, self.before)
+
+
+def own_attribute(thing: Any, name: str) -> Any:
+    """An attribute without the class's own ways of looking it up; EMPTY where there is none."""
+    with suppress(AttributeError):
+        return object.__getattribute__(thing, name)
+    return EMPTY
+
+
+def dict_of(thing: Any) -> dict[str, Any]:
+    """The attributes of an object; an empty dict where it has none, or says otherwise."""
+    with suppress(Exception):  # a proxy's `__dict__` may be that of what it stands for
+        own = object.__getattribute__(thing, "__dict__")
+        if type(own) is dict:
+            return own
+    return {}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -201,7 +245,7 @@ class ClassAttributes:
 
     def written(self) -> Iterator[tuple[str, Any]]:
         for name, value in vars(self.owner).items():
-            if isinstance(value, Tensor) and self.before.get(name) is not value:
+            if issubclass(type(value), Tensor) and self.before.get(name) is not value:
                 yield f"{self.owner.__name__}.{name}", value
 
     def bypass_caches(self) -> None:
@@ -286,11 +330,12 @@ class Generator(_Internal):
 
 def generator_of(thing: Any) -> Generator | None:
     """The memory of a generator of Python's, torch's or NumPy's; None for any other object."""
-    if isinstance(thing, random.Random):
+    kind = type(thing)  # not isinstance(), which asks a proxy what it stands for
+    if issubclass(kind, random.Random):
         return Generator(partial(thing.setstate, thing.getstate()))
-    if isinstance(thing, torch.Generator):
+    if issubclass(kind, torch.Generator):
         return Generator(partial(_set_state, thing, thing.get_state()))
-    bits = getattr(thing, "bit_generator", None) if type(thing).__module__.startswith("numpy") else None
+    bits = getattr(thing, "bit_generator", None) if kind.__module__.startswith("numpy") else None
     return None if bits is None else Generator(partial(setattr, bits, "state", bits.state))
 
 

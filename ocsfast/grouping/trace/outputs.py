@@ -8,55 +8,61 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ocsfast.grouping.trace.snapshot import Snapshot
+from ocsfast.grouping.trace.trees import leaves_with_paths, shown, teach, without_strangers
 
 
 @contextmanager
-def all_outputs(model: nn.Module, snapshot: Snapshot) -> Iterator[None]:
+def all_outputs(model: nn.Module, snapshot: Snapshot, *, whole: bool = False) -> Iterator[list[str]]:
     """Let the model return the pair (its output, {place: tensor} that its pass left behind).
 
-    Dataclasses among the outputs are registered with torch, which then takes them apart. Where the
-    model's class overrides `__call__`, hooks do not see the output, and it is returned alone.
+    Objects among the outputs are made known to torch, which then takes them apart. What holds no tensor
+    and cannot be returned from a graph is left out, or refused. Where the model's class overrides
+    `__call__`, hooks do not see the output, and it is returned alone.
+
+    Args:
+        model: what runs inside.
+        snapshot: of before.
+        whole: whether the graph has to return all that the model returns.
+
+    Yields:
+        The names of the outputs, once the model has run; empty where hooks do not see them.
     """
+    names: list[str] = []
     if not returns_both(model):
-        yield
+        yield names
         return
     depth = 0  # `forward=` may call the model again; the outermost call alone returns the pair
 
-    def enter(module: nn.Module, args: Any) -> None:
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
         nonlocal depth
         depth += 1
+        return None if depth > 1 else shown((args, kwargs))
 
     def both(module: nn.Module, args: Any, output: Any) -> Any:
         nonlocal depth
         depth -= 1
         if depth:
             return None
-        _register(output)
+        teach(output)
+        known = without_strangers(output, whole=whole)
+        names[:] = names_of(known)
         traced = {name: t for name, t in snapshot.left_behind().items() if type(t) is not Tensor}
-        return output, traced
+        return known, traced
 
-    handles = model.register_forward_pre_hook(enter), model.register_forward_hook(both)
+    handles = (
+        model.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
+        model.register_forward_hook(both),
+    )
     try:
-        yield
+        yield names
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _register(output: Any) -> None:
-    """Teach torch to take apart every dataclass in an output."""
-    for leaf in pytree.tree_leaves(output):
-        if is_dataclass(leaf) and not isinstance(leaf, type):
-            torch.export.register_dataclass(type(leaf))
-            _register(leaf)
 
 
 def returns_both(model: nn.Module) -> bool:
@@ -64,16 +70,15 @@ def returns_both(model: nn.Module) -> bool:
     return type(model).__call__ is nn.Module.__call__
 
 
-def names_of(numbered: Any) -> tuple[str, ...]:
-    """The name of each output, from the model's output with a number in the place of each tensor.
+def names_of(output: Any) -> tuple[str, ...]:
+    """The name of each output, from what the model returned, or a copy of it with anything in its place.
 
     >>> names_of({"logits": 0, "features": [1, 2]})
     ('logits', 'features.0', 'features.1')
     """
-    paths = pytree.tree_flatten_with_path(numbered)[0]
-    return tuple(".".join(map(_step, path)) or "0" for path, _ in paths)
+    return tuple(".".join(map(_step, path)) or "0" for path, _ in leaves_with_paths(output))
 
 
 def _step(entry: Any) -> str:
     """One step on the way to an output: the key, the number or the name that leads there."""
-    return str(next(getattr(entry, a) for a in ("key", "idx", "name") if hasattr(entry, a)))
+    return str(next((getattr(entry, a) for a in ("key", "idx", "name") if hasattr(entry, a)), entry))

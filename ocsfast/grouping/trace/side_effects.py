@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ocsfast.core.errors import GroupingError
 from ocsfast.grouping.trace.snapshot import Snapshot
+from ocsfast.grouping.trace.stand_ins import stand_in
 
 
 @contextmanager
@@ -47,7 +48,8 @@ def undisturbed(model: nn.Module, *, training: bool, real: bool = False) -> Iter
     """Put the model in a mode and, at the end, back as it was (see `as_it_was`).
 
     Inside, a language model keeps no cache of keys and values: `config.use_cache` is False. Functions
-    behind `functools.cache` compute their results anew.
+    behind `functools.cache` compute their results anew, and some parts run as `stand_in` says, also in
+    copies that are made here.
 
     Args:
         model: what is run inside the `with` block.
@@ -63,12 +65,13 @@ def undisturbed(model: nn.Module, *, training: bool, real: bool = False) -> Iter
         configs: list[Any] = [config for config in held if getattr(config, "use_cache", False)]
         for config in configs:
             config.use_cache = False
+        stand_in(model)
         snapshot.bypass_caches()
         yield snapshot
 
 
 def own_inputs(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call's arguments with copies of their tensors, for one pass: it may write to them (`x *= 255`)."""
+    """A call's arguments for one pass, with copies of their tensors: it may write to them, `x *= 255`."""
 
     def copy_of(x: Tensor) -> Tensor:
         return x.detach().clone().requires_grad_(x.requires_grad)

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ocsfast.grouping.trace.memory import (
     CACHED,
+    CONTAINERS,
     EMPTY,
     Cache,
     Cell,
@@ -33,9 +34,15 @@ from ocsfast.grouping.trace.memory import (
     Training,
     Values,
     content,
+    dict_of,
+    entries_of,
     generator_of,
     is_dunder,
+    items_of,
+    own_attribute,
+    spoken,
 )
+from ocsfast.grouping.trace.trees import leaves_with_paths
 
 # A hook may be a trainer's method, and a trainer leads to its data, its queues and its loggers. These
 # limits end the search there: steps from the last module, entries of one container, objects in all.
@@ -91,14 +98,14 @@ class Snapshot:
         seen: set[int] = set()
 
         def note(label: str, value: Any, depth: int = 0) -> None:
-            for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+            for path, leaf in leaves_with_paths(value):
                 place = f"{label}{pytree.keystr(path)}"
                 if isinstance(leaf, Tensor):
                     found.setdefault(place, leaf)
                 elif id(leaf) not in seen and depth < DEPTH and _holds_attributes(leaf):
                     seen.add(id(leaf))
-                    attributes = {n: getattr(leaf, n, None) for n in _slots_of(type(leaf))}
-                    for name, inner in {**getattr(leaf, "__dict__", {}), **attributes}.items():
+                    slots = {name: own_attribute(leaf, name) for name in _slots_of(type(leaf))}
+                    for name, inner in {**dict_of(leaf), **slots}.items():
                         note(f"{place}.{name}", inner, depth + 1)
 
         for memory in self._ordered():
@@ -149,7 +156,7 @@ class Snapshot:
         self._seen.add(id(thing))
         if issubclass(kind, Tensor):
             self._tensor(thing)
-        elif issubclass(kind, (dict, list, set, deque, tuple)):
+        elif issubclass(kind, CONTAINERS):
             self._container(label, thing)
         elif kind is types.FunctionType:
             if self._closer(2):
@@ -186,20 +193,26 @@ class Snapshot:
             self._remember(Values(tensor, tensor.detach().clone()))
 
     def _container(self, label: str, thing: Any) -> None:
-        if issubclass(type(thing), dict):
-            self._entries(label, thing)
-            entries = [(f"{label}[{key!r}]", value) for key, value in thing.items()]
+        kind = type(thing)
+        if issubclass(kind, dict):
+            held = self._entries(label, thing)
+            entries = [(f"{label}[{spoken(key)}]", value) for key, value in held.items()]
         else:
-            if not issubclass(type(thing), tuple):
-                self._remember(Items(label, thing, list(thing)))
-            entries = [(f"{label}[{n}]", value) for n, value in enumerate(thing)]
+            items = items_of(thing)
+            if not issubclass(kind, tuple):
+                self._remember(Items(label, thing, items))
+            entries = [(f"{label}[{n}]", value) for n, value in enumerate(items)]
+        if kind not in CONTAINERS and not _is_foreign(kind.__module__):
+            self._attributes(label, thing)
         if len(entries) <= LONGEST:
             self._later(*entries)
         else:
             self.large.append(thing)
 
-    def _entries(self, label: str, thing: dict[Any, Any]) -> None:
-        self._remember(Entries(label, thing, dict(thing), is_state=id(thing) in self._state))
+    def _entries(self, label: str, thing: dict[Any, Any]) -> dict[Any, Any]:
+        held = entries_of(thing)
+        self._remember(Entries(label, thing, held, is_state=id(thing) in self._state))
+        return held
 
     def _object(self, label: str, thing: Any) -> None:
         self.others.append(thing)
@@ -217,21 +230,21 @@ class Snapshot:
     def _attributes(self, label: str, thing: Any) -> None:
         dot = f"{label}." if label else ""
         for name in _slots_of(type(thing)):
-            value = getattr(thing, name, EMPTY)
+            value = own_attribute(thing, name)
             self._remember(Slot(f"{dot}{name}", thing, name, value))
             self._later((f"{dot}{name}", value))
-        own = getattr(thing, "__dict__", None)
-        if type(own) is not dict or id(own) in self._seen:
+        own = dict_of(thing)
+        if id(own) in self._seen:
             return
         self._seen.add(id(own))
         self._entries(label, own)
         for name, value in own.items():
-            if name == "_modules" and isinstance(thing, nn.Module):
+            if name == "_modules" and issubclass(type(thing), nn.Module):
                 self._seen.add(id(value))
                 self._entries(label, value)
                 self._later(*((f"{dot}{child}", module) for child, module in value.items()))
             else:
-                hooks = name.endswith("_hooks") and isinstance(thing, nn.Module)
+                hooks = name.endswith("_hooks") and issubclass(type(thing), nn.Module)
                 self._later((f"{dot}hook" if hooks else f"{dot}{name}", value))
 
     def _function(self, function: types.FunctionType) -> None:
@@ -281,10 +294,11 @@ class Snapshot:
             self._classes.add(base)
             self._remember(ClassAttributes(base, own))
             for name, value in own.items():
-                function = getattr(value, "__func__", value)  # inside a static or class method
-                if isinstance(function, types.FunctionType):
+                wrapped = issubclass(type(value), (staticmethod, classmethod))
+                function = value.__func__ if wrapped else value
+                if type(function) is types.FunctionType:
                     self._globals_of(function)
-                elif isinstance(function, (dict, list, set, deque, Tensor, CACHED)):
+                elif issubclass(type(function), (dict, list, set, deque, Tensor, CACHED)):
                     self._later((f"{base.__name__}.{name}", function))
 
 

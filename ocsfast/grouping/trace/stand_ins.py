@@ -1,0 +1,49 @@
+"""Parts of a model that run in another way while it is traced, and in the copies of the proof."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize, FusedMovingAvgObsFakeQuantize
+
+from ocsfast.core.errors import GroupingError
+
+QUANTIZING = (FakeQuantize.forward, FusedMovingAvgObsFakeQuantize.forward)
+
+
+def stand_in(model: nn.Module) -> None:
+    """Give such parts a `forward` of their own; whoever calls this takes the attribute away again.
+
+    DataParallel runs as the module inside: no part of a batch goes to another device. Fake quantization,
+    which branches on the numbers in two buffers, does what these say now, and observes nothing.
+    """
+    for name, module in model.named_modules():
+        forward: Any = None
+        if isinstance(module, nn.DataParallel):
+            forward = _inside
+        elif type(module).forward in QUANTIZING:
+            forward = partial(_quantized, name=name, enabled=bool(module.fake_quant_enabled[0] == 1))
+        if forward is not None:
+            vars(module)["forward"] = MethodType(
+                forward, module
+            )  # a copy of the module binds it to itself
+
+
+def _inside(replicated: nn.DataParallel[Any], *args: Any, **kwargs: Any) -> Any:
+    return replicated.module(*args, **kwargs)
+
+
+def _quantized(module: Any, x: Tensor, *, name: str, enabled: bool) -> Tensor:
+    limits = module.activation_post_process.quant_min, module.activation_post_process.quant_max
+    if not enabled:
+        return x
+    if not module.is_per_channel:
+        return torch.fake_quantize_per_tensor_affine(x, module.scale, module.zero_point, *limits)
+    axis = module.ch_axis
+    if module.scale.numel() != x.shape[axis]:
+        raise GroupingError(f"{name} has no scale for each channel yet: run a training step first")
+    return torch.fake_quantize_per_channel_affine(x, module.scale, module.zero_point, axis, *limits)
