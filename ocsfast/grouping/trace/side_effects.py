@@ -71,7 +71,7 @@ def undisturbed(model: nn.Module, *, training: bool, real: bool = False) -> Iter
 
 
 def own_inputs(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call's arguments for one pass, with copies of their tensors: it may write to them, `x *= 255`."""
+    """A call's arguments for one pass, which may write to their tensors: copies."""
 
     def copy_of(x: Tensor) -> Tensor:
         return x.detach().clone().requires_grad_(x.requires_grad)
