@@ -131,6 +131,8 @@ class Trial:
     def __init__(self, model: nn.Module, families: Families, setting: Setting) -> None:
         self.setting = setting
         self.families = families
+        floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+        self._traced = next(floating, torch.float32)
         self._models = {False: self._prepared(model, training=False)}
         if changes_modes(model) and any(run.training for run in setting.runs):
             self._models[True] = self._prepared(model, training=True)
@@ -231,7 +233,7 @@ class Trial:
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
         """What a cut model and the whole one are both run in."""
-        with Double(), Settled(self._samples):
+        with Double(self._traced), Settled(self._samples):
             yield
 
     def _zeroed(self, pruned: Tensor, run: Run | None = None, noise: float = 0.0) -> list[Tensor]:

@@ -209,7 +209,8 @@ def einsum(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
             _name_kinds(walk, terms, result, vectors)
         # torch sums a letter of one operand alone away before it multiplies.
         every = [x for x in sizes if x in result or sum(x in term for term in terms) > 1]
-        walk.product(node, 1, [vectors.get(letter) for letter in every], [sizes[x] for x in every])
+        if any(sizes[x] > 1 and x not in result for x in every):  # else torch multiplies elements
+            walk.product(node, 1, [vectors.get(x) for x in every], [sizes[x] for x in every])
     return tuple(vectors.get(letter) for letter in result)
 
 
