@@ -152,6 +152,42 @@ def test_channels_stay_for_a_reason(between, reason):
     assert any(re.search(reason, f.reason) for f in families.frozen), families.frozen
 
 
+def written(how: str, x: Tensor) -> Tensor:
+    """Writes into a tensor or a view of it, and reads the tensor that the view is of."""
+    out = x + 1
+    if how == "a transposed view":
+        out.transpose(1, 2).mul_(x.transpose(1, 2))
+    elif how == "a diagonal":
+        out = x.transpose(1, 2) @ x
+        torch.diagonal(out, dim1=1, dim2=2).add_(1.0)
+        return x @ out
+    elif how == "its own shape":
+        out.transpose_(1, 2).transpose_(1, 2).unsqueeze_(0).squeeze_(0)
+    elif how == "neighbours":
+        out[..., 1:].add_(x[..., :-1])
+    elif how == "a flipped one":
+        out.copy_(x.flip(2))
+    else:
+        out = torch.empty(2, 6, 8)
+        torch.cat([x[..., :4], x[..., 4:]], -1, out=out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("how", "left"),
+    [
+        ("a transposed view", 8),
+        ("a diagonal", 8),
+        ("its own shape", 8),
+        ("neighbours", 0),  # all are tied to one another
+        ("a flipped one", 8),  # in pairs
+        ("a size of the code's own", 0),
+    ],
+)
+def test_what_is_written_through_a_view_reaches_its_base(how, left):
+    assert free(linears(lambda x: written(how, x)), "first.weight") == left
+
+
 class Pooled3d(nn.Module):
     def __init__(self) -> None:
         super().__init__()
