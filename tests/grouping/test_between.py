@@ -278,3 +278,25 @@ def test_packed_sequences_of_several_lengths(cell):
     cut_model(model, families, pruned)
     assert model.cell.hidden_size < 12
     assert torch.allclose(model(*batch), zeroed(*batch), atol=1e-12)
+
+
+class SplitAttention(nn.Module):
+    """ResNeSt's: every channel is a mixture of its two branches, shared out by a softmax over these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.share, self.second = nn.Conv2d(8, 16, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        n, _, h, w = x.shape
+        x = x.view(n, 2, -1, h, w)
+        share = self.share(x.sum(1).mean((2, 3), keepdim=True)).view(n, 1, 2, -1).transpose(1, 2)
+        return self.second((x * share.softmax(1).reshape(n, 2, -1, 1, 1)).sum(1))
+
+
+def test_branches_that_a_softmax_shares_out_stay_so_that_channels_may_go():
+    families = grouped(SplitAttention(), torch.randn(2, 3, 8, 8))
+    assert [f.size for f in families.families] == [8]
+    assert free(families, "first.weight") == free(families, "share.weight") == 16
