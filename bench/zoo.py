@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from zoo_repositories import MODELS as REPOSITORIES
 from zoo_transformers import MODELS, transformers_model
 
 Call = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]  # a model and what to call it with
@@ -266,11 +267,17 @@ def names() -> dict[str, list[str]]:
         "torchvision": list(lines(TORCHVISION)),
         "timm": list(lines(TIMM)),
         "transformers": list(MODELS),
+        "repositories": list(REPOSITORIES),
     }
 
 
 def build(library: str, name: str) -> Call:
     torch.manual_seed(0)
-    builders = {"torchvision": torchvision_model, "timm": timm_model, "transformers": transformers_model}
+    builders = {
+        "torchvision": torchvision_model,
+        "timm": timm_model,
+        "transformers": transformers_model,
+        "repositories": lambda name: REPOSITORIES[name](),
+    }
     model, args, kwargs = builders[library](name)
     return model.eval(), args, kwargs

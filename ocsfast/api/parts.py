@@ -106,7 +106,7 @@ class Parts:
         """
         optimizers = [self.optimizer, *self.copies.optimizers]
         model, changed = self.alive(), False
-        copies = self.copies.of(model)
+        copies, sharing = self.copies.of(model), self.copies.sharing(model)
         record = make_record(self.families, pruned, dict(model.named_parameters()), record_of(model))
         try:
             with cutting(model, self.families, pruned, optimizers, copies, record):
@@ -116,6 +116,8 @@ class Parts:
             if changed:
                 self.processes.rebuild()  # for the model as it was
             raise
+        for tensor, owner in sharing:
+            tensor.data = owner.data
         self.hooks.remove()
 
     def require_reachable(self) -> int:

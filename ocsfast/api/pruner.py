@@ -179,6 +179,14 @@ class Pruner:
         self._parts.require_attached()
         return self._evaluate(forced=True)
 
+    def end_loading(self) -> None:
+        """Let weights that arrive by `load_state_dict` cut the model no longer.
+
+        Needed where a copy of the model is pickled whole, to be read without ocsfast: what cuts it is a
+        hook, and pickles keep a mark of it.
+        """
+        self._load_hooks.remove()
+
     def detach(self) -> None:
         """Remove all hooks. The model stays as it is; this pruner cannot go on."""
         self._farewell.detach()

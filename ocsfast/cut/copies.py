@@ -60,6 +60,20 @@ class Copies:
         alive = (entry for entry in (hold() for hold in self._entries) if entry is not None)
         return [copy for entry in alive for copy in _copies_in(entry, model)]
 
+    def sharing(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """Tensors in the entries that share memory with the model's or a copy's, each with its owner.
+
+        An average may keep such tensors from one update to the next, as ultralytics' ModelEMA does. The
+        cut gives their owners other memory, and an average that went on with these would stand still.
+        """
+        copies = [copy for copy in self.of(model) if isinstance(copy, nn.Module)]
+        owners = [t for m in (model, *copies) for t in (*m.parameters(), *m.buffers())]
+        places = {_place(t): t for t in owners if _is_whole(t)}
+        known = set(map(id, owners))
+        entries = (entry for entry in (hold() for hold in self._entries) if entry is not None)
+        inside = (t for entry in entries for t in _tensors_in(list(_attributes(entry).values())))
+        return [(t, places[_place(t)]) for t in inside if id(t) not in known and _place(t) in places]
+
     def modules(self, model: nn.Module) -> list[nn.Module]:
         """Those copies that are modules: `load_state_dict` can be called on them."""
         return [copy for copy in self.of(model) if isinstance(copy, nn.Module)]
@@ -130,6 +144,26 @@ def _lists_in(entry: Any) -> Iterator[tuple[str, list[Tensor] | Mapping[str, Ten
             return
         if all(isinstance(t, Tensor) for t in given):
             yield "what its parameters() gives", given
+
+
+def _tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """The tensors in lists, tuples and dicts of these."""
+    if isinstance(value, Tensor):
+        if _is_whole(value):
+            yield value
+    elif isinstance(value, (list, tuple, Mapping)) and depth < 4:
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(part, depth + 1)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether its elements lie in memory of its own process."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.numel() > 0 and not tensor.is_meta
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Where its elements lie, and as what."""
+    return tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
 
 
 def _attributes(entry: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ocsfast.grouping.operators import is_composed, is_known
-from ocsfast.grouping.trace.nodes import COMPOSED, Node, writes
+from ocsfast.grouping.trace.nodes import COMPOSED, Node
 from ocsfast.grouping.trace.shapes import NUMBER
 
 
@@ -29,22 +29,24 @@ def spell_out(graph: torch.fx.GraphModule) -> None:
     changed = False
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-            compose = _composition(node)
+            compose = composition(node.target)
             changed |= compose is not None and _replaced(graph.graph, node, compose)
     if changed:
         graph.graph.lint()
         graph.recompile()
 
 
-def _composition(node: Node) -> Callable[..., Any] | None:
-    """A function that computes what the call does, of other operators; None where no need or no way."""
-    target: Any = node.target
+def composition(target: Any) -> Callable[..., Any] | None:
+    """A function that computes what an operator does, of other operators.
+
+    None where the operator needs none, since its labels are known, or where torch has none.
+    """
     if is_known(target):
         return None
     if is_composed(target):
         function: Callable[..., Any] = target.decompose
         return function
-    return None if writes(node) else _table().get(target)
+    return None if target._schema.is_mutable else _table().get(target)
 
 
 @cache

@@ -42,7 +42,7 @@ FREEZES = {
     r"linalg_(householder_product|polar|matrix_(exp|sqrth|rank)|tensor(inv|solve))": MATRICES,
     r"(log|slog)?det|p?inverse|svd|qr|matrix_exp|cholesky.*|lu_.*|triangular_solve": MATRICES,
     r"geqrf|orgqr|ormqr": MATRICES,
-    r"as_strided.*|set|set_data|data|resize.*|embedding_renorm|from_file": MEMORY,
+    r"as_strided.*|set|set_data|data|resize.*|from_file": MEMORY,
     r"(slice|select|diagonal)_scatter|fill_diagonal": MEMORY,
     r"_pack_padded_sequence|_pad_packed_sequence": "the lengths of the sequences lay out its rows",
     r"conv_tbc": "an older form of conv1d",
@@ -50,12 +50,12 @@ FREEZES = {
 
 # Operators that no model's code calls: kernels behind others, gradients, quantized and sparse layouts.
 INTERNAL = re.compile(
-    r"_.*|.*backward.*|.*_jvp|.*_copy|(mkldnn|cudnn|miopen|mps|xnnpack|fbgemm|onednn)_.*|native_.*"
+    r"_[^_].*|.*backward.*|.*_jvp|.*_copy|(mkldnn|cudnn|miopen|mps|xnnpack|fbgemm|onednn)_.*|native_.*"
     r"|(slow|thnn)_conv.*|conv_depthwise3d|convolution_overrideable|.*_forward|.*_functional"
     r"|(q_|quantize|fake_quantize|fused_moving_avg|choose_qparams).*|dequantize|int_repr|qscheme"
     r"|.*sparse.*|.*(coo|csr|csc)_.*|(ccol|crow|col|row)_indices|indices|values|coalesce|is_coalesced"
     r"|smm|sspaddmm|hspmm|.*nested.*|to_padded_tensor|to_mkldnn|to_dense|batch_norm_.*|lift"
-    r"|shallow_copy_data|slice_inverse|get_gradients|empty_quantized|retain_grad|max_pool1d_with_indices"
+    r"|shallow_copy_data|slice_inverse|get_gradients|empty_quantized|linalg__.*"
 )
 
 

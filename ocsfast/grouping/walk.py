@@ -12,6 +12,7 @@ from ocsfast.grouping.labels import Dims, Vector
 from ocsfast.grouping.trace.export import Trace
 from ocsfast.grouping.trace.nodes import Node, module_of, operator_name, shape, source_of, spoken
 from ocsfast.grouping.trace.origins import origins_of
+from ocsfast.grouping.trace.shapes import Place
 
 Value = Dims | list[Any] | None  # a tensor's labels, a list of them for several results, or none at all
 
@@ -154,7 +155,7 @@ class Walk:
             if isinstance(last, int) and last == vector.size:
                 self._counts((path, name), vector, self.reason(node))
 
-    def sized(self, node: Node, place: int, vector: Vector | None, size: int) -> None:
+    def sized(self, node: Node, place: Place, vector: Vector | None, size: int) -> None:
         """The integer at this place of the call (see `origins_of`) is `size`: it counts these indices.
 
         Where the model's code passed a module's attribute there, the attribute has to follow them.
@@ -164,8 +165,12 @@ class Walk:
             self._counts(origin[:2], vector, self.reason(node))
 
     def counted(self, node: Node, vector: Vector | None, size: int) -> None:
-        """As `sized`, at whatever place, where just one attribute among the arguments has this value."""
-        named = {origin[:2] for origin in origins_of(node).values() if origin[2] == size}
+        """As `sized`, at whatever place, where just one attribute among the arguments has this value.
+
+        The integers of a subscript are not looked at: each of them belongs to one dimension.
+        """
+        numbered = ((place, origin) for place, origin in origins_of(node).items() if type(place) is int)
+        named = {origin[:2] for _, origin in numbered if origin[2] == size}
         if len(named) == 1:
             self._counts(named.pop(), vector, self.reason(node))
 

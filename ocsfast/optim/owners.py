@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -92,17 +93,33 @@ def _several(owners: Sequence[Optimizer], trainable: Mapping[str, nn.Parameter])
         )
     _, *rest = sorted(parts, key=len, reverse=True)
     others = [name for part in rest for name in part]
+    last = "Where they share layers, as Muon matrices and AdamW biases and norms, only the first helps"
+    apart = _modules_of(parts)
+    if apart:
+        calls = " and ".join(f"ocsfast.step(model.{name}, ...)" for name in sorted(apart))
+        last = f"Or prune each as a model of its own, as a generator and a discriminator: {calls}"
     return (
         f"{begins}, each a part: this version goes by one. Make one optimizer of several param groups. "
         "Or, if the layers of all others may stay dense, pass optimizer= with the one, keep= with what "
         f"the others own (keep={_few(others)}), and also= with any that holds state of what is cut. "
-        "Where they share layers, as Muon the matrices and AdamW biases and norms, only the first helps"
+        f"{last}"
     )
 
 
 def _names_in(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[str]:
     mine = {id(p) for p in owned(optimizer)}
     return [name for name, p in parameters.items() if id(p) in mine]
+
+
+def _modules_of(parts: Sequence[Sequence[str]]) -> list[str]:
+    """The module in which each part lies, if no two parts lie in one; else none."""
+    modules = []
+    for names in parts:
+        paths = [name.split(".")[:-1] for name in names]
+        steps = itertools.takewhile(lambda step: len(set(step)) == 1, zip(*paths, strict=False))
+        modules.append(".".join(step for step, *_ in steps))
+    apart = all(not f"{a}.".startswith(f"{b}.") for a, b in itertools.permutations(modules, 2))
+    return modules if apart and all(modules) else []
 
 
 def _few(names: Sequence[str]) -> str:

@@ -204,6 +204,38 @@ def test_a_copy_among_an_objects_attributes_is_cut():
     ema.update(model)
 
 
+class Remembers:
+    """An average that keeps the tensors of both sides from its first update on."""
+
+    def __init__(self, model):
+        self.ema = copy.deepcopy(model)
+        self.pairs = None
+
+    def update(self, model):
+        if self.pairs is None:
+            ours, theirs = self.ema.state_dict(), model.state_dict()
+            names = [name for name in ours if ours[name].is_floating_point()]
+            self.pairs = [ours[name] for name in names], [theirs[name] for name in names]
+        torch._foreach_lerp_(*self.pairs, 0.5)
+
+
+def test_an_average_that_remembers_tensors_goes_on():
+    model = net()
+    optimizer, average = sgd(model), Remembers(model)
+    pruner = attach(model, optimizer, also=[average])
+    train(model, optimizer, 2)
+    average.update(model)
+    pruner.cut()
+    train(model, optimizer, 2, first=2)
+    before = {name: t.clone() for name, t in average.ema.state_dict().items()}
+    average.update(model)
+    for name, theirs in model.state_dict().items():
+        if theirs.is_floating_point():
+            wanted = (before[name] + theirs) / 2
+            torch.testing.assert_close(average.ema.state_dict()[name], wanted)
+    assert not torch.equal(average.ema.conv2.weight, before["conv2.weight"])
+
+
 class Gives:
     """Only a method gives the averages."""
 

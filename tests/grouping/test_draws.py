@@ -1,5 +1,6 @@
 """Networks that draw numbers, divide by what may go, or are not finite everywhere: none stays dense."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -54,12 +55,19 @@ DIVIDING = {
     "quantized": lambda net, h: ((h / net.scale).round() - h / net.scale).detach() + h * net.scale,
     "a root of what relu gives": lambda net, h: h.sqrt() + h.pow(-0.5) + torch.log(h),
 }
+BY_DTYPE = {  # what the code computes in a dtype of its own, or where the model has another
+    "a legacy constructor": lambda net, h: h * torch.sqrt(torch.FloatTensor([0.3])),
+    "an array": lambda net, h: h * torch.exp(torch.from_numpy(np.float32([0.3]))),
+    "a term by dtype": lambda net, h: h / (h.abs() + (1e-2 if h.dtype == torch.float32 else 1.0)),
+    "the limits of a dtype": lambda net, h: h + (h * 1e30).clamp(max=torch.finfo(h.dtype).max) * 1e-36,
+}
+EVERY = {**DRAWING, **DIVIDING, **BY_DTYPE}
 
 
-@pytest.mark.parametrize("middle", [*DRAWING, *DIVIDING])
+@pytest.mark.parametrize("middle", EVERY)
 def test_it_is_pruned_exactly(middle):
     torch.manual_seed(0)
-    model = Net({**DRAWING, **DIVIDING}[middle])
+    model = Net(EVERY[middle])
     facts = ocsfast.inspect(model, torch.randn(2, 8))
     assert facts.prunable > 0.9, facts
 

@@ -166,11 +166,11 @@ class SmallNet(nn.Module):
 
 
 def test_an_operator_without_a_rule_freezes_and_is_named():
-    model = SmallNet(between=lambda x: torch.renorm(x, 2, 1, 1.0))
+    model = SmallNet(between=lambda x: torch.native_layer_norm(x, x.shape[-1:], None, None, 0)[0])
     families = group(model, (torch.randn(2, 3, 8, 8),))
     assert [f.name for f in families.families] == ["second"]
     reasons = {f.where: f.reason for f in families.frozen}
-    assert "no rule for aten.renorm" in reasons["first"]
+    assert "no rule for aten.native_layer_norm" in reasons["first"]
     assert "test_grouping.py" in reasons["first"]
 
 
@@ -250,3 +250,30 @@ def test_where_the_model_itself_fails_the_error_names_place_and_cause():
 def test_unknown_engine():
     with pytest.raises(ConfigError, match="use one of labels, torch-pruning"):
         ocsfast.group(SmallNet(), torch.randn(2, 3, 8, 8), grouping="magic")
+
+
+@pytest.mark.parametrize("kind", [nn.ModuleList, lambda layers: nn.Sequential(*layers)])
+def test_slices_of_a_list_in_a_model_that_shares_a_module(kind):
+    """torch.export then names the layers by the slices, as "body.slice(1, None, None).0"."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            shared, self.stem, self.head = nn.ReLU(), nn.Conv2d(3, 4, 1), nn.Conv2d(7, 2, 1)
+            self.body = kind(
+                [nn.Sequential(nn.Conv2d(k, k + 1, 3, padding=1), shared) for k in (4, 5, 6, 7)]
+            )
+
+        def forward(self, x):
+            x = self.stem(x)
+            for layer in (*self.body[:2][:1], *self.body[1:-1]):
+                x = layer(x)
+            return self.head(x)
+
+    model, x = Net(), torch.randn(2, 3, 5, 5)
+    families = group(model, (x,))
+    found = {family.name: family.size for family in families.families}
+    assert found == {"stem": 4, "body.0.0": 5, "body.1.0": 6, "body.2.0": 7}
+    counted = {(a.module, a.name) for a in families.attributes}
+    assert {("body.1.0", "in_channels"), ("body.2.0", "out_channels")} <= counted
+    assert {product.where for product in families.macs} == {*found, "head"}

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ocsfast.grouping.engines import group
 from ocsfast.grouping.macs import _formulas, count_macs
+from ocsfast.ops.cost import build_cost_model
 
 
 def torchs(call: Callable[[], object]) -> int:
@@ -108,3 +110,32 @@ def test_attention_with_values_of_another_width_than_keys():
     # The CPU runs unequal widths unfused; a GPU may not.
     formula = _formulas()[torch.ops.aten._scaled_dot_product_flash_attention]
     assert formula(query.shape, key.shape, value.shape) == 2 * macs
+
+
+class Summing(nn.Module):
+    """A parameter of [3, 4] meets what a layer makes of the input, in an einsum."""
+
+    def __init__(self, equation: str, rows: int) -> None:
+        super().__init__()
+        self.first, self.weight = nn.Linear(5, 4), nn.Parameter(torch.randn(rows, 4))
+        self.equation = equation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum(self.equation, self.first(x), self.weight)
+
+
+@pytest.mark.parametrize(
+    ("equation", "rows", "expected"),
+    [
+        ("nc,kc->nk", 3, 12),
+        ("nc,kd->nckd", 3, 0),  # an outer product sums nothing
+        ("nc,kc->nkc", 3, 0),
+        ("nc,kc->nc", 1, 0),  # a sum over one row
+    ],
+)
+def test_an_einsum_costs_what_torch_sums(equation: str, rows: int, expected: int) -> None:
+    model, x = Summing(equation, rows), torch.randn(2, 5)
+    families = group(model, (x,))
+    predicted = build_cost_model(families, families.macs, "MACs")([f.size for f in families.families])
+    with torch.no_grad():
+        assert 2 * predicted == count_macs(lambda: model(x)) == 2 * (5 * 4 + expected)

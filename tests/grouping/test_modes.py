@@ -3,17 +3,20 @@
 import copy
 import dataclasses
 import logging
+from collections import OrderedDict
 
 import pytest
 import torch
 from helpers.untouched import attach, unchanged
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 import ocsfast
 from ocsfast.grouping.engines import by_labels
 from ocsfast.grouping.proof.trials import Trial, proved
 from ocsfast.grouping.scope import Scope
+from ocsfast.grouping.trace.export import trace
 
 CLASSES, WIDTH = 4, 12
 
@@ -321,3 +324,30 @@ def test_a_mode_that_freezes_is_put_back():
     model = Freezing(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     x = torch.randn(2, 8)
     assert not unchanged(model, lambda: attach(model, x))
+
+
+class Named(OrderedDict):
+    """An output that torch takes apart without a name for what is inside, as those of diffusers."""
+
+
+pytree.register_pytree_node(
+    Named,
+    lambda named: (list(named.values()), list(named)),
+    lambda values, names: Named(zip(names, values, strict=True)),
+)
+
+
+class Both(Deep):
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        self.kept = Named(feature=x, more=[x.sum()])
+        return Named(logits=self.head(F.relu(self.b(x))), others=(self.aux(x),))
+
+
+def test_outputs_that_are_registered_without_names():
+    model, x = Both(), image()
+    traced = trace(model, (x,), {}, training=False)
+    assert traced.outputs == ("logits", "others.0")
+    assert traced.left == ("kept['feature']", "kept['more'][0]")
+    families = ocsfast.group(model, x, outputs=("logits",))
+    assert {f.name: f.size for f in families.families} == {"a": WIDTH, "b": WIDTH, "aux": CLASSES}

@@ -159,3 +159,32 @@ def test_a_dict_that_blocks_share_names_each_blocks_heads():
     families = group(model, (torch.randn(2, 5, 6),))
     assert sum(f.kind == "head" for f in families.families) == 2
     assert shared == {"heads": 4}
+
+
+class Octave(nn.Module):
+    """One weight, sliced in both dimensions by attributes: two widths of one value each."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.stem, self.high_in = nn.Linear(5, width), width
+        self.weight, self.high_out = nn.Parameter(torch.randn(2 * width, 2 * width)), width
+        self.high, self.low = nn.Linear(width, 3), nn.Linear(width, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.cat([x, x.sin()], -1)
+        low_to_low = self.weight[self.high_out :, self.high_in :]
+        high_to_high = self.weight[0 : self.high_out, 0 : self.high_in]
+        high = x[..., : self.high_in] @ high_to_high.T
+        return self.high(high) + self.low(x[:, self.high_in :] @ low_to_low.T)
+
+
+def test_each_slice_of_a_subscript_follows_its_own_dimension():
+    model = Octave(6)
+    families = group(model, (torch.randn(2, 5),))
+    assert not families.frozen or all("model output" in f.reason for f in families.frozen)
+    counted = {a.name: set(a.groups.tolist()) for a in families.attributes}
+    rows = {a.tensor: a.groups for a in families.axes if a.axis == 0}
+    assert counted["high_in"] == set(rows["stem.weight"].tolist())
+    assert counted["high_out"] == set(rows["weight"][:6].tolist())
+    assert len(families.families) == 3

@@ -10,6 +10,8 @@ from helpers.blocks.attention import SeparateAttention
 from helpers.blocks.convolutional import C2f, UNet
 from helpers.blocks.gates import Mixer, SwiGlu, Vit
 from helpers.blocks.parts import Classifier, Conv, Sequence
+from helpers.blocks.recurrent import Cells, Packed
+from helpers.blocks.statistics import ChannelAttention, Clusters, Distances, Pooled, SpatialGate
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -97,6 +99,25 @@ def unet():
     return UNet(4)
 
 
+def over_channels():
+    """Extremes and a softmax over channels, places of maxima."""
+    return Classifier(
+        nn.Sequential(SpatialGate(), Conv(8, 8, 3), ChannelAttention(), Pooled(8), Conv(8, 6)), 8, 6
+    )
+
+
+def over_features():
+    return Sequence(nn.Sequential(Clusters(), Distances()))
+
+
+def cells():
+    return Cells()
+
+
+def packed():
+    return Packed(nn.LSTM)
+
+
 def swin():
     timm = pytest.importorskip("timm")
     return timm.models.SwinTransformer(
@@ -152,6 +173,10 @@ MODELS = {
     mobile_v3: lambda: image(32),
     mixer: lambda: torch.randn(2, 6, 7),
     unet: lambda: image(12),
+    over_channels: lambda: image(8),
+    over_features: lambda: torch.randn(2, 6, 7),
+    cells: lambda: torch.randn(2, 3, 7),
+    packed: lambda: (torch.randint(20, (2, 6)), torch.tensor([4, 6])),
     swin: lambda: image(16),
     llama: lambda: torch.randint(17, (2, 6)),
     t5: lambda: torch.randint(17, (2, 6)),
@@ -206,7 +231,7 @@ def caught(trial):
 def test_every_mutation_is_caught(make):
     torch.manual_seed(3)
     model, x = make(), MODELS[make]()
-    families, setting = by_labels(model, (x,), {}, Scope())
+    families, setting = by_labels(model, x if isinstance(x, tuple) else (x,), {}, Scope())
     with torch.no_grad():
         trial = Trial(model, families, setting)
         families = trial.families = exact(trial)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.networks import OPTIMIZERS, batch, net, sgd, train
 from torch import nn
+from torch.nn import functional as F
 
 import ocsfast
 from ocsfast import StateError
@@ -107,6 +108,45 @@ def test_two_owners_of_the_same_layers():
     del muon, rest
     ocsfast.attach(model, 0.3, optimizer=one, **here).cut()
     stepped(model, [one])
+
+
+def test_two_owners_of_a_module_each():
+    """A generator and a discriminator in one module: the message leads to a cut of each."""
+
+    class Gan(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.generator = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 6))
+            self.critic = nn.Sequential(nn.Linear(6, 16), nn.LeakyReLU(), nn.Linear(16, 1))
+
+        def forward(self, noise):
+            return self.critic(self.generator(noise))
+
+    torch.manual_seed(0)
+    gan, real = Gan(), torch.randn(32, 6)
+    parts = (gan.generator, gan.critic)
+    making, judging = (torch.optim.Adam(part.parameters(), lr=1e-2) for part in parts)
+
+    def epoch():
+        for _ in range(4):
+            noise = torch.randn(32, 4)
+            judging.zero_grad()
+            fake = gan.critic(gan.generator(noise).detach())
+            (F.softplus(fake) + F.softplus(-gan.critic(real))).mean().backward()
+            judging.step()
+            making.zero_grad()
+            F.softplus(-gan(noise)).mean().backward()
+            making.step()
+
+    epoch()
+    said = r"each a part.*: ocsfast.step\(model.critic, ...\) and ocsfast.step\(model.generator, ...\)"
+    with pytest.raises(StateError, match=said):
+        ocsfast.step(gan, 0.5)
+    for _ in range(10):
+        reports = [ocsfast.step(part, 0.5, epochs=10) for part in parts]
+        epoch()
+    assert [report.stage for report in reports] == ["pruned", "pruned"]
+    assert [part[0].out_features for part in parts] == [8, 8]
 
 
 def test_a_parameter_that_nobody_owns_is_named():

@@ -3,6 +3,7 @@
 import ast
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,11 @@ from safetensors.torch import load_file
 
 DOCS = Path(__file__).parents[2] / "docs" / "training"
 PRUNED = re.compile(r"pruned: ([\d,]+) of ([\d,]+) MACs")
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "1"}
+NEEDED = {
+    "ultralytics": ("ultralytics", "onnx", "onnxruntime"),
+    "diffusion": ("diffusers", "accelerate"),
+}
 
 
 def write_script(folder, name):
@@ -59,6 +64,9 @@ def test_every_page_runs(name, tmp_path):
         pytest.skip("it runs in the tests of resuming")
     if name == "cuda-graphs" and not torch.cuda.is_available():
         pytest.skip("it needs a GPU; without one it runs in the tests of the clock")
+    missing = [package for package in NEEDED.get(name, ()) if find_spec(package) is None]
+    if missing:
+        pytest.skip(f"it needs {', '.join(missing)}")
     write_script(tmp_path, name)
     reached(run(tmp_path))
 

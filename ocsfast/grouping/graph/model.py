@@ -22,7 +22,7 @@ from ocsfast.grouping.refusals import require_prunable
 from ocsfast.grouping.trace.batch import BATCH, with_batch
 from ocsfast.grouping.trace.export import trace
 from ocsfast.grouping.trace.failures import cause
-from ocsfast.grouping.trace.side_effects import undisturbed
+from ocsfast.grouping.trace.side_effects import own_inputs, undisturbed
 from ocsfast.grouping.trace.stand_ins import QUANTIZING
 from ocsfast.grouping.trace.trees import PLAIN, leaves_with_paths, teach, teach_kinds
 
@@ -190,8 +190,9 @@ def _compare(model: nn.Module, graph: nn.Module, args: Any, kwargs: Any) -> None
     for one in (model, graph):
         with undisturbed(one, training=False, real=True):
             torch.manual_seed(0)
+            own_args, own_kwargs = own_inputs(args, kwargs)
             try:
-                leaves = pytree.tree_leaves(one(*args, **kwargs))
+                leaves = pytree.tree_leaves(one(*own_args, **own_kwargs))
             except OcsfastError:
                 raise
             except Exception as error:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ocsfast.grouping.proof.draws import settled
 from ocsfast.grouping.trace.packed import FullLength
 
+DTYPE: Any = Tensor.dtype.__get__  # type: ignore[attr-defined]
 GROUPED_MM = ("grouped_mm", "_grouped_mm")
 RELU = ("relu", "relu_")
 # Fake quantization, and the names of its arguments as far as they say which scale is of which channel.
@@ -35,9 +36,18 @@ SINGULAR = frozenset(
 class Double(FullLength):
     """While it is entered, casts to narrower types give float64, so that rounding stays at 1e-16.
 
-    It also gives packed sequences their full length, and replaces ReLU by `bent`, and `grouped_mm` and
-    fake quantization, which torch has for float32 only.
+    So do tensors of narrower types that the code makes in a way of its own, such as
+    `torch.FloatTensor([0.5])`. What code asks for its dtype says that of the trace: it then takes the
+    same branch, and the same `torch.finfo`. It also gives packed sequences their full length, and replaces
+    ReLU by `bent`, and `grouped_mm` and fake quantization, which torch has for float32 only.
+
+    Args:
+        traced: the floating-point dtype of the model in the trace.
     """
+
+    def __init__(self, traced: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self._traced = traced
 
     def __enter__(self) -> Any:
         self._default = torch.get_default_dtype()
@@ -51,10 +61,15 @@ class Double(FullLength):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func == DTYPE:
+            known = func(*args)
+            return self._traced if known == torch.float64 else known
         if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
             func = Tensor.double
         args, kwargs = doubled((args, kwargs or {}))
         name = getattr(func, "_opname", getattr(func, "__name__", ""))  # an operator's, or a function's
+        if not name.endswith("_"):  # such as `add_`, `__setitem__`, `__get__`, which are of one tensor
+            args, kwargs = pytree.tree_map_only(Tensor, _widened, (args, kwargs))
         if name in GROUPED_MM:
             return grouped_mm(*args, **(kwargs or {}))
         if name in RELU:
@@ -101,6 +116,11 @@ def _tame(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     for finite in usable:
         undefined = undefined & finite
     return out.masked_fill_(undefined, 0)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """A floating-point tensor in float64."""
+    return x.double() if x.is_floating_point() and x.dtype != torch.float64 else x
 
 
 def doubled(arguments: Any) -> Any:

@@ -29,7 +29,7 @@ from ocsfast.grouping.proof.weights import calibrate, random_input, randomize
 from ocsfast.grouping.time_limit import TimeLimit
 from ocsfast.grouping.trace.batch import BATCH
 from ocsfast.grouping.trace.export import Trace
-from ocsfast.grouping.trace.side_effects import changes_modes, undisturbed
+from ocsfast.grouping.trace.side_effects import changes_modes, own_inputs, undisturbed
 
 logger = logging.getLogger("ocsfast")
 
@@ -131,6 +131,8 @@ class Trial:
     def __init__(self, model: nn.Module, families: Families, setting: Setting) -> None:
         self.setting = setting
         self.families = families
+        floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+        self._traced = next(floating, torch.float32)
         self._models = {False: self._prepared(model, training=False)}
         if changes_modes(model) and any(run.training for run in setting.runs):
             self._models[True] = self._prepared(model, training=True)
@@ -138,7 +140,7 @@ class Trial:
         self._samples = setting.runs[0].graph.samples if setting.runs else BATCH
         with self._arithmetic():
             for prepared in self._models.values():
-                calibrate(prepared, *self.inputs)
+                calibrate(prepared, *own_inputs(*self.inputs))
 
     def _prepared(self, model: nn.Module, training: bool) -> nn.Module:
         """A float64 copy with random weights.
@@ -231,20 +233,20 @@ class Trial:
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
         """What a cut model and the whole one are both run in."""
-        with Double(), Settled(self._samples):
+        with Double(self._traced), Settled(self._samples):
             yield
 
     def _zeroed(self, pruned: Tensor, run: Run | None = None, noise: float = 0.0) -> list[Tensor]:
         """The outputs of the whole model, every slice of the pruned groups being zero."""
         state = self._zeroed_state(pruned, run, noise)
         if run is None:
-            args, kwargs = self.inputs
+            args, kwargs = own_inputs(*self.inputs)
             with self._arithmetic():
                 return self._outputs(functional_call(self._model(run), state, args, kwargs), None)
         reference = Reference(run.graph, run.training, self.families, pruned)
         try:
             with self._arithmetic():
-                out = run.graph.run(reference, state, self.inputs)
+                out = run.graph.run(reference, state, own_inputs(*self.inputs))
         except Exception as error:
             first = str(error).strip().partition("\n")[0]
             raise GraphFails(
@@ -275,12 +277,13 @@ class Trial:
         """The outputs of a copy of the module from which the groups were cut."""
         subject = copied(self._model(run))
         remove_groups(subject, self.families, pruned)
-        args, kwargs = self.inputs
         with self._arithmetic():
             if run is not None and run.training and True not in self._models:
                 subject.train()
+            args, kwargs = own_inputs(*self.inputs)
             out = self._outputs(subject(*args, **kwargs), run)
             if self.setting.training and not any(run.training for run in self.setting.runs):
+                args, kwargs = own_inputs(*self.inputs)
                 subject.train()(*args, **kwargs)  # its shapes have to fit
         return out
 

@@ -12,7 +12,7 @@ from ocsfast.grouping.walk import Value, Walk
 # They fill the tensor with one value, or draw every element from one distribution.
 FACTORIES = (
     *("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"),
-    *("rand", "randn", "randint"),
+    *("rand", "randn", "randint", "empty_strided", "empty_permuted", "new_empty_strided"),
 )
 
 

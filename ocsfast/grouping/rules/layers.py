@@ -172,6 +172,14 @@ def embedding(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     return (*[None] * len(shape(args["indices"])), width)
 
 
+@rule("embedding_renorm")
+def embedding_renorm(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """self [rows, width]: rows longer than `max_norm` are scaled. Zeros add nothing to a norm."""
+    dims = walk.dims(args["self"])
+    walk.labels.freeze(dims[0], walk.reason(node))
+    return dims
+
+
 @rule("embedding_bag")
 def embedding_bag(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """weight [rows, width] -> [bags, width], and three results that count rows and bags.

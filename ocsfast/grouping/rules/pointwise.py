@@ -10,7 +10,7 @@ from ocsfast.grouping.trace.nodes import Node, shape
 from ocsfast.grouping.walk import Value, Walk, per_result
 
 
-@rule("pointwise", "where", "masked_fill", "complex", "polar", "normal", "binomial")
+@rule("pointwise", "where", "masked_fill", "complex", "polar", "normal", "binomial", "floor_divide")
 def pointwise(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """Operands broadcast: aligned from the right, dimensions of equal size have equal labels."""
     value = node.meta["val"]

@@ -170,10 +170,14 @@ def distance(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     return ()
 
 
-@rule("outer", "ger")
+@rule("outer", "ger", "addr")
 def outer(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """a [m], b [n] -> [m, n]."""
-    return (walk.dims(node.args[0])[0], walk.dims(node.args[1])[0])
+    """a [m], b [n] -> [m, n]; `addr` adds that to its first argument, which broadcasts."""
+    a, b = (args["vec1"], args["vec2"]) if "vec1" in args else (args["self"], args["vec2"])
+    result = (*walk.dims(a), *walk.dims(b))
+    if a is not args["self"]:
+        _added(walk, args["self"], result, shape(node), walk.reason(node))
+    return result
 
 
 @rule("einsum")
@@ -205,7 +209,8 @@ def einsum(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
             _name_kinds(walk, terms, result, vectors)
         # torch sums a letter of one operand alone away before it multiplies.
         every = [x for x in sizes if x in result or sum(x in term for term in terms) > 1]
-        walk.product(node, 1, [vectors.get(letter) for letter in every], [sizes[x] for x in every])
+        if any(sizes[x] > 1 and x not in result for x in every):  # else torch multiplies elements
+            walk.product(node, 1, [vectors.get(x) for x in every], [sizes[x] for x in every])
     return tuple(vectors.get(letter) for letter in result)
 
 

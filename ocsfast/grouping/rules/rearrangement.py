@@ -91,8 +91,10 @@ def slice_(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     whole = dims[dim]
     dims[dim] = taken(whole, first, stop, step)
     if whole is not None and step == 1:
+        walk.sized(node, (dim, "stop"), whole[:stop], stop)
         walk.counted(node, whole[:stop], stop)
         if first > 0:
+            walk.sized(node, (dim, "start"), whole[:first], first)
             walk.counted(node, whole[:first], first)
         if "length" in args:
             walk.counted(node, dims[dim], stop - first)

@@ -40,9 +40,11 @@ def contract(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
 def average(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """A reduced dimension may lose indices; the average then runs over those that are left."""
     dims = walk.dims(node.args[0])
-    for d in reduced_dims(args, len(dims)):
+    reduced = reduced_dims(args, len(dims))
+    for d in reduced:
         walk.statistic(node, d, dims[d])
-        walk.kind("width", dims[d])
+        if len(reduced) < len(dims):  # a loss averages over everything
+            walk.kind("width", dims[d])
     return _reduced(walk, node, args)
 
 
@@ -93,9 +95,9 @@ def shared_out(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     return dims
 
 
-@rule("cumsum")
-def cumulate(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
-    """x [.., n, ..] -> the same shape. Zeros add nothing to what stands behind them."""
+@rule("cumsum", "renorm")
+def adding(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
+    """x -> the same shape. Zeros add nothing to the sums behind them, nor to the norm of a slice."""
     return walk.dims(node.args[0])
 
 

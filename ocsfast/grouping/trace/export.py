@@ -21,6 +21,7 @@ from ocsfast.core.errors import GroupingError, OcsfastError
 from ocsfast.grouping.trace.batch import BATCH, with_batch
 from ocsfast.grouping.trace.failures import cause, way_out
 from ocsfast.grouping.trace.inlining import inline
+from ocsfast.grouping.trace.nodes import name_sliced
 from ocsfast.grouping.trace.origins import origins
 from ocsfast.grouping.trace.outputs import all_outputs, names_of, returns_both
 from ocsfast.grouping.trace.packed import FullLength
@@ -117,6 +118,7 @@ def trace(
         raise NotExported(why, made + advice) from None
     state, constants = _state_of(program)
     autocast = inline(program.graph_module)
+    name_sliced(program.graph_module.graph, model)
     spec = program.call_spec.out_spec
     assert spec is not None
     own, left = spec.children() if returns_both(model) else (spec, pytree.tree_structure({}))

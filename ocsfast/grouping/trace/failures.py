@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ocsfast.core.errors import GroupingError, OcsfastError
-from ocsfast.grouping.trace.side_effects import undisturbed
+from ocsfast.grouping.trace.side_effects import own_inputs, undisturbed
 
 NOT_THE_USERS = r"^<|/torch/|/ocsfast/grouping/"  # files of a traceback that no user wrote
 
@@ -43,8 +43,9 @@ def require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     said = []
     for training in (False, True):
         with undisturbed(model, training=training, real=True), torch.no_grad():
+            own_args, own_kwargs = own_inputs(args, kwargs)
             try:
-                model(*args, **kwargs)
+                model(*own_args, **own_kwargs)
                 return
             except OcsfastError:
                 raise

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Node = torch.fx.Node
 COMPOSED = "ocsfast_composed"  # key of the metadata of a node that stands for a part of an operator
@@ -48,10 +48,14 @@ def writes(node: Node) -> bool:
 
 
 def written(node: Node) -> list[tuple[Node, int]]:
-    """The tensors that the operator changes and returns, each with the number of that result."""
-    if not writes(node):
+    """The tensors that the operator changes and returns, each with the number of that result.
+
+    `x.transpose_(0, 1)` changes no entry of x, and the graph goes on with its result.
+    """
+    target: Any = node.target
+    if not writes(node) or torch.Tag.inplace_view in target.tags:
         return []
-    schema = node.target._schema  # type: ignore[union-attr]
+    schema = target._schema
     given, found = arguments(node), []
     for place, result in enumerate(schema.returns):
         for argument in schema.arguments:
@@ -67,19 +71,28 @@ def is_pointwise(target: Any) -> bool:
     """Whether an operator works element by element, on operands that broadcast.
 
     torch tags overloads, and not all of them: `gelu` is tagged and `gelu_` is not, `add.Tensor` is and
-    `add.Scalar` is not. One tag speaks for all overloads, and for the same operator in place.
+    `add.Scalar` is not. A tag speaks for the other overloads that ask for the same arguments, and for
+    the same operator in place: not for `max(x)`, of which `max(x, other)` is tagged.
     """
     if not isinstance(target, torch._ops.OpOverload):
         return False
+    if torch.Tag.pointwise in target.tags:
+        return True
     name = str(target.overloadpacket.__name__)
-    packets = {name} if name.startswith("_") else {name, name.rstrip("_")}
+    plain = re.sub(r"^__i(?!n)", "__", name) if name.startswith("_") else name.rstrip("_")
     space = getattr(torch.ops, target.namespace)
     return any(
-        torch.Tag.pointwise in getattr(packet, overload).tags
-        for packet in (getattr(space, known, None) for known in packets)
+        torch.Tag.pointwise in known.tags and _required(known) == _required(target)
+        for packet in (target.overloadpacket, getattr(space, plain, None))
         if packet is not None
-        for overload in packet.overloads()
+        for known in (getattr(packet, overload) for overload in packet.overloads())
     )
+
+
+def _required(target: Any) -> list[str]:
+    """The names of the arguments that a call has to give, but for tensors to write into."""
+    every = target._schema.arguments
+    return [a.name for a in every if not a.has_default_value() and not a.is_out]
 
 
 def shape(node: Any) -> tuple[int, ...]:
@@ -93,6 +106,36 @@ def module_of(node: Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
     return re.sub(r"@\d+", "", path)  # torch writes "@1" behind the second call of one module
+
+
+def name_sliced(graph: torch.fx.Graph, model: nn.Module) -> None:
+    """Give modules their own names where torch.export names them by a slice of the list they lie in.
+
+    It does so in a model that uses some module in two places, an activation say: "blocks.slice(1, None,
+    None).0" is "blocks.1". A slice of a Sequential keeps its entries' names, one of a ModuleList counts
+    anew.
+    """
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        if any("slice(" in path for path, *_ in stack.values()):
+            node.meta["nn_module_stack"] = {
+                key: (_unsliced(model, path), *rest) for key, (path, *rest) in stack.items()
+            }
+
+
+def _unsliced(model: nn.Module, path: str) -> str:
+    names: list[str] = []
+    kept: range | None = None  # the entries of the list so far that a slice has left
+    for part in re.findall(r"slice\(.*?\)|[^.]+", re.sub(r"@\d+", "", path)):
+        holder: Any = model.get_submodule(".".join(names))
+        if part.startswith("slice("):
+            bounds = (None if bound == "None" else int(bound) for bound in part[6:-1].split(", "))
+            kept = (range(len(holder)) if kept is None else kept)[slice(*bounds)]
+            continue
+        counted = kept is not None and isinstance(holder, nn.ModuleList)
+        names.append(str(kept[int(part)]) if counted and kept else part)
+        kept = None
+    return ".".join(names)
 
 
 def source_of(node: Node) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ocsfast.cut.sizes import OF_EVERY_MODULE, with_sizes
-from ocsfast.grouping.trace.shapes import SIZES, remembered, sizes_in
+from ocsfast.grouping.trace.shapes import SIZES, Place, remembered, sizes_in
 
 ORIGINS = "ocsfast_origins"  # key of a node's metadata: place -> (module, name, value)
 
@@ -70,10 +70,12 @@ class _Origins(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         first = int(bool(args) and isinstance(args[0], Tensor))
-        numbers = _integers([*args[first:], *kwargs.values()])
-        origins = {k: (n.module, n.name, int(n)) for k, n in enumerate(numbers) if isinstance(n, Origin)}
+        numbers: dict[Place, int] = dict(enumerate(_integers([*args[first:], *kwargs.values()])))
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            numbers = _subscripts(args[1], args[0].dim())
+        origins = {k: (n.module, n.name, int(n)) for k, n in numbers.items() if isinstance(n, Origin)}
         sizes = sizes_in(numbers)
-        for number in numbers:
+        for number in numbers.values():
             if isinstance(number, Origin):
                 number.use()
         if not origins and not sizes:
@@ -95,11 +97,34 @@ def _integers(values: Iterable[Any]) -> list[int]:
     return found
 
 
-def origins_of(node: torch.fx.Node) -> dict[int, tuple[str, str, int]]:
+def _subscripts(index: Any, rank: int) -> dict[Place, int]:
+    """All integers in the subscript of a tensor of so many dimensions, by where they stand.
+
+    torch makes a node of each slice. Which of its dimensions that cuts is counted as torch does, from
+    the left, in the tensor that the entries before it have made.
+    """
+    entries = index if isinstance(index, tuple) else (index,)
+    masks = (e.dim() for e in entries if isinstance(e, Tensor) and e.dtype in (torch.bool, torch.uint8))
+    taken = sum(e is not None and e is not Ellipsis for e in entries) + sum(n - 1 for n in masks)
+    found: dict[Place, int] = {}
+    dim = 0
+    for entry in entries:
+        if isinstance(entry, slice):
+            parts = {"start": entry.start, "stop": entry.stop, "step": entry.step}
+            found.update({(dim, part): n for part, n in parts.items() if isinstance(n, int)})
+        elif isinstance(entry, int) and not isinstance(entry, bool):
+            found[dim, f"at {len(found)}"] = entry  # such an entry leaves no dimension behind
+            continue
+        dim += rank - taken if entry is Ellipsis else 1
+    return found
+
+
+def origins_of(node: torch.fx.Node) -> dict[Place, tuple[str, str, int]]:
     """Which integers of a call are attributes: their place -> (module, name, value).
 
     A place counts the integers behind the tensor that the call is of. In `x.view(2, 3, self.heads)`
-    place 2 is `self.heads`.
+    place 2 is `self.heads`. In a subscript it is a dimension and a part of its slice: in
+    `x[:, : self.width]` place (1, "stop") is `self.width`.
     """
     return dict(node.meta.get("custom", {}).get(ORIGINS, {}))
 

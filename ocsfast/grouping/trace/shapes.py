@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 NUMBER = "ocsfast_number"  # of a node whose tensor was asked for its shape: a number that names it
 SIZES = "ocsfast_sizes"  # of a node that was given such a size: place -> (number, dimension)
 _next = count()
+Place = int | tuple[int, str]  # of an integer among those of a call; see `origins.origins_of`
 
 
 class SizeOf(int):
@@ -62,17 +63,17 @@ def _number_of(tensor: Tensor) -> int | None:
     return int(custom[NUMBER])
 
 
-def sizes_in(numbers: list[int]) -> dict[int, tuple[int, int]]:
+def sizes_in(numbers: dict[Place, int]) -> dict[Place, tuple[int, int]]:
     """Place among a call's integers -> (number of the tensor's node, dimension), for each `SizeOf`."""
-    return {k: (n.number, n.dim) for k, n in enumerate(numbers) if isinstance(n, SizeOf)}
+    return {k: (n.number, n.dim) for k, n in numbers.items() if isinstance(n, SizeOf)}
 
 
-def whose_size(node: torch.fx.Node, place: int) -> tuple[torch.fx.Node, int] | None:
+def whose_size(node: torch.fx.Node, place: Place) -> tuple[torch.fx.Node, int] | None:
     """The tensor and dimension whose size the integer at this place of the call is; None: no size."""
     return sizes_of(node).get(place)
 
 
-def sizes_of(node: torch.fx.Node) -> dict[int, tuple[torch.fx.Node, int]]:
+def sizes_of(node: torch.fx.Node) -> dict[Place, tuple[torch.fx.Node, int]]:
     """Every integer of the call that is a tensor's size: its place -> (the tensor, the dimension)."""
     known = node.meta.get("custom", {}).get(SIZES, {})
     if not known:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ocsfast.core.errors import GroupingError
 from ocsfast.grouping.trace.snapshot import Snapshot
@@ -67,6 +68,16 @@ def undisturbed(model: nn.Module, *, training: bool, real: bool = False) -> Iter
         stand_in(model)
         snapshot.bypass_caches()
         yield snapshot
+
+
+def own_inputs(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments with copies of their tensors, for one pass that may write to them."""
+
+    def copy_of(x: Tensor) -> Tensor:
+        return x.detach().clone().requires_grad_(x.requires_grad)
+
+    args, kwargs = pytree.tree_map_only(Tensor, copy_of, (args, kwargs))
+    return tuple(args), kwargs
 
 
 def changes_modes(model: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from helpers.blocks import attention, calls, convolutional, gates, modules, recurrent
+from helpers.blocks import attention, calls, convolutional, gates, modules, recurrent, statistics
 from helpers.blocks.parts import Case
 
 _CASES: tuple[Callable[[], Case], ...] = (
@@ -49,6 +49,15 @@ _CASES: tuple[Callable[[], Case], ...] = (
     attention.conv_attention,
     recurrent.lstm,
     recurrent.gru,
+    recurrent.cells,
+    recurrent.packed_lstm,
+    recurrent.packed_gru,
+    statistics.spatial_gate,
+    statistics.channel_attention,
+    statistics.clusters,
+    statistics.distances,
+    statistics.unpooled,
+    statistics.bilinear,
     gates.glu,
     gates.swiglu_chunk,
     gates.swiglu_slice,

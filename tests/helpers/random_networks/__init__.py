@@ -8,6 +8,8 @@ from torch import nn
 
 from helpers.blocks.attention import EagerAttention, EinsumAttention, FusedAttention, SeparateAttention
 from helpers.blocks.gates import Glu, LayerScale, Mixer, RmsNorm, SwiGlu
+from helpers.blocks.recurrent import Stepwise
+from helpers.blocks.statistics import Clusters, Distances
 from helpers.random_networks.images import WIDTHS, Draw, conv, image_step
 from helpers.random_networks.steps import ClassToken, Parallel, Pick, Tokens
 from helpers.random_networks.taps import TAPS, Watched
@@ -40,9 +42,11 @@ def token_step(draw: Draw, c: int, length: int) -> tuple[nn.Module, int]:
             )
         )
     else:
-        how = draw(st.sampled_from(("swiglu", "mlp", "glu", "chunk", "slice")))
+        how = draw(st.sampled_from(("swiglu", "mlp", "glu", "chunk", "slice", "whole", "whole")))
         if how == "swiglu":
             body = SwiGlu(c)
+        elif how == "whole":
+            body = draw(st.sampled_from((Clusters, Distances, Stepwise)))(c)
         elif how == "mlp":
             body = nn.Sequential(nn.Linear(c, 12), nn.GELU(), nn.Linear(12, c))
         else:

@@ -10,7 +10,9 @@ from torch import nn
 
 from helpers.blocks.attention import ConvAttention
 from helpers.blocks.convolutional import Bottleneck, C2f, ShuffleUnit, SqueezeExcite, SqueezeExciteLinear
+from helpers.blocks.statistics import ChannelAttention, Pooled, SpatialGate
 from helpers.random_networks.steps import (
+    EXTREMES,
     ChannelsLast,
     Map,
     OverGroups,
@@ -43,7 +45,16 @@ def conv(draw: Draw, c: int, out: int | None = None) -> tuple[nn.Module, int]:
 
 def image_step(draw: Draw, c: int, side: int, depth: int, resize: bool = False) -> Drawn:
     """One step on [batch, c, side, side]."""
-    kinds = ["conv"] * 3 + ["depthwise", "norm", "scale", "map", "excite", "bottleneck", "linear"]
+    kinds = ["conv"] * 3 + [
+        "depthwise",
+        "norm",
+        "scale",
+        "map",
+        "excite",
+        "bottleneck",
+        "linear",
+        "whole",
+    ]
     if depth > 0:
         kinds += ["residual"] * 2 + ["cat"] * 2 + ["parallel", "split", "split", "twice"]
     if side > 2 and resize:
@@ -83,12 +94,18 @@ def _scale(draw: Draw, c: int, side: int) -> Drawn:
 
 
 def _map(draw: Draw, c: int, side: int) -> Drawn:
-    same = ("flip", "norm", "gate", "gate", "spatial", "spatial", "roll", "resize")
+    same = ("flip", "norm", "gate", "gate", "spatial", "spatial", "roll", "resize", *EXTREMES)
     how = draw(st.sampled_from((*same, "double", "interleave", "pad", *["halves"] * (c % 2 == 0))))
     out = {"double": 2 * c, "pad": c + 4, "halves": c // 2, "interleave": 2 * c}.get(how, c)
     if how == "resize" and side < 2:
         how = "flip"
     return Map(how), out, side
+
+
+def _whole(draw: Draw, c: int, side: int) -> Drawn:
+    """Every channel looks at all of them, or each at its own places."""
+    steps = [SpatialGate(), ChannelAttention(), *([Pooled(c)] if side % 2 == 0 else [])]
+    return draw(st.sampled_from(steps)), c, side
 
 
 def _excite(draw: Draw, c: int, side: int) -> Drawn:
@@ -153,6 +170,7 @@ _SINGLE: dict[str, Callable[[Draw, int, int], Drawn]] = {
     "scale": _scale,
     "map": _map,
     "excite": _excite,
+    "whole": _whole,
     "bottleneck": _bottleneck,
     "linear": _linear,
     "pool": _pool,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +144,31 @@ class OverGroups(nn.Module):
         return x.mean(1)
 
 
+# Functions of a feature map [n, c, h, w] that look at all channels, or that have no rule of their own.
+# What is zero stays zero, since a sum over channels further on may count on that.
+EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x * x.softmax(1),
+    "log_softmax": lambda x: F.log_softmax(x, 1),
+    "amax": lambda x: x * x.amax(1, keepdim=True).sigmoid(),
+    "min": lambda x: x * x.min(1, keepdim=True).values.sigmoid(),
+    "logsumexp": lambda x: x * torch.special.logsumexp(x, 1, keepdim=True).sigmoid(),
+    "prod": lambda x: x * torch.arctan(x.prod(1, keepdim=True)),
+    "cumsum": lambda x: x * torch.arctan(x.cumsum(1)),
+    "loss": lambda x: torch.multiply(x, F.smooth_l1_loss(x, x.abs().tanh())),
+    "similarity": lambda x: x * F.cosine_similarity(x, x.abs(), dim=1)[:, None],
+    "diagonal": lambda x: x * torch.diagonal(_gram(x), dim1=1, dim2=2).tanh()[..., None, None],
+    "einsum": lambda x: x * torch.einsum("ncc->n", _gram(x)).tanh().view(-1, 1, 1, 1),
+    "distance": lambda x: (
+        x * torch.cdist(x.flatten(2).mT, x.flatten(2).mT[:, :1]).view_as(x[:, :1]).tanh()
+    ),
+}
+
+
+def _gram(x: Tensor) -> Tensor:
+    """The product of every two channels: [n, c, c]."""
+    return torch.einsum("nchw,ndhw->ncd", x, x) / x[0, 0].numel()
+
+
 class Map(nn.Module):
     """A function of the feature map alone."""
 
@@ -155,6 +180,8 @@ class Map(nn.Module):
         return self.how
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.how in EXTREMES:
+            return EXTREMES[self.how](x)
         if self.how == "flip":
             return x.flip(1)
         if self.how == "norm":
