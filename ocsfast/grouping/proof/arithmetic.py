@@ -38,8 +38,8 @@ class Double(FullLength):
 
     So do tensors of narrower types that the code makes in a way of its own, such as
     `torch.FloatTensor([0.5])`. What code asks for its dtype says that of the trace: it then takes the
-    same branch, and the same `torch.finfo`. It also gives packed sequences their full length, replaces
-    ReLU by `bent`, and `grouped_mm` and fake quantization, which torch has for float32 only.
+    same branch, and the same `torch.finfo`. It also gives packed sequences their full length, and
+    replaces ReLU by `bent`, and `grouped_mm` and fake quantization, which torch has for float32 only.
 
     Args:
         traced: the floating-point dtype of the model in the trace.
