@@ -36,10 +36,10 @@ SINGULAR = frozenset(
 class Double(FullLength):
     """While it is entered, casts to narrower types give float64, so that rounding stays at 1e-16.
 
-    So do tensors of narrower types that the code makes in a way of its own, such as
-    `torch.FloatTensor([0.5])`. What code asks for its dtype says that of the trace: it then takes the
-    same branch, and the same `torch.finfo`. It also gives packed sequences their full length, and
-    replaces ReLU by `bent`, and `grouped_mm` and fake quantization, which torch has for float32 only.
+    So do tensors of narrower types that the code makes in a way of its own, `torch.FloatTensor([1])`.
+    What code asks for its dtype says that of the trace, so that it takes the same branch and the same
+    `torch.finfo`. Packed sequences get their full length, and ReLU is replaced by `bent`; so are
+    `grouped_mm` and fake quantization, which torch has for float32 only.
 
     Args:
         traced: the floating-point dtype of the model in the trace.

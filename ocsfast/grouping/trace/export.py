@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from ocsfast.grouping.trace.batch import BATCH, with_batch
 from ocsfast.grouping.trace.failures import cause, way_out
 from ocsfast.grouping.trace.inlining import inline
 from ocsfast.grouping.trace.nodes import name_sliced
+from ocsfast.grouping.trace.numbers import KnownNumbers
 from ocsfast.grouping.trace.origins import origins
 from ocsfast.grouping.trace.outputs import all_outputs, names_of, returns_both
 from ocsfast.grouping.trace.packed import FullLength
@@ -144,8 +146,10 @@ def _exported(
         undisturbed(model, training=training) as snapshot,
         torch.set_grad_enabled(gradients),
         all_outputs(model, snapshot, whole=gradients) as names,
+        KnownNumbers(),
         origins(model) as read,
         _unvalidated(),
+        _unwinding(),
         nullcontext() if gradients else FullLength(),
         warnings.catch_warnings(),
     ):
@@ -174,6 +178,24 @@ def _unvalidated() -> Iterator[None]:
         yield
     finally:
         Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """Let torch forget modules whose pass has raised what the code around it caught."""
+    plain = torch.fx.Tracer.call_module
+
+    def call_module(self: Any, *args: Any, **kwargs: Any) -> Any:
+        entered = len(self.module_stack)
+        try:
+            return plain(self, *args, **kwargs)
+        except Exception:
+            while len(self.module_stack) > entered:
+                self.module_stack.popitem()
+            raise
+
+    with patch.object(torch.fx.Tracer, "call_module", call_module):
+        yield
 
 
 def _state_of(

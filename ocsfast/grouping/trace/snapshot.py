@@ -7,6 +7,7 @@ not stay behind.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 from collections import deque
@@ -309,7 +310,8 @@ def _slots_of(kind: type) -> list[str]:
         slots = vars(base).get("__slots__", ())
         names = (slots,) if isinstance(slots, str) else tuple(slots)
         found += [n for n in names if not n.startswith("__") and not _is_foreign(base.__module__)]
-    return found
+    # A property of a subclass may hide a slot; what it gives is computed, and cannot be put back.
+    return [n for n in found if inspect.ismemberdescriptor(inspect.getattr_static(kind, n, None))]
 
 
 def _holds_attributes(thing: Any) -> bool:

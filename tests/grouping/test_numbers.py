@@ -1,0 +1,97 @@
+"""Numbers that a model's code takes out of tensors of its own, and exceptions that it catches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ocsfast
+from ocsfast.grouping.engines import by_labels, group
+from ocsfast.grouping.scope import Scope
+
+
+class Net(nn.Module):
+    """Two layers over [samples, steps, features], and what happens between them."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.between = nn.Linear(6, 8), nn.Linear(8, 3), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self.first(x)))
+
+
+def by_list(x: Tensor) -> Tensor:
+    return x - x.mean(torch.arange(1, x.dim()).tolist(), keepdim=True)
+
+
+def by_order(x: Tensor) -> Tensor:
+    order = torch.cat([torch.tensor([2, 0]), torch.arange(1, 2)])
+    back = torch.zeros(3, dtype=torch.int64)
+    back[order] = torch.arange(3)
+    return x.permute(*order).exp().permute(*back)
+
+
+def by_branch(x: Tensor) -> Tensor:
+    sizes = torch.tensor([2, 3])
+    return x.sin() if bool((sizes.cumsum(0) > 4).any()) and int(sizes[1]) == 3 else x[:, :0]
+
+
+@pytest.mark.parametrize("between", [by_list, by_order, by_branch])
+def test_numbers_of_constants_are_known_in_a_trace(between: Callable[[Tensor], Tensor]) -> None:
+    model, x = Net(between), torch.randn(2, 5, 6)
+    families = group(model, (x,))
+    assert families.num_groups == 8
+    assert not families.notes
+
+
+def test_numbers_that_the_data_write_are_not() -> None:
+    def counted(x: Tensor) -> Tensor:
+        count = torch.zeros(1, dtype=torch.int64)
+        count += (x > 0).sum()
+        return x * int(count)
+
+    with pytest.raises(ocsfast.GroupingError, match="data-dependent"):
+        by_labels(Net(counted), (torch.randn(2, 5, 6),), {}, Scope())
+
+
+class Trying(nn.Module):
+    """It passes lengths to every layer, and does without where a layer does not take them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 8), nn.Sequential(nn.Tanh()), nn.Linear(8, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            try:
+                x = layer(x, lengths=None)
+            except TypeError:
+                x = layer(x)
+        return x
+
+
+def test_a_pass_that_raises_may_be_caught() -> None:
+    families = group(Trying(), (torch.randn(2, 6),))
+    assert [family.name for family in families.families] == ["layers.0"]
+
+
+class Slotted:
+    __slots__ = ("_number",)
+
+
+class Computed(Slotted):
+    """A property in the place of a slot."""
+
+    @property
+    def _number(self) -> Tensor:
+        return torch.zeros(1)
+
+
+def test_a_property_over_a_slot_is_left_alone() -> None:
+    model = Net(torch.tanh)
+    model.holds = Computed()
+    assert group(model, (torch.randn(2, 5, 6),)).num_groups == 8
