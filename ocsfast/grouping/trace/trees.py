@@ -72,20 +72,18 @@ def _entries(node: Any) -> list[tuple[Any, Any]] | None:
         return None
     if known.flatten_with_keys_fn is not None:
         return list(known.flatten_with_keys_fn(node)[0])
-    children, names = known.flatten_fn(node)[0], _names(node)
-    keys: list[Any] = [pytree.GetAttrKey(name) for name in names]
-    if len(names) != len(children):
+    children, keys = known.flatten_fn(node)[0], _keys(node)
+    if len(keys) != len(children):
         keys = [pytree.SequenceKey(number) for number in range(len(children))]
     return list(zip(keys, children, strict=True))
 
 
-def _names(node: Any) -> list[str]:
-    """The names of what a node holds: the keys of a mapping, or the fields that are not None."""
+def _keys(node: Any) -> list[Any]:
+    """The keys of a mapping, or the names of the fields that are not None."""
     if isinstance(node, Mapping):
-        return [str(key) for key in node]
-    if is_dataclass(node):
-        return [field.name for field in fields(node) if getattr(node, field.name, None) is not None]
-    return []
+        return [pytree.MappingKey(key) for key in node]
+    names = [field.name for field in fields(node)] if is_dataclass(node) else []
+    return [pytree.GetAttrKey(name) for name in names if getattr(node, name, None) is not None]
 
 
 def teach(tree: Any) -> None:
