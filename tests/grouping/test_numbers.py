@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import ocsfast
 from ocsfast.grouping.engines import by_labels, group
+from ocsfast.grouping.macs import count_macs
 from ocsfast.grouping.scope import Scope
+from ocsfast.ops.cost import build_cost_model
 
 
 class Net(nn.Module):
@@ -56,6 +58,33 @@ def test_numbers_that_the_data_write_are_not() -> None:
 
     with pytest.raises(ocsfast.GroupingError, match="data-dependent"):
         by_labels(Net(counted), (torch.randn(2, 5, 6),), {}, Scope())
+
+
+class Edges(nn.Module):
+    """Messages along the edges of a graph that are no loops: how many there are depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.message, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.heads, self.weight = 4, nn.Parameter(torch.randn(4, 2))
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        x = self.first(x)
+        start, end = edges[:, edges[0] != edges[1]]
+        sent = self.message(x[start]).view(-1, self.heads, 2) * self.weight
+        gathered = torch.zeros_like(x).index_add(0, end, sent.flatten(1))
+        return self.last(x + gathered)
+
+
+def test_sizes_that_depend_on_the_data_are_those_of_the_example() -> None:
+    edges = torch.tensor([[0, 1, 2, 2, 4], [1, 1, 0, 3, 2]])
+    model, x = Edges(), torch.randn(5, 6)
+    families = group(model, (x, edges))
+    assert [(family.name, family.size) for family in families.families] == [("first", 4)]
+    assert {frozen.reason for frozen in families.frozen} == {"model output"}
+    cost = build_cost_model(families, families.macs, "MACs")([4])
+    with torch.no_grad():
+        assert cost == count_macs(lambda: model(x, edges)) == 5 * 6 * 8 + 4 * 8 * 8 + 5 * 8 * 3
 
 
 class Trying(nn.Module):

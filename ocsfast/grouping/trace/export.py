@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ocsfast.core.errors import GroupingError, OcsfastError
 from ocsfast.grouping.trace.batch import BATCH, with_batch
+from ocsfast.grouping.trace.data_sizes import set_data_sizes
 from ocsfast.grouping.trace.failures import cause, way_out
 from ocsfast.grouping.trace.inlining import inline
 from ocsfast.grouping.trace.nodes import name_sliced
@@ -121,6 +122,11 @@ def trace(
     state, constants = _state_of(program)
     autocast = inline(program.graph_module)
     name_sliced(program.graph_module.graph, model)
+    if not gradients:
+        tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        tensors.update(model.named_buffers(remove_duplicate=False))
+        held = [constants[n] if name is None else tensors[name] for n, name in enumerate(state)]
+        set_data_sizes(program.graph_module, [*held, *pytree.tree_leaves((args, kwargs))])
     spec = program.call_spec.out_spec
     assert spec is not None
     own, left = spec.children() if returns_both(model) else (spec, pytree.tree_structure({}))
