@@ -47,7 +47,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: pruned or dense, on any device and of any dtypes. Of a compiled model, or one in
-            DistributedDataParallel, the module inside is written. Tied tensors are written once.
+            DataParallel or DistributedDataParallel, the module inside is written. Tied tensors are
+            written once.
         path: the file, by custom "*.safetensors". Its folder must exist.
 
     Returns:

@@ -62,7 +62,7 @@ class Inspection:
         families: One entry for each.
         frozen: What stays dense, by which operator at which source line.
         prunable: The share of the parameters that lie on at least one axis that may shrink.
-        macs: Of one sample's forward pass.
+        macs: Of one sample's forward pass, or of the whole example's where `notes` says so.
         parameters: Of the model.
         largest_ratio: The most that can go of the target.
         ratio: As asked for.
@@ -114,7 +114,7 @@ def inspect(
     """Say what pruning would do to a model, and change nothing.
 
     Args:
-        model: a module, compiled or in DistributedDataParallel too.
+        model: a module, also compiled, in DataParallel or in DistributedDataParallel.
         example_inputs: one batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
         ratio: the share of the target to remove, to see the result that the weights of now give. An
             unreachable ratio does not raise; see `largest_ratio`.

@@ -54,7 +54,8 @@ def step(
     makes the first check. From then on it does what `Pruner.step` says, and after the cut nothing.
 
     Args:
-        model: a module, compiled or in DistributedDataParallel too; then every process has to call.
+        model: a module, also compiled, in DataParallel or in DistributedDataParallel; with that every
+            process has to call.
         ratio: the share of the target that is removed, between 0 and 1.
         optimizer: the one that owns the model's parameters; found by itself where only one does.
         example_inputs: one batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
@@ -165,8 +166,8 @@ def attach(
     count.
 
     Args:
-        model: a module, compiled or in DistributedDataParallel too. Of a sharded model every process has
-            to call.
+        model: a module, also compiled, in DataParallel or in DistributedDataParallel. Of a sharded model
+            every process has to call.
         ratio: the share of the target that is removed, between 0 and 1.
         optimizer: the one that owns the model's parameters. Without it, one must have stepped.
         example_inputs: one batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
@@ -238,7 +239,7 @@ def group(
     """Find the families of a model now, for `attach(..., families=)` once it has been sharded.
 
     Args:
-        model: a module, compiled or in DistributedDataParallel too; not sharded yet.
+        model: a module, also compiled, in DataParallel or in DistributedDataParallel; not sharded yet.
         example_inputs: one batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
         config, **config_fields: options. Those count that say what may go: `keep`, `only`, `kinds`,
             `outputs`, `forward`, `uniform`, `grouping`, `verify`, `time_limit`.

@@ -79,9 +79,10 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """An operator of the traced graph that averages over a labelled dimension of its input.
+    """An operator of the traced graph that runs over a labelled dimension of its input.
 
-    Where indices go, their share of the average goes too: the proof's reference has to know.
+    An average does, an extreme, a softmax. Where indices go, their share of it goes too: the proof's
+    reference has to know.
     """
 
     node: str
@@ -118,9 +119,10 @@ class Families:
         families: Each a set of interchangeable groups; their groups are numbered one after the other.
         axes: Each labelled axis of a parameter or buffer, with the group of every index along it.
         attributes: Integers of modules that count indices, as `Linear.in_features`; the cut sets them.
-        macs: Multiply-accumulates of one sample's forward pass in evaluation mode, as summands.
+        macs: Multiply-accumulates of one sample's forward pass in evaluation mode, as summands; of the
+            whole example's where `notes` says so.
         frozen: What stays dense, and why.
-        statistics: Operators that average over indices, as layer norms do; the proof has to know them.
+        statistics: Operators that run over all indices, as layer norms do; the proof has to know them.
         multiple: Each kept count is a multiple of this, if any group goes: an operator wants it.
         notes: What a user should know of how these were found.
         unsure: Attributes that may count some of these groups. Nothing proves it: the cut leaves them.

@@ -22,7 +22,7 @@ from ocsfast.core.families import (
     Statistic,
 )
 from ocsfast.grouping.findings import Findings, RawProduct
-from ocsfast.grouping.labels import Labels, Vector
+from ocsfast.grouping.labels import FROZEN, Labels, Term, Vector
 from ocsfast.grouping.unread_sizes import Numbering, unread_sizes
 
 # A plan takes every tensor for a matrix: a row or a column can be in a slice, an index of a third axis
@@ -97,7 +97,7 @@ def simplify(found: Findings) -> Vector:
         `Labels.solution()`, in which every term that occurs has one atom at most.
     """
     labels = found.labels
-    spare = {number for vector in found.spare for number in labels.settled(vector).tolist()}
+    spare = {number for vector in found.spare for number in labels.settled(vector).tolist()} - {FROZEN}
 
     def is_spare(vector: Vector | None) -> bool:
         return vector is not None and not spare.isdisjoint(labels.settled(vector).tolist())
@@ -128,13 +128,23 @@ def simplify(found: Findings) -> Vector:
         composite = [term for term in terms if len(term) > 1]
         if not composite:
             return solution
-        # A channel of a grouped convolution is (group, place within it). Freezing the places leaves
-        # whole groups prunable. Elsewhere (all knots of a spline, say, go together or none) freeze the
-        # atom that most of these indices share: that leaves the most groups.
-        inner = {atom for term in composite for atom in term if labels.is_inner(atom)}
-        shared = Counter(atom for term in composite for atom in term)
-        spare = inner or {max(term, key=lambda atom: (shared[atom], atom)) for term in composite}
-        labels.freeze_atoms(spare, "an index that belongs to two groups at once")
+        first = _first_to_stay(labels, composite, spare)
+        labels.freeze_atoms(first, "an index that belongs to two groups at once")
+
+
+def _first_to_stay(labels: Labels, composite: list[Term], spare: set[int]) -> set[int]:
+    """Atoms of indices that belong to two groups at once: without these, each belongs to one.
+
+    What a softmax or an extreme runs over stays first, such as the branches of split attention, so that
+    channels may go. Then places in groups and heads, so that these may go whole. Elsewhere the atom in
+    most terms: the knots of splines rather than the inputs, since there is one of each for every input.
+    """
+    atoms = {atom for term in composite for atom in term}
+    alone = {next(iter(term)) for term in map(labels.term, spare) if len(term) == 1}
+    inner = {atom for atom in atoms if labels.is_inner(atom)}
+    uses = Counter(atom for term in composite for atom in term)
+    most = {max(term, key=lambda atom: (uses[atom], atom)) for term in composite}
+    return (atoms & alone) or inner or most
 
 
 def _kind_of(found: Findings, solution: Vector) -> Callable[[int], str]:

@@ -134,9 +134,11 @@ def _obstacle(
             return f"{name} takes one index for several channels"
         if out and id(module) in outputs:
             return "model output"
-        for tensor, _, _ in _axes_of(module, name, out):
+        for tensor, _, length in _axes_of(module, name, out):
             if tensor in protected:
                 return protected[tensor]
+            if max(indices) >= length:
+                return f"torch-pruning counts more channels of {name} than it has"
     return None
 
 

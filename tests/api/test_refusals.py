@@ -197,12 +197,6 @@ def test_wrapped_models_are_refused():
 
     sharded = type("FSDPNet", (Net, type("FSDPModule", (), {})), {})()
     cases = [
-        (nn.DataParallel(net()), r"the model is a DataParallel: pass model\.module$"),
-        (nn.ModuleDict({"a": nn.DataParallel(net())}), r"replace it: model\.a = model\.a\.module$"),
-        (
-            nn.Sequential(nn.DataParallel(net())),
-            r"set_submodule\('0', model\.get_submodule\('0'\)\.",
-        ),
         (nn.Sequential(DistributedDataParallel(net())), "its part 0 is a DistributedDataParallel"),
         (FullyShardedDataParallel(net()), r"use torch\.distributed\.fsdp\.fully_shard"),
         (sharded, r"families = ocsfast\.group\(model"),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 
 import pytest
 import torch
 from helpers.between import convs, free, grouped, linears
+from helpers.choices import third
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import rnn
+
+from ocsfast.cut.removal import cut_model
 
 # x is [2, 6, 8] behind a linear layer; all 8 features may go.
 ON_FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -147,6 +152,42 @@ def test_channels_stay_for_a_reason(between, reason):
     assert any(re.search(reason, f.reason) for f in families.frozen), families.frozen
 
 
+def written(how: str, x: Tensor) -> Tensor:
+    """Writes into a tensor or a view of it, and reads the tensor that the view is of."""
+    out = x + 1
+    if how == "a transposed view":
+        out.transpose(1, 2).mul_(x.transpose(1, 2))
+    elif how == "a diagonal":
+        out = x.transpose(1, 2) @ x
+        torch.diagonal(out, dim1=1, dim2=2).add_(1.0)
+        return x @ out
+    elif how == "its own shape":
+        out.transpose_(1, 2).transpose_(1, 2).unsqueeze_(0).squeeze_(0)
+    elif how == "neighbours":
+        out[..., 1:].add_(x[..., :-1])
+    elif how == "a flipped one":
+        out.copy_(x.flip(2))
+    else:
+        out = torch.empty(2, 6, 8)
+        torch.cat([x[..., :4], x[..., 4:]], -1, out=out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("how", "left"),
+    [
+        ("a transposed view", 8),
+        ("a diagonal", 8),
+        ("its own shape", 8),
+        ("neighbours", 0),  # all are tied to one another
+        ("a flipped one", 8),  # in pairs
+        ("a size of the code's own", 0),
+    ],
+)
+def test_what_is_written_through_a_view_reaches_its_base(how, left):
+    assert free(linears(lambda x: written(how, x)), "first.weight") == left
+
+
 class Pooled3d(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -205,3 +246,57 @@ def test_experts_stay_so_that_their_neurons_may_go():
     families = grouped(nn.Sequential(first, Experts()), torch.randn(4, 5))
     assert sorted(f.size for f in families.families) == [6, 10]
     assert any("two others shrink already" in f.reason for f in families.frozen)
+
+
+class Packed(nn.Module):
+    """Sequences of several lengths: what of each is packed depends on the batch."""
+
+    def __init__(self, cell: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 10)
+        self.cell, self.second = cell(10, 12, 2, bidirectional=True), nn.Linear(24, 3)
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        x = rnn.pack_padded_sequence(self.embed(ids).transpose(0, 1), lengths, enforce_sorted=False)
+        x, _ = rnn.pad_packed_sequence(self.cell(x)[0], total_length=ids.shape[1])
+        return self.second(x)
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+def test_packed_sequences_of_several_lengths(cell):
+    """They are traced at full length; the cut model is right at any."""
+    model = Packed(cell).double()
+    batch = torch.randint(20, (4, 6)), torch.tensor([6, 2, 5, 2])
+    families = grouped(model, *batch)
+    assert sorted(f.size for f in families.families) == [10, 12]
+    pruned = third(families)
+    zeroed = copy.deepcopy(model)
+    with torch.no_grad():
+        for axis in families.axes:
+            gone = torch.nonzero((axis.groups >= 0) & pruned[axis.groups]).flatten()
+            zeroed.get_parameter(axis.tensor).index_fill_(axis.axis, gone, 0.0)
+    cut_model(model, families, pruned)
+    assert model.cell.hidden_size < 12
+    assert torch.allclose(model(*batch), zeroed(*batch), atol=1e-12)
+
+
+class SplitAttention(nn.Module):
+    """ResNeSt's: every channel is a mixture of its two branches, shared out by a softmax over these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.share, self.second = nn.Conv2d(8, 16, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        n, _, h, w = x.shape
+        x = x.view(n, 2, -1, h, w)
+        share = self.share(x.sum(1).mean((2, 3), keepdim=True)).view(n, 1, 2, -1).transpose(1, 2)
+        return self.second((x * share.softmax(1).reshape(n, 2, -1, 1, 1)).sum(1))
+
+
+def test_branches_that_a_softmax_shares_out_stay_so_that_channels_may_go():
+    families = grouped(SplitAttention(), torch.randn(2, 3, 8, 8))
+    assert [f.size for f in families.families] == [8]
+    assert free(families, "first.weight") == free(families, "share.weight") == 16

@@ -193,7 +193,16 @@ def test_templates_of_issues_have_a_head(template: Path) -> None:
 
 # Where texts with an underscore are names of operators, and what else is no name of torch's.
 OPERATORS = tuple(
-    f"grouping/{name}" for name in ("rules", "macs.py", "proof", "propagation.py", "graph")
+    f"grouping/{name}"
+    for name in (
+        "rules",
+        "macs.py",
+        "proof",
+        "propagation.py",
+        "operators.py",
+        "trace/packed.py",
+        "graph",
+    )
 )
 OURS = {
     *(

@@ -79,7 +79,7 @@ class Uncached:
 
 def uncached(value: Any) -> Any:
     """An `Uncached` where the value is a function behind `functools.cache`, else the value itself."""
-    if isinstance(value, (staticmethod, classmethod)):
+    if issubclass(type(value), (staticmethod, classmethod)):
         inner = uncached(value.__func__)
         return value if inner is value.__func__ else type(value)(inner)
     return Uncached(value) if type(value) is CACHED else value

@@ -71,7 +71,7 @@ def undisturbed(model: nn.Module, *, training: bool, real: bool = False) -> Iter
 
 
 def own_inputs(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call's arguments for one pass, which may write to their tensors: copies."""
+    """A call's arguments with copies of their tensors, for one pass that may write to them."""
 
     def copy_of(x: Tensor) -> Tensor:
         return x.detach().clone().requires_grad_(x.requires_grad)

@@ -101,7 +101,7 @@ class Snapshot:
         def note(label: str, value: Any, depth: int = 0) -> None:
             for path, leaf in leaves_with_paths(value):
                 place = f"{label}{pytree.keystr(path)}"
-                if isinstance(leaf, Tensor):
+                if issubclass(type(leaf), Tensor):
                     found.setdefault(place, leaf)
                 elif id(leaf) not in seen and depth < DEPTH and _holds_attributes(leaf):
                     seen.add(id(leaf))

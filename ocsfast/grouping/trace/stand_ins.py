@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import FakeQuantize, FusedMovingAvgObsFakeQuantize
 
 from ocsfast.core.errors import GroupingError
 
-QUANTIZING = (FakeQuantize.forward, FusedMovingAvgObsFakeQuantize.forward)
+# torch is moving this package to another project.
+_KINDS = ("FakeQuantize", "FusedMovingAvgObsFakeQuantize")
+_quantization = getattr(torch.ao, "quantization", None)
+QUANTIZING = tuple(getattr(_quantization, kind).forward for kind in _KINDS if _quantization)
 
 
 def stand_in(model: nn.Module) -> None:
@@ -28,9 +30,8 @@ def stand_in(model: nn.Module) -> None:
         elif type(module).forward in QUANTIZING:
             forward = partial(_quantized, name=name, enabled=bool(module.fake_quant_enabled[0] == 1))
         if forward is not None:
-            vars(module)["forward"] = MethodType(
-                forward, module
-            )  # a copy of the module binds it to itself
+            # A copy of the module binds it to itself.
+            vars(module)["forward"] = MethodType(forward, module)
 
 
 def _inside(replicated: nn.DataParallel[Any], *args: Any, **kwargs: Any) -> Any:

@@ -7,7 +7,7 @@ dataclasses, mappings, and any object with tensors in its attributes. None of th
 from __future__ import annotations
 
 import types
-from collections import deque
+from collections import deque, namedtuple
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -28,33 +28,55 @@ PLAIN = (Tensor, int, float, bool, str, type(None))  # leaves that torch.export 
 CLOSED = (Iterator, types.FunctionType, types.MethodType, partial, nn.Module)
 
 
-def leaves_with_paths(tree: Any, path: Path = ()) -> list[tuple[Path, Any]]:
+def leaves_with_paths(tree: Any, *, whole: bool = False) -> list[tuple[Path, Any]]:
     """Every leaf of a tree and the keys that lead to it, in the order of `pytree.tree_leaves`.
 
     Where the class of a node does not tell torch its keys, they are the names of its fields, if it has
     as many, or else numbers.
+
+    Args:
+        tree: anything.
+        whole: whether a node that leads back to itself is refused; False: it counts once.
+
+    Raises:
+        GroupingError: it is refused.
     """
-    entries = _entries(tree)
-    if len(entries) == 1 and entries[0][1] is tree:
-        return [(path, tree)]
-    return [leaf for key, child in entries for leaf in leaves_with_paths(child, (*path, *key))]
+    found: list[tuple[Path, Any]] = []
+
+    def visit(node: Any, path: Path, above: tuple[Any, ...]) -> None:
+        if any(node is other for other in above):
+            if whole:
+                raise GroupingError(
+                    f"a {type(node).__name__} holds itself (at {pytree.keystr(path)}), and its tensors "
+                    "cannot be found: pass or return them in a dict, or say in forward= what to run (a "
+                    "function of model and inputs)"
+                )
+            return
+        entries = _entries(node)
+        if entries is None:
+            found.append((path, node))
+        for key, child in entries or ():
+            visit(child, (*path, key), (*above, node))
+
+    visit(tree, (), ())
+    return found
 
 
-def _entries(node: Any) -> list[tuple[Path, Any]]:
-    """What one node holds, with the key of each; a leaf holds itself."""
-
-    def inside(child: Any) -> bool:
-        return child is not node
-
-    try:
-        return pytree.tree_flatten_with_path(node, is_leaf=inside)[0]
-    except ValueError:  # "Did not find a flatten_with_keys_fn for type"
-        children = pytree.tree_leaves(node, is_leaf=inside)
-        names = _names(node)
-        keys: list[Any] = [pytree.GetAttrKey(name) for name in names]
-        if len(names) != len(children):
-            keys = [pytree.SequenceKey(number) for number in range(len(children))]
-        return [((key,), child) for key, child in zip(keys, children, strict=True)]
+def _entries(node: Any) -> list[tuple[Any, Any]] | None:
+    """What a node of a tree holds, with the key of each; None for a leaf."""
+    kind: Any = type(node)
+    if kind not in pytree.SUPPORTED_NODES and isinstance(node, tuple) and hasattr(kind, "_fields"):
+        kind = namedtuple
+    known = pytree.SUPPORTED_NODES.get(kind)
+    if known is None:
+        return None
+    if known.flatten_with_keys_fn is not None:
+        return list(known.flatten_with_keys_fn(node)[0])
+    children, names = known.flatten_fn(node)[0], _names(node)
+    keys: list[Any] = [pytree.GetAttrKey(name) for name in names]
+    if len(names) != len(children):
+        keys = [pytree.SequenceKey(number) for number in range(len(children))]
+    return list(zip(keys, children, strict=True))
 
 
 def _names(node: Any) -> list[str]:
@@ -70,13 +92,15 @@ def teach(tree: Any) -> None:
     """Let torch's pytree take apart every object in a tree that holds tensors, from now on.
 
     Raises:
-        GroupingError: such an object leads back to itself.
+        GroupingError: an object leads back to itself.
     """
-    for path, leaf in leaves_with_paths(tree):
-        if not isinstance(leaf, PLAIN) and _holds_tensors(leaf):
-            _require_tree(leaf, pytree.keystr(path))
-            _register(type(leaf))
-            teach(leaf)
+    while True:
+        leaves = [leaf for _, leaf in leaves_with_paths(tree, whole=True)]
+        unknown = {type(leaf) for leaf in leaves if not isinstance(leaf, PLAIN) and _holds_tensors(leaf)}
+        if not unknown:
+            return
+        for kind in unknown:
+            _register(kind)
 
 
 def teach_kinds(spec: pytree.TreeSpec) -> None:
@@ -174,21 +198,6 @@ def _holds_tensors(thing: Any, seen: set[int] | None = None, depth: int = 0) -> 
         return False
     seen.add(id(thing))
     return any(_holds_tensors(value, seen, depth + 1) for _, value in _parts(thing))
-
-
-def _require_tree(thing: Any, place: str, above: tuple[Any, ...] = ()) -> None:
-    """Refuse an object that holds itself, which nobody can take apart."""
-    if any(thing is other for other in above):
-        raise GroupingError(
-            f"a {type(thing).__name__}{place and f' at {place}'} holds itself: its tensors cannot be "
-            "found. Pass or return them in a dict, or say in forward= what to run (a function of "
-            "model and inputs)"
-        )
-    if isinstance(thing, (*PLAIN, *CLOSED, type, types.ModuleType)) or len(above) > DEPTH:
-        return
-    for key, value in _parts(thing):
-        if _holds_tensors(value):
-            _require_tree(value, place + str(key), (*above, thing))
 
 
 class Opaque:
