@@ -104,8 +104,6 @@ PYTORCHCV = (
     {
         f"pytorchcv {name}": row(cv, (3, side, side), name=name)
         for name, side in (
-            ("simplepose_resnet18_coco", 64),
-            ("alphapose_fastseresnet101b_coco", 64),
             ("lwopenpose2d_mobilenet_cmupan_coco", 64),
             ("centernet_resnet18_coco", 64),
             ("cgnet_cityscapes", 64),
