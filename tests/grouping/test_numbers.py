@@ -1,4 +1,4 @@
-"""Numbers that a model's code takes out of tensors of its own, and exceptions that it catches."""
+"""What a trace does not see by itself: numbers of constants, sizes of the data, `.data`, exceptions."""
 
 from __future__ import annotations
 
@@ -106,6 +106,28 @@ class Trying(nn.Module):
 def test_a_pass_that_raises_may_be_caught() -> None:
     families = group(Trying(), (torch.randn(2, 6),))
     assert [family.name for family in families.families] == ["layers.0"]
+
+
+class Masked(nn.Conv1d):
+    """A causal convolution, as models of pixels and of codes have it."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes, padding=1)
+        self.register_buffer("mask", torch.tensor([1.0, 1.0, 0.0]).expand_as(self.weight).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data = self.weight.data * self.mask
+        return super().forward(x)
+
+
+def test_a_weight_that_each_pass_masks() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Masked(6, 8, 3), nn.Tanh(), Masked(8, 3, 3)), torch.randn(2, 6, 5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    families = group(model, (x,))
+    assert [(family.name, family.size) for family in families.families] == [("0", 8)]
+    assert {a.tensor for a in families.axes} == {"0.weight", "0.bias", "0.mask", "2.weight", "2.mask"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 class Slotted:

@@ -29,6 +29,7 @@ from ocsfast.grouping.trace.origins import origins
 from ocsfast.grouping.trace.outputs import all_outputs, names_of, returns_both
 from ocsfast.grouping.trace.packed import FullLength
 from ocsfast.grouping.trace.side_effects import undisturbed
+from ocsfast.grouping.trace.stand_ins import WrittenData
 from ocsfast.grouping.trace.trees import hidden
 
 logger = logging.getLogger("ocsfast")
@@ -153,6 +154,7 @@ def _exported(
         torch.set_grad_enabled(gradients),
         all_outputs(model, snapshot, whole=gradients) as names,
         KnownNumbers(),
+        WrittenData(),
         origins(model) as read,
         _unvalidated(),
         _unwinding(),
