@@ -130,6 +130,25 @@ def test_a_weight_that_each_pass_masks() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+class Listed(nn.Module):
+    """It reads its scales from a list, in which they stand beside being parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.ones(8))
+        self.scales = [self.scale]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) * self.scales[0])
+
+
+def test_a_parameter_in_a_list_is_a_parameter() -> None:
+    families = group(Listed(), (torch.randn(2, 6),))
+    assert [(family.name, family.size) for family in families.families] == [("first", 8)]
+    assert "scale" in {axis.tensor for axis in families.axes}
+
+
 class Slotted:
     __slots__ = ("_number",)
 

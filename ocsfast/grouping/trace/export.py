@@ -120,7 +120,7 @@ def trace(
         )
         why = f"the model cannot be exported{mode}: {cause(error)}"
         raise NotExported(why, made + advice) from None
-    state, constants = _state_of(program)
+    state, constants = _state_of(program, model)
     autocast = inline(program.graph_module)
     name_sliced(program.graph_module.graph, model)
     if not gradients:
@@ -207,17 +207,25 @@ def _unwinding() -> Iterator[None]:
 
 
 def _state_of(
-    program: torch.export.ExportedProgram,
+    program: torch.export.ExportedProgram, model: nn.Module
 ) -> tuple[tuple[str | None, ...], dict[int, Tensor]]:
-    """`Trace.state` and `Trace.constants` of a program."""
+    """`Trace.state` and `Trace.constants` of a program.
+
+    A parameter that the code takes out of a list of its own is a constant to torch.
+    """
     state: list[str | None] = []
+    named = (*model.named_buffers(), *model.named_parameters())
+    places = {(tensor.data_ptr(), tensor.shape): name for name, tensor in named if tensor.numel()}
     constants: dict[int, Tensor] = {}
     for spec in program.graph_signature.input_specs:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             state.append(spec.target)
         elif spec.kind == InputKind.CONSTANT_TENSOR:
-            constants[len(state)] = program.constants[str(spec.target)]
-            state.append(None)
+            constant = program.constants[str(spec.target)]
+            name = places.get((constant.data_ptr(), constant.shape))
+            if name is None:
+                constants[len(state)] = constant
+            state.append(name)
         elif spec.kind != InputKind.USER_INPUT:
             raise GroupingError(
                 f"the model cannot be exported: it holds a {spec.kind.name.lower()} input"
