@@ -43,6 +43,7 @@ def better(entry: Entry) -> tuple[Entry, str, str]:
     graph = entry.get("graph", {})
     share = entry.get("share", 0.0)
     right = isinstance(graph.get("error"), float) and graph["error"] <= 1e-8
+    right = right and not isinstance(graph["macs"], str)
     if right and graph["share"] > share:
         return graph, "graph", f"{share:.3f}, "
     return entry, "module", ""
