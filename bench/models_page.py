@@ -13,7 +13,7 @@ HEAD = """# Models
 
 One row a model: random weights, the smallest of its family, made shallower where that says so in
 `bench/zoo.py`; `python bench/models.py` writes this page. The last table has models of people's own
-packages, narrow and shallow ones; `bench/requirements-zoo.txt` has their versions and how to install them.
+packages, narrow and shallow ones; `bench/requirements-zoo.txt` has versions and how to install them.
 
 * **share**: parameters that some group takes, of all.
 * **error**: one random cut of 30 % of every family against the whole model with those slices zeroed,
