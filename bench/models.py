@@ -17,6 +17,7 @@ import json
 import math
 import multiprocessing
 import re
+import sys
 import time
 import warnings
 from multiprocessing.connection import Connection
@@ -26,7 +27,6 @@ from typing import Any
 import torch
 import zoo
 from models_page import page
-from torch.utils._pytree import tree_map_only
 
 from ocsfast.core.errors import GroupingError
 from ocsfast.cut.removal import cut_model
@@ -35,6 +35,7 @@ from ocsfast.grouping.graph.model import graph_of
 from ocsfast.grouping.macs import count_macs
 from ocsfast.grouping.proof.trials import Trial, proved
 from ocsfast.grouping.scope import Scope
+from ocsfast.grouping.trace.batch import with_batch
 from ocsfast.grouping.trace.side_effects import undisturbed
 from ocsfast.ops.cost import build_cost_model
 
@@ -146,12 +147,14 @@ def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -
     def both(families: Any) -> list[int]:
         cost = build_cost_model(families, families.macs, "MACs")(families.sizes)
         for samples in (1, 2):
-            some = tree_map_only(torch.Tensor, lambda x, n=samples: x[:n], (args, kwargs))
+            some, named, samples = with_batch(
+                args, kwargs, samples
+            )  # as given, where they cannot be cut
             model.train().eval()  # in evaluation some models keep biases that they have computed
-            counted = count_macs(lambda some=some: model(*some[0], **some[1]))
-            if samples * cost == counted:
+            counted = count_macs(lambda some=some, named=named: model(*some, **named))
+            if counted in (cost, samples * cost):  # of the whole example, or of one sample
                 break
-        return [samples * cost, counted]
+        return [cost if counted == cost else samples * cost, counted]
 
     try:
         return [*both(families), *both(cut_model(model, families, pruned))]
@@ -160,8 +163,11 @@ def macs_agree(model: Any, families: Any, pruned: Any, args: Any, kwargs: Any) -
 
 
 def without_paths(text: str) -> str:
-    """A text without the folder that packages lie in on this machine."""
-    return re.sub(r"/\S*?/site-packages/", "", text)
+    """A text without the folders that packages lie in on this machine."""
+    text = re.sub(r"/\S*?/site-packages/", "", text)
+    for folder in sorted(filter(None, sys.path), key=len, reverse=True):
+        text = text.replace(f"{folder}/", "")
+    return text
 
 
 def reasons(families: Any) -> list[str]:
@@ -226,6 +232,9 @@ def main() -> None:
     every = [f"{library}/{name}" for library, known in zoo.names().items() for name in known]
     chosen = [m for m in every if not given.which or {m, m.split("/")[0]} & set(given.which)]
     for model in [] if given.page else chosen:
+        if package := zoo.absent(*model.split("/", 1)):
+            print(model, f"skipped: {package} is not installed", flush=True)
+            continue
         if given.missing and verdict(results.get(model, {"crashed": ""})) == "exact":
             continue
         if not given.graph or model not in results:

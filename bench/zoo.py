@@ -271,13 +271,18 @@ def names() -> dict[str, list[str]]:
     }
 
 
+def absent(library: str, name: str) -> str:
+    """The package that a model needs and that is not installed; else nothing."""
+    return REPOSITORIES[name].absent() if library == "repositories" else ""
+
+
 def build(library: str, name: str) -> Call:
     torch.manual_seed(0)
     builders = {
         "torchvision": torchvision_model,
         "timm": timm_model,
         "transformers": transformers_model,
-        "repositories": lambda name: REPOSITORIES[name](),
+        "repositories": lambda name: REPOSITORIES[name].make(),
     }
     model, args, kwargs = builders[library](name)
     return model.eval(), args, kwargs

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ocsfast.core.errors import GroupingError, OcsfastError
 from ocsfast.grouping.trace.batch import BATCH, with_batch
+from ocsfast.grouping.trace.data_sizes import set_data_sizes
 from ocsfast.grouping.trace.failures import cause, way_out
 from ocsfast.grouping.trace.inlining import inline
 from ocsfast.grouping.trace.nodes import name_sliced
@@ -28,6 +29,7 @@ from ocsfast.grouping.trace.origins import origins
 from ocsfast.grouping.trace.outputs import all_outputs, names_of, returns_both
 from ocsfast.grouping.trace.packed import FullLength
 from ocsfast.grouping.trace.side_effects import undisturbed
+from ocsfast.grouping.trace.stand_ins import WrittenData
 from ocsfast.grouping.trace.trees import hidden
 
 logger = logging.getLogger("ocsfast")
@@ -118,9 +120,14 @@ def trace(
         )
         why = f"the model cannot be exported{mode}: {cause(error)}"
         raise NotExported(why, made + advice) from None
-    state, constants = _state_of(program)
+    state, constants = _state_of(program, model)
     autocast = inline(program.graph_module)
     name_sliced(program.graph_module.graph, model)
+    if not gradients:
+        tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        tensors.update(model.named_buffers(remove_duplicate=False))
+        held = [constants[n] if name is None else tensors[name] for n, name in enumerate(state)]
+        set_data_sizes(program.graph_module, [*held, *pytree.tree_leaves((args, kwargs))])
     spec = program.call_spec.out_spec
     assert spec is not None
     own, left = spec.children() if returns_both(model) else (spec, pytree.tree_structure({}))
@@ -147,6 +154,7 @@ def _exported(
         torch.set_grad_enabled(gradients),
         all_outputs(model, snapshot, whole=gradients) as names,
         KnownNumbers(),
+        WrittenData(),
         origins(model) as read,
         _unvalidated(),
         _unwinding(),
@@ -199,17 +207,25 @@ def _unwinding() -> Iterator[None]:
 
 
 def _state_of(
-    program: torch.export.ExportedProgram,
+    program: torch.export.ExportedProgram, model: nn.Module
 ) -> tuple[tuple[str | None, ...], dict[int, Tensor]]:
-    """`Trace.state` and `Trace.constants` of a program."""
+    """`Trace.state` and `Trace.constants` of a program.
+
+    A parameter that the code takes out of a list of its own is a constant to torch.
+    """
     state: list[str | None] = []
+    named = (*model.named_buffers(), *model.named_parameters())
+    places = {(tensor.data_ptr(), tensor.shape): name for name, tensor in named if tensor.numel()}
     constants: dict[int, Tensor] = {}
     for spec in program.graph_signature.input_specs:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             state.append(spec.target)
         elif spec.kind == InputKind.CONSTANT_TENSOR:
-            constants[len(state)] = program.constants[str(spec.target)]
-            state.append(None)
+            constant = program.constants[str(spec.target)]
+            name = places.get((constant.data_ptr(), constant.shape))
+            if name is None:
+                constants[len(state)] = constant
+            state.append(name)
         elif spec.kind != InputKind.USER_INPUT:
             raise GroupingError(
                 f"the model cannot be exported: it holds a {spec.kind.name.lower()} input"

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ocsfast.core.errors import GroupingError
 
+GET_DATA: Any = Tensor.data.__get__  # type: ignore[attr-defined]
+SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 # torch is moving this package to another project.
 _KINDS = ("FakeQuantize", "FusedMovingAvgObsFakeQuantize")
 _quantization = getattr(torch.ao, "quantization", None)
@@ -32,6 +35,24 @@ def stand_in(model: nn.Module) -> None:
         if forward is not None:
             # A copy of the module binds it to itself.
             vars(module)["forward"] = MethodType(forward, module)
+
+
+class WrittenData(TorchFunctionMode):
+    """While it is entered, `weight.data = weight.data * mask` writes into the weight that is there.
+
+    What `.data` reads is detached, and so part of the graph. torch's own trace sees neither.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func == GET_DATA:
+            return args[0].detach()
+        if func == SET_DATA and args[0].shape == args[1].shape and args[0].dtype == args[1].dtype:
+            with torch.no_grad():
+                args[0].detach().copy_(args[1])
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 def _inside(replicated: nn.DataParallel[Any], *args: Any, **kwargs: Any) -> Any:
