@@ -17,7 +17,8 @@ def require_prunable(model: nn.Module) -> None:
         StateError: a buffer holds NaN.
     """
     for name, module in model.named_modules():
-        where = f"its part {name}" if name else "the model"
+        public = name.partition("._")[0]  # a quantized layer keeps its weights in a private part
+        where = f"its part {public}" if public else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise GroupingError(f"{where} is scripted: nothing in it can be cut. Pass its source")
         if _is_quantized(module):

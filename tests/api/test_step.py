@@ -186,18 +186,18 @@ def test_accumulated_gradients_and_a_scaler_are_counted_by_steps():
 
 
 def test_an_operator_without_a_rule_stays_dense_and_is_named_in_the_report():
-    class Renormed(nn.Module):
+    class Normed(nn.Module):
         def __init__(self):
             super().__init__()
             self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 16)
             self.head = nn.Linear(16, 3)
 
         def forward(self, x):
-            x = self.first(x).relu().renorm(2, 0, 5.0)
+            x = torch.native_layer_norm(self.first(x).relu(), (16,), None, None, 1e-5)[0]
             return self.head(self.second(x).relu())
 
     torch.manual_seed(0)
-    model = Renormed()
+    model = Normed()
     optimizer = sgd(model)
     x, y = torch.randn(32, 6), torch.randint(3, (32,))
     for _ in range(20):
@@ -210,5 +210,5 @@ def test_an_operator_without_a_rule_stays_dense_and_is_named_in_the_report():
     assert (model.first.out_features, model.second.in_features) == (16, 16)
     assert model.second.out_features == model.head.in_features < 16
     reasons = {frozen.where: frozen.reason for frozen in report.frozen}
-    assert "no rule for aten.renorm" in reasons["first"]
+    assert "no rule for aten.native_layer_norm" in reasons["first"]
     assert reasons["head"] == "model output"

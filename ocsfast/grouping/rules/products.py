@@ -41,7 +41,7 @@ def linear(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     return (*x_dims[:-1], out)
 
 
-@rule("matmul", "mm", "bmm", "baddbmm", "mv", "dot", "vdot")
+@rule("matmul", "mm", "_sparse_mm", "bmm", "baddbmm", "mv", "dot", "vdot")
 def matmul(walk: Walk, node: Node, args: dict[str, Any]) -> Value:
     """Batched [..., m, k] @ [..., k, n]; a vector is a matrix of one row or column."""
     added = node.args[0] if "batch1" in args else None

@@ -36,6 +36,9 @@ class KnownNumbers(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        # Most calls ask a tensor for its shape or dtype, and most models make no such tensors.
+        if name == "__get__" or (not self._known and name not in MAKE):
+            return func(*args, **kwargs)
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         known = all(id(x) in self._known for x in tensors)
         if name in TAKE and len(tensors) > 1:
