@@ -74,6 +74,8 @@ def test_a_base_that_trains_goes_with_its_adapters():
     before = model.eval()(**BATCH).logits
     merged = model.merge_and_unload()
     torch.testing.assert_close(merged(**BATCH).logits, before)
+    exported = torch.export.export(merged, (), BATCH).module()
+    torch.testing.assert_close(exported(**BATCH).logits, before)
     again = peft.get_peft_model(merged, LORA)  # adapters on what is left
     again(**BATCH).logits.sum().backward()
     for module in again.modules():
