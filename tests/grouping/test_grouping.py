@@ -48,7 +48,10 @@ def group_sets(families):
     return {frozenset(member) for member in members.values()}
 
 
-@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "densenet121", "googlenet", "vgg16_bn"])
+DENSE = pytest.param("densenet121", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "googlenet", "vgg16_bn", DENSE])
 def test_both_engines_find_the_same_groups(name):
     model, x = build(name)
     if name == "googlenet":  # DepGraph traces one mode and does not see the auxiliary heads

@@ -28,7 +28,7 @@ def cut(model, x, share=0.4, **options):
     return families, pruned
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
+@pytest.mark.parametrize("name", ["repvgg_a0", pytest.param("mobileone_s0", marks=pytest.mark.slow)])
 def test_reparameterized_after_the_cut(name):
     timm = pytest.importorskip("timm")
     from timm.utils.model import reparameterize_model

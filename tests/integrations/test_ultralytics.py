@@ -185,10 +185,10 @@ def test_a_pupil_is_refused(made, tmp_path):
         train(small, PruneCallback(0.5), tmp_path, data, distill_model=str(trainer.best))
 
 
-QUICK = ("v10/yolov10n", "11/yolo11-seg")
+QUICK = ("11/yolo11-seg",)
 SLOW = (
-    *("v5/yolov5", "v9/yolov9t", "11/yolo11", "11/yolo11-pose", "11/yolo11-obb", "11/yolo11-cls"),
-    "26/yolo26",
+    *("v5/yolov5", "v9/yolov9t", "v10/yolov10n", "26/yolo26"),
+    *("11/yolo11", "11/yolo11-pose", "11/yolo11-obb", "11/yolo11-cls"),
 )
 SHRINKING = (*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW))
 
