@@ -36,12 +36,14 @@ export OMP_WAIT_POLICY ?= PASSIVE
 setup: $(STAMP)
 
 # torch and torchvision come in one call, so that pip picks two that fit each other. Beside another torch,
-# setuptools is free too: torch 2.11 wants an older one.
+# setuptools is free too: torch 2.11 wants an older one. pip itself comes first: that of Debian 12 takes ten
+# minutes and more to find versions that go together.
 $(STAMP): pyproject.toml setup.py build_backend.py $(CONSTRAINTS) $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	cp $(CONSTRAINTS) $(PINS)
 	$(if $(TORCH),sed -i '/^\(torch\|torchvision\|setuptools\)==/d' $(PINS))
 	$(if $(TORCH),printf 'torch==%s\ntorchvision==%s\n' $(TORCH) $(TORCHVISION) >> $(PINS))
+	$(PIP) install --quiet --upgrade pip
 	$(PIP) install --quiet torch torchvision
 	$(PIP) install --quiet --editable '.[dev]'
 	touch $@

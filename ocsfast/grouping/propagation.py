@@ -95,7 +95,7 @@ class Propagation:
                 self._call(node)
 
     def _placeholder(self, node: Node, position: int) -> Value:
-        """Fresh atoms for every axis of a parameter or float buffer; inputs and constants have none."""
+        """Fresh atoms for every axis of a parameter, or of a buffer of floats or booleans; else none."""
         walk, found = self.walk, self.walk.found
         if position >= len(walk.trace.state) or walk.trace.state[position] is None:
             return None
@@ -105,7 +105,7 @@ class Propagation:
             found.used.add(name)
         if name not in found.state:
             tensor: Tensor = node.meta["val"]
-            live = tensor.is_floating_point()
+            live = tensor.is_floating_point() or tensor.dtype is torch.bool  # masks of channels
             # An axis of one index can never shrink, and would freeze what it broadcasts against.
             found.state[name] = tuple(
                 walk.labels.fresh(size) if live and size > 1 else None for size in tensor.shape

@@ -22,6 +22,7 @@ class Net(nn.Module):
         self.scale = nn.Parameter(torch.ones(32))
         self.register_buffer("mean", torch.zeros(32))
         self.register_buffer("std", torch.ones(32))
+        self.register_buffer("mask", torch.arange(32) % 5 > 0)
         self.middle = middle
 
     def forward(self, x):
@@ -48,6 +49,7 @@ DRAWING = {
 DIVIDING = {
     "learned scale": lambda net, h: h / net.scale,
     "reciprocal": lambda net, h: h * net.scale.reciprocal() * net.scale.rsqrt(),
+    "a mask in a buffer": lambda net, h: h * ((h > 0) & net.mask),
     "logarithm": lambda net, h: h * torch.log(net.scale),
     "buffers": lambda net, h: (h - net.mean) / net.std,
     "its own statistics": lambda net, h: (h - h.mean(0)) / h.std(0),
