@@ -36,8 +36,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 setup: $(STAMP)
 
 # torch and torchvision come in one call, so that pip picks two that fit each other. Beside another torch,
-# setuptools is free too: torch 2.11 wants an older one. pip itself comes first: that of Debian 12 takes ten
-# minutes and more to find versions that go together.
+# setuptools is free too: torch 2.11 wants an older one. pip itself comes first: that of Debian 12 (23.0) had
+# not found versions that go together after eight minutes.
 $(STAMP): pyproject.toml setup.py build_backend.py $(CONSTRAINTS) $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	cp $(CONSTRAINTS) $(PINS)
