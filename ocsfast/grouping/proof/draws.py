@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocsfast.grouping.trace.nodes import by_name
+
 # In the first sample and in the others: on both sides of most thresholds, so that `rand_like(x) > 0.5`
 # keeps one sample and drops another.
 PerSample = tuple[float, float]
@@ -75,9 +77,7 @@ def settled(operator: Any, args: Any, kwargs: dict[str, Any], samples: int) -> A
         return out.copy_(torch.arange(len(out), device=out.device))
     if base not in DRAWS and base not in ("multinomial", "rrelu_with_noise"):
         return NotImplemented
-    given = {a.name: a.default_value for a in operator._schema.arguments if a.has_default_value()}
-    given.update(zip((a.name for a in operator._schema.arguments), args, strict=False))
-    given.update(kwargs)
+    given = by_name(operator, args, kwargs)
     if base == "multinomial":  # the likeliest ones, again and again where more are asked for
         order = torch.sort(given["self"], dim=-1, descending=True, stable=True).indices
         return order[..., torch.arange(given["num_samples"], device=order.device) % order.shape[-1]]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ocsfast.core.families import Families, kept_indices
 from ocsfast.grouping.proof.arithmetic import GROUPED_MM, bent, doubled, grouped_mm
 from ocsfast.grouping.trace.export import Trace
-from ocsfast.grouping.trace.nodes import COMPOSED, arguments, operator_name
+from ocsfast.grouping.trace.nodes import COMPOSED, by_name, operator_name
 
 NORMS = ("layer_norm", "group_norm", "rms_norm", "batch_norm")
 
@@ -58,10 +58,7 @@ class Reference(torch.fx.Interpreter):
         if kept is None:
             return self.call_function(n.target, args, kwargs)
         if name in NORMS:
-            given = arguments(n)
-            given.update(zip(given, args, strict=False))
-            given.update(kwargs)
-            return _norm_over(name, given, *kept.values())
+            return _norm_over(name, by_name(n.target, args, kwargs), *kept.values())
         part = args[0]
         for dim, indices in kept.items():
             part = part.index_select(dim, indices.to(part.device))

@@ -111,13 +111,12 @@ def trace(
         raise
     except Exception as error:  # torch.export passes on whatever the model's own code raises
         mode = " in training mode" if training else ""
-        advice = (
-            "" if gradients else f". {way_out(error)}"
-        )  # as_graph, which asks for them, has no forward=
+        # as_graph, which asks for gradients, has no forward=.
+        advice = "" if gradients else f". {way_out(error)}"
         logger.debug("torch.export: %s", error, exc_info=error)  # hundreds of lines
-        made = (
-            "" if samples == given else f" (with {samples} samples, made of the example inputs' {given})"
-        )
+        made = ""
+        if samples != given:
+            made = f" (with {samples} samples, made of the example inputs' {given})"
         why = f"the model cannot be exported{mode}: {cause(error)}"
         raise NotExported(why, made + advice) from None
     state, constants = _state_of(program, model)

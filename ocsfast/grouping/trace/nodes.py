@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -31,13 +32,17 @@ def spoken(name: str) -> str:
 
 def arguments(node: Node) -> dict[str, Any]:
     """The operator's arguments by the names of its schema, with defaults filled in."""
-    target: Any = node.target
+    return by_name(node.target, node.args, node.kwargs)
+
+
+def by_name(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments by the names of the operator's schema, with defaults filled in."""
     given = {}
-    for n, argument in enumerate(target._schema.arguments):
-        if n < len(node.args):
-            given[argument.name] = node.args[n]
+    for n, argument in enumerate(operator._schema.arguments):
+        if n < len(args):
+            given[argument.name] = args[n]
         else:
-            given[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+            given[argument.name] = kwargs.get(argument.name, argument.default_value)
     return given
 
 
