@@ -160,10 +160,7 @@ def ways_of(dense: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, Way
             for graphed in (False, True) if device == "cuda" else (False,):
                 words = [name, *["penalized"] * with_penalty, *["in a graph"] * graphed]
                 prepare(", ".join(words), functools.partial(way_of, name, with_penalty, graphed))
-    if device == "cpu":
-        prepare(
-            "torch SGD, Torch-Pruning's regularize", lambda: torch_prunings(copy.deepcopy(dense), x, y)
-        )
+    prepare("torch SGD, Torch-Pruning's regularize", lambda: torch_prunings(copy.deepcopy(dense), x, y))
     return ways
 
 
