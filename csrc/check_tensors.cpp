@@ -194,7 +194,9 @@ std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& wei
   const auto* table = static_cast<const int32_t*>(shapes.const_data_ptr());
 
   std::vector<Matrix> matrices(tensors);
-  int64_t tasks = 0, partials = 0;
+  int64_t tasks = 0, partials = 0, strips = 0, elements = 0;
+  for (const Tensor& weight : weights) elements += weight.numel();
+  const int64_t task_elements = elements_per_task(backend, elements);
   for (size_t t = 0; t < tensors; ++t) {
     const int32_t* f = table + t * kShapeFields;
     const PlannedShape planned{f[0], f[1], f[2], f[3] != 0, f[4], f[5]};
@@ -211,10 +213,13 @@ std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& wei
     m.dtype = check_dtype(op, t, weights[t]);
     m.row_base = f[4];
     m.col_base = f[5];
-    divide_into_tasks(m, planned.rows, planned.cols, planned.inner, planned.channels_last, backend);
+    divide_into_tasks(m, planned.rows, planned.cols, planned.inner, planned.channels_last, backend,
+                      task_elements);
     m.first_task = static_cast<int32_t>(tasks);
     m.first_partial = partials;
+    m.first_strip = static_cast<int32_t>(strips);
     tasks += m.tasks;
+    strips += count_strips(m);
     if (m.col_base >= 0) partials += static_cast<int64_t>(m.tasks) * planned.cols;
     if (tasks > kMaxExtent) fail(op, "the weights have ", tasks, " tasks, too many");
   }

@@ -6,7 +6,7 @@
 //   contiguous      1 band of cols * inner elements, run = inner
 //   channels_last   inner bands of cols elements, run = 1
 // A vector has one row. A tensor without slices is a string of elements, whatever its shape: its rows
-// have kTaskElements elements, the last row the rest.
+// have as many elements as a task, the last row the rest.
 #pragma once
 
 #include <algorithm>
@@ -28,6 +28,7 @@ struct Matrix {
   int32_t rows, cols, width, bands, run;
   int32_t row_base, col_base;  // offset in row_slice, col_slice; -1: no row (column) has a slice
   int32_t rows_per_task, first_task, tasks;
+  int32_t first_strip;  // CUDA: its first strip of columns (count_strips)
   DType dtype;
 };
 
@@ -36,15 +37,35 @@ struct Task {
   int32_t tensor, number, first_row, last_row;
 };
 
-// Elements of a task, about: 256 KB of float32, which take tens of microseconds to read, so that
-// starting a task does not count. Larger tasks would leave threads idle: so cut, a layer of 2 MB still
-// feeds eight.
-constexpr int32_t kTaskElements = 65536;
+// Elements of a task on the CPU, about: 256 KB of float32, which take tens of microseconds to read, so
+// that starting a task does not count. Larger tasks would leave threads idle: so cut, a layer of 2 MB
+// still feeds eight.
+constexpr int64_t kTaskElementsCpu = 65536;
+// On CUDA it goes by the plan. Some 1500 tasks are three for each of the blocks of an H100, so that none
+// waits long for the last; below 16 K elements a block spends longer on reading what its task is than on
+// its elements; above 256 K nothing is gained.
+constexpr int64_t kTasksCuda = 1536, kLeastElementsCuda = 16384, kMostElementsCuda = 262144;
+constexpr int64_t kTaskGrain = 4096;
 // A task writes one sum for each column, which is read again when slices are gathered. To keep this at a
 // few per cent of the work where a row is longer than a task, at least so much of a column goes into
 // each sum: 128 runs on the CPU; 32 elements on CUDA, which needs more tasks to fill its SMs.
 constexpr int64_t kRunsPerColumnCpu = 128;
 constexpr int64_t kElementsPerColumnCuda = 32;
+
+// Columns whose partial sums a warp of CUDA adds up at a time: as many as it has lanes.
+constexpr int32_t kStrip = 32;
+
+// Strips of columns whose sums lie in several tasks.
+inline int32_t count_strips(const Matrix& m) {
+  return m.col_base >= 0 && m.tasks > 1 ? (m.cols - 1) / kStrip + 1 : 0;
+}
+
+// Elements of a task, of a plan with so many in all.
+inline int64_t elements_per_task(Backend backend, int64_t all) {
+  if (backend == Backend::kCpu) return kTaskElementsCpu;
+  const int64_t share = (all / kTasksCuda + kTaskGrain - 1) / kTaskGrain * kTaskGrain;
+  return std::clamp(share, kLeastElementsCuda, kMostElementsCuda);
+}
 
 OCSFAST_HOST_DEVICE inline bool has_slices(const Matrix& m) {
   return m.row_base >= 0 || m.col_base >= 0;
@@ -76,7 +97,7 @@ OCSFAST_HOST_DEVICE inline Task find_task(const Matrix* matrices, int32_t count,
 // Sets rows, cols, width, bands, run and the tasks of a matrix from its shape; weight, elements and
 // bases are set already. Host only.
 inline void divide_into_tasks(Matrix& m, int64_t rows, int64_t cols, int64_t inner, bool channels_last,
-                              Backend backend) {
+                              Backend backend, int64_t task_elements) {
   if (has_slices(m)) {
     m.rows = static_cast<int32_t>(rows);
     m.cols = static_cast<int32_t>(cols);
@@ -85,13 +106,13 @@ inline void divide_into_tasks(Matrix& m, int64_t rows, int64_t cols, int64_t inn
     m.width = m.cols * m.run;
     const int64_t per_column =
         backend == Backend::kCpu ? kRunsPerColumnCpu * m.run : kElementsPerColumnCuda;
-    const int64_t by_size = kTaskElements / std::max<int64_t>(1, cols * inner);
+    const int64_t by_size = task_elements / std::max<int64_t>(1, cols * inner);
     const int64_t by_columns = (per_column + inner - 1) / std::max<int64_t>(1, inner);
     m.rows_per_task = static_cast<int32_t>(
         std::clamp<int64_t>(std::max(by_size, by_columns), 1, std::max<int64_t>(1, rows)));
   } else {
-    m.rows = static_cast<int32_t>((m.elements + kTaskElements - 1) / kTaskElements);
-    m.cols = m.width = kTaskElements;
+    m.rows = static_cast<int32_t>((m.elements + task_elements - 1) / task_elements);
+    m.cols = m.width = static_cast<int32_t>(task_elements);
     m.bands = m.run = m.rows_per_task = 1;
   }
   const int64_t tasks = (static_cast<int64_t>(m.rows) + m.rows_per_task - 1) / m.rows_per_task;

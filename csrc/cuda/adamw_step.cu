@@ -59,14 +59,22 @@ struct Adamw {
   }
   // Uses the averages as they are before they are rounded to T: a mean square too small for float16 is
   // stored as 0, and the weight would be divided by eps alone.
-  template <class T, class C>
-  __device__ C move(C before, C change, const PerTensor<C>& tensor, T* states, bool) const {
+  template <class T, class C, int kCount>
+  __device__ void move(C (&weights)[kCount], C (&changes)[kCount], const PerTensor<C>& tensor,
+                       Pack<T, kCount>* states, bool) const {
     const Scalars<C>& s = scalars<C>();
-    const C average = to_number(states[0]) * s.beta1 + change * s.gain1;
-    const C square = to_number(states[1]) * s.beta2 + change * change * s.gain2;
-    states[0] = from_number<T>(average);
-    states[1] = from_number<T>(square);
-    return before * tensor.decay - divide(average * tensor.rate, root(square) * tensor.scale + s.eps);
+    C averages[kCount], squares[kCount];
+    unpack(states[0], averages);
+    unpack(states[1], squares);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      averages[k] = averages[k] * s.beta1 + changes[k] * s.gain1;
+      squares[k] = squares[k] * s.beta2 + changes[k] * changes[k] * s.gain2;
+      weights[k] = weights[k] * tensor.decay -
+                   divide(averages[k] * tensor.rate, root(squares[k]) * tensor.scale + s.eps);
+    }
+    round_into(states[0], averages);
+    round_into(states[1], squares);
   }
 
   void load(const AdamwArguments&, int32_t, int32_t) {}

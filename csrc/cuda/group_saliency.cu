@@ -5,7 +5,7 @@ namespace ocsfast::cuda {
 namespace {
 
 struct Output {
-  void* scores;  // [groups] accumulators
+  void* scores;  // [groups] accumulators; null: only the slices' sums are wanted
   void* slices;  // [slices] accumulators
   Finish finish;
 };
@@ -31,34 +31,39 @@ __device__ A finish(Finish how, A sum, int32_t size) {
   }
 }
 
+// The mean over each group's slices of what their sums come to.
 template <class A>
 __device__ void score_groups(const Plan& plan, const Output& out, const A* slices) {
-  for (int64_t g = blockIdx.x * kThreads + threadIdx.x; g < plan.groups; g += gridDim.x * kThreads) {
-    const int32_t begin = plan.group_start[g], end = plan.group_start[g + 1];
+  const auto count = [&](int32_t group) { return plan.group_start[group + 1] - plan.group_start[group]; };
+  const auto part = [&](int32_t group, int32_t first, int32_t stride) {
     A sum = 0;
-    for (int32_t k = begin; k < end; ++k) {
+    for (int32_t k = plan.group_start[group] + first; k < plan.group_start[group + 1]; k += stride) {
       const int32_t slice = plan.group_slice[k];
       sum += finish(out.finish, slices[slice], plan.slice_size[slice]);
     }
-    static_cast<A*>(out.scores)[g] = sum / static_cast<A>(max(1, end - begin));
-  }
+    return sum;
+  };
+  add_up_each<Sum>(plan.groups, count, part, [&](int32_t group, A sum) {
+    static_cast<A*>(out.scores)[group] = sum / static_cast<A>(max(1, count(group)));
+  });
 }
 
-template <class A, Element kElement, class Others>
+template <class T, class A, Element kElement, class Others>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<A>)
     saliency_kernel(const __grid_constant__ Work work, const __grid_constant__ Output out,
                     const __grid_constant__ Others others) {
-  __shared__ Shared<A> shared;
+  __shared__ Shared<Score<kElement>, T, A> shared;
   const auto grid = cooperative_groups::this_grid();
   Score<kElement> score{};
   if constexpr (needs_other(kElement)) score.others = &others;
-  walk<A>(work, score, shared);
+  walk(work, score, shared);
+  if (!work.gathers) return;
   grid.sync();
   A* slices = static_cast<A*>(out.slices);
   A* squares = kElement == Element::kSquare ? static_cast<A*>(work.slice_sq) : nullptr;
   gather_slices<typename Score<kElement>::Reduce, A>(
       work, false, [&](int32_t tensor) { return score.has_operands(work, tensor); }, slices, squares);
-  if (!work.last_launch) return;
+  if (!work.last_launch || !out.scores) return;
   grid.sync();
   score_groups<A>(work.plan, out, slices);
 }
@@ -73,46 +78,46 @@ __global__ void __launch_bounds__(kThreads)
   score_groups<A>(work.plan, out, squares);
 }
 
-template <class A, Element kElement>
+template <Element kElement>
 void run(const char* op, const Bound& bound, const Output& out, const std::vector<void*>& others,
          cudaStream_t stream) {
+  using Others = std::conditional_t<needs_other(kElement), PointerTable<>, NoPointers>;
   Work work = make_work(bound, nullptr);
-  if constexpr (needs_other(kElement)) {
-    PointerTable<> pointers;
-    for_each_window(work, bound, kMaxTensors, [&] {
-      copy_pointers(work, others, pointers);
-      launch_cooperative(op, saliency_kernel<A, kElement, PointerTable<>>, work, stream, work, out,
-                         pointers);
-    });
-  } else {
-    launch_cooperative(op, saliency_kernel<A, kElement, NoPointers>, work, stream, work, out,
-                       NoPointers{});
-  }
+  Others pointers;
+  const size_t most = needs_other(kElement) ? kMaxTensors : bound.matrices.size();
+  for_each_launch(work, bound, most, [&](auto types) {
+    using Type = decltype(types);
+    if constexpr (needs_other(kElement)) copy_pointers(work, others, pointers);
+    launch_cooperative(op, saliency_kernel<typename Type::T, typename Type::A, kElement, Others>, work,
+                       stream, work, out, pointers);
+  });
 }
 
 template <class A>
+void finish_squares(const char* op, const Bound& bound, const Output& out, cudaStream_t stream) {
+  const int items = std::max({1, bound.plan.slices, bound.plan.groups});
+  const int blocks =
+      std::min((items - 1) / kThreads + 1, resident_blocks(op, finish_kernel<A>, kThreads));
+  launch(op, finish_kernel<A>, blocks, kThreads, false, stream, make_work(bound, nullptr), out);
+}
+
 void score(const char* op, const Bound& bound, const Criterion& criterion, const Output& out,
            const std::vector<void*>& others, bool squares_known, cudaStream_t stream) {
   switch (criterion.element) {
     case Element::kSquare:
-      if (squares_known) {
-        const int items = std::max({1, bound.plan.slices, bound.plan.groups});
-        const int blocks =
-            std::min((items - 1) / kThreads + 1, resident_blocks(op, finish_kernel<A>, kThreads));
-        return launch(op, finish_kernel<A>, blocks, kThreads, false, stream, make_work(bound, nullptr),
-                      out);
-      }
-      return run<A, Element::kSquare>(op, bound, out, others, stream);
+      if (!squares_known) return run<Element::kSquare>(op, bound, out, others, stream);
+      return bound.any_double ? finish_squares<double>(op, bound, out, stream)
+                              : finish_squares<float>(op, bound, out, stream);
     case Element::kAbsolute:
-      return run<A, Element::kAbsolute>(op, bound, out, others, stream);
+      return run<Element::kAbsolute>(op, bound, out, others, stream);
     case Element::kLargest:
-      return run<A, Element::kLargest>(op, bound, out, others, stream);
+      return run<Element::kLargest>(op, bound, out, others, stream);
     case Element::kProduct:
-      return run<A, Element::kProduct>(op, bound, out, others, stream);
+      return run<Element::kProduct>(op, bound, out, others, stream);
     case Element::kSquaredProduct:
-      return run<A, Element::kSquaredProduct>(op, bound, out, others, stream);
+      return run<Element::kSquaredProduct>(op, bound, out, others, stream);
     case Element::kWeighted:
-      return run<A, Element::kWeighted>(op, bound, out, others, stream);
+      return run<Element::kWeighted>(op, bound, out, others, stream);
   }
 }
 
@@ -123,15 +128,15 @@ void group_saliency(const Tensor& ticket, const Tensor& scores, const Tensor& sl
   const auto& [criterion, pointers] = check_saliency(kOp, *bound, scores, slices, others, name);
   const OnDevice here(kOp, bound->tables);
   const Output out{scores.mutable_data_ptr(), slices.mutable_data_ptr(), criterion.finish};
-  if (bound->any_double) {
-    score<double>(kOp, *bound, criterion, out, pointers, squares_known, here.stream());
-  } else {
-    score<float>(kOp, *bound, criterion, out, pointers, squares_known, here.stream());
-  }
+  score(kOp, *bound, criterion, out, pointers, squares_known, here.stream());
   record_use(kOp, *bound, here.stream());
 }
 
 }  // namespace
+
+void launch_squares(const char* op, const Bound& bound, cudaStream_t stream) {
+  run<Element::kSquare>(op, bound, Output{nullptr, bound.slice_sq.mutable_data_ptr(), Finish::kHalf}, {}, stream);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(ocsfast, CUDA, m) {
   m.impl("group_saliency", TORCH_BOX(&group_saliency));

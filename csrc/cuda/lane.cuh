@@ -13,9 +13,6 @@
 
 namespace ocsfast::cuda {
 
-// The launch shapes below are argued from the compiled code for sm_90 (`nvcc -Xptxas -v`, `cuobjdump
-// -sass`) and from what an SM holds. No GPU has timed the alternatives yet.
-
 // Threads of a block. A block waits for itself several times a tile, and an SM stays busy meanwhile only
 // if other blocks are resident: of four blocks of 256 three go on, of one block of 1024 none would.
 constexpr int kThreads = 256;
@@ -23,11 +20,7 @@ constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 
 // Resident blocks per SM that `__launch_bounds__` promises. float: 4 × 256 threads leave 64 registers a
-// thread, enough for the innermost vector loops in float32 not to spill, or hardly: sgd_step_ reloads 1
-// word a turn (docs/performance.md has the others). With 5 blocks, 48 registers, it reloads 13. With 2
-// it would reload none, but have half as many loads in flight: 32 warps with three or four of 16 bytes
-// each are 48 to 64 KB, where latency × bandwidth asks for about 20 KB an SM of an H100, and not every
-// warp is loading at any time. double: 2, since a number takes two registers.
+// thread. double: 2, since a number takes two registers.
 template <class A>
 constexpr int kBlocksPerSm = std::is_same_v<A, double> ? 2 : 4;
 
@@ -56,15 +49,38 @@ __device__ inline float to_number(__half v) {
 __device__ inline float to_number(__nv_bfloat16 v) {
   return __bfloat162float(v);
 }
+__device__ inline void round_two(float a, float b, __half* to) {
+  const __half2 both = __floats2half2_rn(a, b);
+  memcpy(to, &both, sizeof(both));
+}
+__device__ inline void round_two(float a, float b, __nv_bfloat16* to) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
+  memcpy(to, &both, sizeof(both));
+}
 
-template <class T>
-__device__ T from_number(accumulator_t<T> v) {
-  if constexpr (std::is_same_v<T, __half>) {
-    return __float2half_rn(v);
-  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    return __float2bfloat16_rn(v);
+// A thread's elements of one tensor, as they lie in memory.
+template <class T, int kCount>
+struct alignas(kCount * sizeof(T)) Pack {
+  T element[kCount];
+};
+
+template <class T, int kCount>
+__device__ void unpack(const Pack<T, kCount>& pack, accumulator_t<T> (&numbers)[kCount]) {
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) numbers[k] = to_number(pack.element[k]);
+}
+
+// Rounds numbers to T, in the pack and where they are. Halves go by twos: one instruction for both.
+template <class T, int kCount>
+__device__ void round_into(Pack<T, kCount>& pack, accumulator_t<T> (&numbers)[kCount]) {
+  if constexpr (std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>) {
+    static_assert(kCount % 2 == 0);
+#pragma unroll
+    for (int k = 0; k < kCount; k += 2) round_two(numbers[k], numbers[k + 1], pack.element + k);
+    unpack(pack, numbers);
   } else {
-    return v;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) pack.element[k] = numbers[k];
   }
 }
 
@@ -75,13 +91,19 @@ constexpr DType kDType = std::is_same_v<T, float>    ? DType::kFloat
                                                      : DType::kBFloat16;
 
 // The threads of a block as a rectangle over bands of `width` elements: 2 ** log_across of them side by
-// side, as few as cover a band with `columns` elements each, and the rest below one another, a row each.
-// So a narrow matrix keeps all threads busy too: a depthwise 3x3 convolution has 9 elements a row.
+// side, with `columns` elements each, and the rest below one another, a row each. As few side by side as
+// cover a band, so that a narrow matrix keeps all threads busy too: a depthwise 3x3 convolution has 9
+// elements a row. Fewer, down to a warp, where more would stand beside the last column: of a row of 192
+// packs, 256 threads leave 64 idle, 64 threads take it in three tiles.
 struct ThreadLayout {
   int log_across;
 
   __device__ ThreadLayout(int32_t width, int columns) : log_across(0) {
-    while (across() < kThreads && across() * columns < width) ++log_across;
+    const int32_t packs = (width - 1) / columns + 1;
+    while (across() < kThreads && across() < packs) ++log_across;
+    for (int log = log_across; log > kLogWarp && kEighths * idle(packs, log_across) > packs; --log) {
+      if (idle(packs, log - 1) < idle(packs, log_across)) log_across = log - 1;
+    }
   }
   __device__ int across() const { return 1 << log_across; }
   __device__ int deep() const { return kThreads >> log_across; }
@@ -89,6 +111,13 @@ struct ThreadLayout {
   __device__ int y() const { return static_cast<int>(threadIdx.x) >> log_across; }
   // Warps that share a row.
   __device__ int warps_across() const { return max(1, across() / kWarp); }
+
+ private:
+  static constexpr int kLogWarp = 5, kEighths = 8;
+  // Packs of a row that 2 ** log threads could take and that do not exist.
+  static __device__ int32_t idle(int32_t packs, int log) {
+    return ((((packs - 1) >> log) + 1) << log) - packs;
+  }
 };
 
 // The columns of a tile that a thread owns. Packed: neighbours. Else `stride` apart, so that
@@ -107,29 +136,22 @@ struct ThreadColumns {
   __device__ uint32_t at(int k) const { return first + k * stride; }
   __device__ bool has(int k) const { return at(kPacked ? 0 : k) < end; }
 
-  __device__ void load(const T* band, T (&v)[kCount]) const {
+  __device__ void load(const T* band, Pack<T, kCount>& v) const {
     if constexpr (kPacked) {
-      if (!has(0)) return;
-      const uint4 pack = *reinterpret_cast<const uint4*>(band + first);
-      memcpy(v, &pack, sizeof(pack));
+      if (has(0)) v = *reinterpret_cast<const Pack<T, kCount>*>(band + first);
     } else {
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        if (has(k)) v[k] = band[at(k)];
-      }
+      for (int k = 0; k < kCount; ++k) v.element[k] = has(k) ? band[at(k)] : T(0.0f);
     }
   }
   // A pack is stored whole, of single elements those whose bit is set in `wanted`.
-  __device__ void store(T* band, const T (&v)[kCount], uint32_t wanted) const {
+  __device__ void store(T* band, const Pack<T, kCount>& v, uint32_t wanted) const {
     if constexpr (kPacked) {
-      if (!has(0)) return;
-      uint4 pack;
-      memcpy(&pack, v, sizeof(pack));
-      *reinterpret_cast<uint4*>(band + first) = pack;
+      if (has(0)) *reinterpret_cast<Pack<T, kCount>*>(band + first) = v;
     } else {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
-        if (has(k) && (wanted >> k & 1)) band[at(k)] = v[k];
+        if (has(k) && (wanted >> k & 1)) band[at(k)] = v.element[k];
       }
     }
   }

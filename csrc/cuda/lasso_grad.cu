@@ -1,13 +1,13 @@
 #include "launch.cuh"
-#include "score.cuh"
+#include "walk.cuh"
 
 namespace ocsfast::cuda {
 namespace {
 
 struct Lasso {
   using Reduce = Sum;
-  static constexpr int kOperands = 2, kUnroll = 2;  // four 16-byte loads of a thread are in flight
-  static constexpr uint32_t kWrites = 2;            // the gradient
+  static constexpr int kOperands = 2, kRows = 2;  // four 16-byte loads at a time
+  static constexpr uint32_t kWrites = 2;          // the gradient
   static constexpr bool kPenalized = true, kSparse = true, kSums = false;
 
   const float* lam;
@@ -17,11 +17,18 @@ struct Lasso {
   struct Body {
     T* operand[kOperands];  // weight, gradient
 
-    template <class C>
-    __device__ C change(T (&element)[kOperands], SlicePenalty<C> row, SlicePenalty<C> col) const {
-      const C slope = row.slope + col.slope;
-      element[1] = from_number<T>(to_number(element[1]) + to_number(element[0]) * slope);
-      return C(0);
+    template <class C, int kCount>
+    __device__ void change(Pack<T, kCount> (&packs)[kOperands], SlicePenalty<C> row,
+                           const ColumnPenalties<C, kCount>& cols, C (&)[kCount]) const {
+      C weights[kCount], grads[kCount];
+      unpack(packs[0], weights);
+      unpack(packs[1], grads);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        const C slope = row.slope + cols.slope[k];
+        grads[k] = add_slope(grads[k], weights[k], slope);
+      }
+      round_into(packs[1], grads);
     }
   };
 
@@ -29,7 +36,7 @@ struct Lasso {
   template <class A>
   __device__ SlicePenalty<A> penalty(const Work& work, int32_t slice) const {
     const A slope = is_pruned(work, slice) ? compute_slope(work, slice, A(*lam)) : A(0);
-    return {slope != A(0), slope};
+    return {slope, slope != A(0)};
   }
   __device__ bool walks(const Work& work, int32_t tensor) const {
     return has_slices(work.matrices[tensor]) && (*grads)(work, tensor);
@@ -40,13 +47,12 @@ struct Lasso {
   }
 };
 
-template <class A>
+template <class T, class A>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<A>)
     lasso_kernel(const __grid_constant__ Work work, const __grid_constant__ PointerTable<> grads,
-                 const float* lam, bool squares_known) {
-  __shared__ Shared<A> shared;
-  if (!squares_known) compute_squares<A>(work, shared);
-  walk<A>(work, Lasso{lam, &grads}, shared);
+                 const float* lam) {
+  __shared__ Shared<Lasso, T, A> shared;
+  walk(work, Lasso{lam, &grads}, shared);
 }
 
 void lasso_grad(const Tensor& ticket, const std::vector<Tensor>& grads, const Tensor& mask,
@@ -57,10 +63,12 @@ void lasso_grad(const Tensor& ticket, const std::vector<Tensor>& grads, const Te
   const OnDevice here(kOp, bound->tables);
   Work work = make_work(*bound, a.mask);
   PointerTable<> pointers;
-  for_each_window(work, *bound, kMaxTensors, [&] {
+  if (!squares_known) launch_squares(kOp, *bound, here.stream());
+  for_each_launch(work, *bound, kMaxTensors, [&](auto types) {
+    using Type = decltype(types);
     copy_pointers(work, a.grads, pointers);
-    launch_cooperative(kOp, bound->any_double ? lasso_kernel<double> : lasso_kernel<float>, work,
-                       here.stream(), work, pointers, a.lam, squares_known);
+    launch_cooperative(kOp, lasso_kernel<typename Type::T, typename Type::A>, work, here.stream(), work,
+                       pointers, a.lam);
   });
   record_use(kOp, *bound, here.stream());
 }

@@ -4,19 +4,18 @@
 //   kStates               the tensors it keeps like each weight
 //   kTensors              the weights a launch takes: as many as the kernel's argument has room for
 //   PerTensor<C>          what it knows of one tensor, held in registers; everything else is read from
-//   the
-//                         kernel's argument where it is used
+//                         the kernel's argument where it is used
 //   per_tensor<C>(work, tensor, lr)
 //   slope<C>()            what L2 weight decay adds to the gradient: slope * weight
-//   move<T>(before, change, tensor, states, has_states)
-//                         the weight after a step; `change` is the gradient with Eq. 8 in it. Changes
-//                         the states' elements
+//   move<T>(weights, changes, tensor, states, has_states)
+//                         takes a step with some weights; `changes` is the gradient with Eq. 8 in it.
+//                         Changes the states' elements
 //   load(arguments, first, tensors)
 //                         on the host: sets what differs from launch to launch
 #pragma once
 
 #include "launch.cuh"
-#include "score.cuh"
+#include "walk.cuh"
 
 namespace ocsfast::cuda {
 
@@ -29,17 +28,20 @@ struct StepSettings {
   const float* factor;
   const float* grad_scale;  // null: 1
   const float* found_inf;   // null: 0
-  bool squares_known, maximize;
+  bool maximize;
   Rule rule;
 };
 
-template <class Rule>
+// Blocks per SM: 80 registers a thread, since the three or four operands are loaded twice over, these and
+// the next. So each warp has half as many loads again in flight as with 64 registers and one set of them.
+constexpr int kStepBlocksPerSm = 3;
+
+template <class Rule, bool kPenalized_>
 struct OptimizerStep {
   using Reduce = Sum;
-  // One row at a time: its three or four operands already put as many loads in flight.
-  static constexpr int kOperands = 2 + Rule::kStates, kUnroll = 1;
+  static constexpr int kOperands = 2 + Rule::kStates, kRows = 1;
   static constexpr uint32_t kWrites = ((1u << kOperands) - 1) & ~2u;  // all but the gradient
-  static constexpr bool kPenalized = true, kSparse = false, kSums = true;
+  static constexpr bool kPenalized = kPenalized_, kSparse = false, kSums = kPenalized_;
 
   const StepSettings<Rule>& settings;
 
@@ -52,25 +54,31 @@ struct OptimizerStep {
     typename Rule::template PerTensor<C> tensor;
     const StepSettings<Rule>& settings;
 
-    __device__ C change(T (&element)[kOperands], SlicePenalty<C> row, SlicePenalty<C> col) const {
-      C now = to_number(element[0]);
+    template <int kCount>
+    __device__ void change(Pack<T, kCount> (&packs)[kOperands], SlicePenalty<C> row,
+                           const ColumnPenalties<C, kCount>& cols, C (&terms)[kCount]) const {
+      C weights[kCount];
+      unpack(packs[0], weights);
       if (operand[1]) {
-        const C slope = settings.rule.template slope<C>() + row.slope + col.slope;
-        C change = to_number(element[1]) * multiplier;
-        if (slope != C(0)) change += now * slope;
-        now = settings.rule.template move<T>(now, change, tensor, element + 2, operand[2] != nullptr);
+        C changes[kCount];
+        unpack(packs[1], changes);
+        const C slope = settings.rule.template slope<C>() + row.slope;
+#pragma unroll
+        for (int k = 0; k < kCount; ++k)
+          changes[k] = add_slope(changes[k] * multiplier, weights[k], slope + cols.slope[k]);
+        settings.rule.template move<T>(weights, changes, tensor, packs + 2, operand[2] != nullptr);
       }
-      if (row.active || col.active) now *= row.active && col.active ? factor * factor : factor;
-      element[0] = from_number<T>(now);
-      const C stored = to_number(element[0]);
-      return stored * stored;
+      if constexpr (kPenalized) scale_pruned(weights, factor, row.active, cols.active);
+      round_into(packs[0], weights);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) terms[k] = weights[k] * weights[k];
     }
   };
 
   template <class A>
   __device__ SlicePenalty<A> penalty(const Work& work, int32_t slice) const {
-    const bool pruned = is_pruned(work, slice);
-    return {pruned, pruned ? compute_slope(work, slice, A(*settings.lam)) : A(0)};
+    const bool pruned = work.mask && is_pruned(work, slice);
+    return {pruned ? compute_slope(work, slice, A(*settings.lam)) : A(0), pruned};
   }
   __device__ bool walks(const Work& work, int32_t tensor) const {
     return (work.mask && has_slices(work.matrices[tensor])) || settings.grads(work, tensor);
@@ -91,19 +99,20 @@ struct OptimizerStep {
   }
 };
 
-template <class Rule, class A>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<A>)
+template <class Rule, class T, class A, bool kPenalized>
+__global__ void __launch_bounds__(kThreads, std::min(kBlocksPerSm<A>, kStepBlocksPerSm))
     step_kernel(const __grid_constant__ Work work, const __grid_constant__ StepSettings<Rule> settings) {
-  __shared__ Shared<A> shared;
-  const auto grid = cooperative_groups::this_grid();
-  if (work.mask && !settings.squares_known) compute_squares<A>(work, shared);
+  using Op = OptimizerStep<Rule, kPenalized>;
+  __shared__ Shared<Op, T, A> shared;
   if (settings.found_inf && *settings.found_inf != 0) return;  // every thread of the grid returns
-  walk<A>(work, OptimizerStep<Rule>{settings}, shared);
-  if (!work.mask) return;
-  grid.sync();  // until here blocks may still read the squares of the weights before the step
-  gather_slices<Sum, A>(
-      work, false, [](int32_t) { return true; }, static_cast<A*>(work.slice_sq),
-      static_cast<A*>(nullptr));
+  walk(work, Op{settings}, shared);
+  if constexpr (kPenalized) {
+    if (!work.mask || !work.gathers) return;
+    cooperative_groups::this_grid().sync();  // until here blocks may still read the squares before the step
+    gather_slices<Sum, A>(
+        work, false, [](int32_t) { return true; }, static_cast<A*>(work.slice_sq),
+        static_cast<A*>(nullptr));
+  }
 }
 
 template <class Rule, class Arguments>
@@ -116,17 +125,23 @@ void take_step(const char* op, const Bound& bound, const StepArguments& step,
   settings.lr = step.lr;
   settings.lam = step.lam;
   settings.factor = step.factor;
-  settings.squares_known = step.squares_known;
   settings.grad_scale = step.grad_scale;
   settings.found_inf = step.found_inf;
   settings.maximize = step.maximize;
   settings.rule = rule;
-  for_each_window(work, bound, Rule::kTensors, [&] {
+  if (step.mask && !step.squares_known) launch_squares(op, bound, stream);
+  for_each_launch(work, bound, Rule::kTensors, [&](auto types) {
+    using Type = decltype(types);
+    using T = typename Type::T;
+    using A = typename Type::A;
     copy_pointers(work, step.grads, settings.grads);
     for (int i = 0; i < Rule::kStates; ++i) copy_pointers(work, *states[i], settings.states[i]);
     settings.rule.load(arguments, work.first_tensor, work.tensors);
-    launch_cooperative(op, bound.any_double ? step_kernel<Rule, double> : step_kernel<Rule, float>, work,
-                       stream, work, settings);
+    if constexpr (std::is_same_v<A, float>) {
+      if (!step.mask)
+        return launch_cooperative(op, step_kernel<Rule, T, A, false>, work, stream, work, settings);
+    }
+    launch_cooperative(op, step_kernel<Rule, T, A, true>, work, stream, work, settings);
   });
   record_use(op, bound, stream);
 }

@@ -1,5 +1,4 @@
-// The walk that sums what a criterion takes from each element. Eq. 8 needs one of these sums too: the
-// squares.
+// The walk that sums what a criterion takes from each element.
 #pragma once
 
 #include "../criteria.h"
@@ -16,8 +15,8 @@ template <Element kElement>
 struct Score {
   using Reduce = std::conditional_t<kElement == Element::kLargest, Largest, Sum>;
   static constexpr int kOperands = needs_other(kElement) ? 2 : 1;
-  // Four 16-byte loads of a thread are in flight, whether from one tensor or from two.
-  static constexpr int kUnroll = 4 / kOperands;
+  // Four 16-byte loads at a time, whether from one tensor or from two.
+  static constexpr int kRows = 4 / kOperands;
   static constexpr uint32_t kWrites = 0;
   static constexpr bool kPenalized = false, kSparse = false, kSums = true;
 
@@ -27,9 +26,18 @@ struct Score {
   struct Body {
     T* operand[kOperands];
 
+    template <class C, int kCount>
+    __device__ void change(Pack<T, kCount> (&packs)[kOperands], SlicePenalty<C>,
+                           const ColumnPenalties<C, kCount>&, C (&terms)[kCount]) const {
+      C weights[kCount], others[kCount];
+      unpack(packs[0], weights);
+      unpack(packs[kOperands - 1], others);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) terms[k] = term(weights[k], others[k]);
+    }
+
     template <class C>
-    __device__ C change(T (&element)[kOperands], SlicePenalty<C>, SlicePenalty<C>) const {
-      const C w = to_number(element[0]), x = to_number(element[kOperands - 1]);
+    static __device__ C term(C w, C x) {
       if constexpr (kElement == Element::kSquare) {
         return w * w;
       } else if constexpr (kElement == Element::kAbsolute || kElement == Element::kLargest) {
@@ -64,18 +72,5 @@ struct Score {
     return body;
   }
 };
-
-// Writes all slices' sums of squares to work.slice_sq, where the whole grid can read them afterwards.
-// The whole grid calls it.
-template <class A>
-__device__ void compute_squares(const Work& work, Shared<A>& shared) {
-  const auto grid = cooperative_groups::this_grid();
-  walk<A>(work, Score<Element::kSquare>{}, shared);
-  grid.sync();
-  gather_slices<Sum, A>(
-      work, false, [](int32_t) { return true; }, static_cast<A*>(work.slice_sq),
-      static_cast<A*>(nullptr));
-  grid.sync();
-}
 
 }  // namespace ocsfast::cuda

@@ -41,16 +41,23 @@ struct Sgd {
     const int32_t own = tensor - work.first_tensor;
     return {static_cast<C>(lr), static_cast<bool>(begins[own / kWordBits] >> own % kWordBits & 1)};
   }
-  template <class T, class C>
-  __device__ C move(C before, C change, const PerTensor<C>& tensor, T* states, bool has_states) const {
+  template <class T, class C, int kCount>
+  __device__ void move(C (&weights)[kCount], C (&changes)[kCount], const PerTensor<C>& tensor,
+                       Pack<T, kCount>* states, bool has_states) const {
+    const Scalars<C>& s = scalars<C>();
     if (has_states) {
-      const Scalars<C>& s = scalars<C>();
-      const C moved = tensor.begins ? change : to_number(states[0]) * s.momentum + change * s.gain;
-      states[0] = from_number<T>(moved);
-      const C stored = to_number(states[0]);
-      change = nesterov ? change + stored * s.momentum : stored;
+      C momenta[kCount];
+      unpack(states[0], momenta);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k)
+        momenta[k] = tensor.begins ? changes[k] : momenta[k] * s.momentum + changes[k] * s.gain;
+      round_into(states[0], momenta);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k)
+        changes[k] = nesterov ? changes[k] + momenta[k] * s.momentum : momenta[k];
     }
-    return before - change * tensor.lr;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) weights[k] -= changes[k] * tensor.lr;
   }
 
   void load(const SgdArguments& a, int32_t first_tensor, int32_t tensors) {

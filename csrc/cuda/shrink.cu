@@ -6,7 +6,7 @@ namespace {
 
 struct Shrink {
   using Reduce = Sum;
-  static constexpr int kOperands = 1, kUnroll = 4;  // four 16-byte loads of a thread are in flight
+  static constexpr int kOperands = 1, kRows = 4;  // four 16-byte loads at a time
   static constexpr uint32_t kWrites = 1;
   static constexpr bool kPenalized = true, kSparse = true, kSums = true;
 
@@ -17,18 +17,21 @@ struct Shrink {
     T* operand[kOperands];
     accumulator_t<T> factor;
 
-    template <class C>
-    __device__ C change(T (&element)[kOperands], SlicePenalty<C> row, SlicePenalty<C> col) const {
-      const C scale = row.active && col.active ? factor * factor : factor;
-      element[0] = from_number<T>(to_number(element[0]) * scale);
-      const C stored = to_number(element[0]);
-      return stored * stored;
+    template <class C, int kCount>
+    __device__ void change(Pack<T, kCount> (&packs)[kOperands], SlicePenalty<C> row,
+                           const ColumnPenalties<C, kCount>& cols, C (&terms)[kCount]) const {
+      C weights[kCount];
+      unpack(packs[0], weights);
+      scale_pruned(weights, factor, row.active, cols.active);
+      round_into(packs[0], weights);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) terms[k] = weights[k] * weights[k];
     }
   };
 
   template <class A>
   __device__ SlicePenalty<A> penalty(const Work& work, int32_t slice) const {
-    return {is_pruned(work, slice), A(0)};
+    return {A(0), is_pruned(work, slice)};
   }
   __device__ bool walks(const Work& work, int32_t tensor) const {
     return has_slices(work.matrices[tensor]);
@@ -39,12 +42,13 @@ struct Shrink {
   }
 };
 
-template <class A>
+template <class T, class A>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<A>)
     shrink_kernel(const __grid_constant__ Work work, const float* factor) {
-  __shared__ Shared<A> shared;
+  __shared__ Shared<Shrink, T, A> shared;
   const auto grid = cooperative_groups::this_grid();
-  walk<A>(work, Shrink{factor}, shared);
+  walk(work, Shrink{factor}, shared);
+  if (!work.gathers) return;
   grid.sync();
   gather_slices<Sum, A>(
       work, true, [](int32_t) { return true; }, static_cast<A*>(work.slice_sq),
@@ -56,9 +60,12 @@ void shrink(const Tensor& ticket, const Tensor& mask, const Tensor& factor) {
   const LockedBound bound(kOp, ticket);
   const ShrinkArguments a = check_shrink(kOp, *bound, mask, factor);
   const OnDevice here(kOp, bound->tables);
-  const Work work = make_work(*bound, a.mask);
-  launch_cooperative(kOp, bound->any_double ? shrink_kernel<double> : shrink_kernel<float>, work,
-                     here.stream(), work, a.factor);
+  Work work = make_work(*bound, a.mask);
+  for_each_launch(work, *bound, bound->matrices.size(), [&](auto types) {
+    using Type = decltype(types);
+    launch_cooperative(kOp, shrink_kernel<typename Type::T, typename Type::A>, work, here.stream(), work,
+                       a.factor);
+  });
   record_use(kOp, *bound, here.stream());
 }
 

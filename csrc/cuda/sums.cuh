@@ -1,5 +1,6 @@
 // Gathering the sums that a walk leaves: a thread's to a block's, a block's to scratch memory, and from
-// there, after a barrier of the grid, to slices.
+// there, after a barrier of the grid, a column's over its tasks, and after another a slice's over its rows
+// and columns.
 //
 // No atomics: everything is added up in an order that depends on the plan alone, so a result is the same
 // to the bit at every call.
@@ -24,30 +25,57 @@ struct Largest {
 };
 
 // Row sums that a block keeps in shared memory: rows × the warps that share one, 4 KB of float. A task
-// with more is walked in several tiles. Twice as many would halve the barriers of narrow tasks, and take
-// 26 instead of 17 KB of shared memory a block.
+// with more is walked in several tiles.
 constexpr int kRowSlots = 1024;
-// Terms of a slice that one lane adds up alone, 32 slices a warp at a time. A longer slice would hold up
-// the other 31 lanes, so the whole warp adds it up, 32 terms at a time.
+// Terms of a sum that one lane adds up alone, 32 sums a warp at a time. A longer sum would hold up the
+// other 31 lanes, so the whole warp adds it up, 32 terms at a time.
 constexpr int kTermsPerLane = 16;
 
+// Adds up over the lanes that share rows. Lane x is left with the sum of row `mine` of sums[0 .. kRows);
+// returns false where another lane has the same. While there are several rows, each step hands half of
+// them over: of four rows over 32 lanes this takes 6 shuffles, each row by itself would take 20.
+template <class Reduce, class C, int kRows>
+__device__ bool add_over_lanes(C (&sums)[kRows], int x, int lanes, int& mine) {
+  int distance = lanes / 2;
+  mine = 0;
+#pragma unroll
+  for (int half = kRows / 2; half > 0; half /= 2, distance /= 2) {
+    const bool upper = x & distance;
+#pragma unroll
+    for (int u = 0; u < half; ++u) {
+      const C kept = upper ? sums[half + u] : sums[u], given = upper ? sums[u] : sums[half + u];
+      sums[u] = Reduce::combine(kept, __shfl_xor_sync(~0u, given, distance));
+    }
+    mine = 2 * mine + upper;
+  }
+  for (; distance > 0; distance /= 2)
+    sums[0] = Reduce::combine(sums[0], __shfl_xor_sync(~0u, sums[0], distance));
+  return x % (lanes / kRows) == 0;
+}
+
 // Adds a thread's sums of the rows `row`, `row` + deep, … of a tile to the slots of its warp:
-// slots[warps across][rows].
+// slots[warps across][rows]. All threads of the block call it.
 template <class Reduce, class A, class C, int kRows>
 __device__ void add_row_sums(const ThreadLayout& layout, C (&sums)[kRows], int32_t row, int32_t rows,
                              A* slots) {
-  for (int distance = min(layout.across(), kWarp) / 2; distance > 0; distance /= 2) {
+  const int lanes = min(layout.across(), kWarp), x = layout.x() % kWarp;
+  A* own_slots = slots + layout.x() / kWarp * rows;
+  const auto add = [&](int32_t own, C sum) {
+    if (own < rows) own_slots[own] = Reduce::combine(own_slots[own], static_cast<A>(sum));  // its alone
+  };
+  if (lanes >= kRows) {
+    int mine;
+    if (add_over_lanes<Reduce>(sums, x, lanes, mine)) add(row + mine * layout.deep(), sums[0]);
+    return;
+  }
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
 #pragma unroll
     for (int u = 0; u < kRows; ++u)
       sums[u] = Reduce::combine(sums[u], __shfl_xor_sync(~0u, sums[u], distance));
   }
 #pragma unroll
   for (int u = 0; u < kRows; ++u) {
-    const int32_t own = row + u * layout.deep();
-    if (own < rows && layout.x() % kWarp == 0) {
-      A& slot = slots[layout.x() / kWarp * rows + own];  // no other thread writes to it
-      slot = Reduce::combine(slot, static_cast<A>(sums[u]));
-    }
+    if (x == 0) add(row + u * layout.deep(), sums[u]);
   }
 }
 
@@ -67,7 +95,8 @@ __device__ void write_row_sums(const Tile& tile, const ThreadLayout& layout, con
 // warp that own the same columns, then over warps and over each column's run. All threads of the block
 // call it. slots: [kThreads * columns of a thread].
 template <class Reduce, class A, class C, class Columns>
-__device__ void add_column_sums(const Work& work, const Tile& tile, const ThreadLayout& layout,
+__device__ void add_column_sums(const Work& work, const Matrix& m, const Tile& tile,
+                                const ThreadLayout& layout,
                                 const Columns& columns, C (&sums)[Columns::kCount], A* slots) {
   for (int distance = kWarp / 2; distance >= layout.across(); distance /= 2) {
 #pragma unroll
@@ -82,11 +111,11 @@ __device__ void add_column_sums(const Work& work, const Tile& tile, const Thread
       slots[warp_row * tile_columns + columns.at(k)] = static_cast<A>(sums[k]);
   }
   __syncthreads();
-  const Matrix& m = work.matrices[tile.task.tensor];
   const int64_t begin = tile.first_col,
                 end = min(tile.first_col + tile_columns, static_cast<uint32_t>(tile.width));
-  A* partial =
-      static_cast<A*>(work.partials) + m.first_partial + static_cast<int64_t>(tile.task.number) * m.cols;
+  A* const partial = m.tasks == 1 ? static_cast<A*>(work.col_sums) + m.col_base
+                                  : static_cast<A*>(work.partials) + m.first_partial +
+                                        static_cast<int64_t>(tile.task.number) * m.cols;
   for (int64_t c = begin / m.run + threadIdx.x; c * m.run < end; c += kThreads) {
     const bool goes_on = c * m.run < begin || tile.first_row > tile.task.first_row;
     double sum = goes_on ? static_cast<double>(partial[c]) : 0.0;
@@ -99,24 +128,62 @@ __device__ void add_column_sums(const Work& work, const Tile& tile, const Thread
   __syncthreads();
 }
 
-// The sum of a slice's terms number, number + stride, …: its row sums, and its tasks' column sums.
+// Adds the sums of columns up over their tasks, of all columns or only of the pruned ones. A warp takes
+// a strip of neighbouring columns, so that it reads whole lines, and its lanes go down one behind the
+// other with eight loads in flight. The whole grid calls it, after a barrier.
 template <class Reduce, class A>
-__device__ double gather(const Work& work, const Matrix& m, int32_t slice, int32_t number, int stride) {
-  const Plan& plan = work.plan;
-  const A* row_sums = static_cast<const A*>(work.row_sums);
-  const A* partials = static_cast<const A*>(work.partials) + m.first_partial;
-  const int32_t end = plan.slice_start[slice + 1];
-  double sum = 0;
-  for (int32_t k = plan.slice_start[slice]; k < end; ++k) {
-    const int32_t entry = plan.slice_entry[k];
-    const bool is_row = entry < plan.num_rows;
-    const int32_t terms = is_row ? 1 : m.tasks;
-    const A* term = is_row ? row_sums + entry : partials + (entry - plan.num_rows - m.col_base);
-    for (; number < terms; number += stride)
-      sum = Reduce::combine(sum, static_cast<double>(term[static_cast<int64_t>(number) * m.cols]));
-    number -= terms;
+__device__ void add_over_tasks(const Work& work, bool pruned_only) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int32_t end = work.first_strip + work.num_strips;
+  int32_t strip = work.first_strip + static_cast<int32_t>(blockIdx.x * kWarps + threadIdx.x / kWarp);
+  for (; strip < end; strip += static_cast<int32_t>(gridDim.x) * kWarps) {
+    int32_t low = work.first_tensor, high = work.first_tensor + work.tensors - 1;
+    while (low < high) {  // the last matrix whose first strip is at most `strip`; others have none
+      const int32_t middle = (low + high + 1) / 2;
+      if (work.matrices[middle].first_strip <= strip) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    const Matrix& m = work.matrices[low];
+    const int32_t column = (strip - m.first_strip) * kStrip + lane;
+    if (column >= m.cols) continue;
+    const int32_t slice = work.plan.col_slice[m.col_base + column];
+    if (slice < 0 || (pruned_only && !is_pruned(work, slice))) continue;
+    const A* term = static_cast<const A*>(work.partials) + m.first_partial + column;
+    double sum = 0;
+#pragma unroll 8
+    for (int32_t t = 0; t < m.tasks; ++t)
+      sum = Reduce::combine(sum, static_cast<double>(term[static_cast<int64_t>(t) * m.cols]));
+    static_cast<A*>(work.col_sums)[m.col_base + column] = static_cast<A>(sum);
   }
-  return sum;
+}
+
+// Takes sums of many terms: each by one lane where it has few, else by a whole warp. The whole grid calls
+// it.
+//   count(i)                     the terms of sum i; below 0: there is nothing to do
+//   part(i, first, stride)       adds up its terms first, first + stride, …
+//   write(i, sum)
+template <class Reduce, class Count, class Part, class Write>
+__device__ void add_up_each(int64_t sums, const Count& count, const Part& part, const Write& write) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarps;
+  // Neighbours go to different warps: where one is long, the next is likely to be long too.
+  int64_t base = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  for (; base < sums; base += warps * kWarp) {
+    const int64_t own = base + lane * warps;
+    const int32_t terms = own < sums ? count(static_cast<int32_t>(own)) : -1;
+    if (terms >= 0 && terms <= kTermsPerLane)
+      write(static_cast<int32_t>(own), terms ? part(static_cast<int32_t>(own), 0, 1) : 0);
+    for (uint32_t rest = __ballot_sync(~0u, terms > kTermsPerLane); rest; rest &= rest - 1) {
+      const auto i = static_cast<int32_t>(base + (__ffs(static_cast<int>(rest)) - 1) * warps);
+      auto sum = part(i, lane, kWarp);
+      for (int distance = kWarp / 2; distance > 0; distance /= 2)
+        sum = Reduce::combine(sum, __shfl_xor_sync(~0u, sum, distance));
+      if (lane == 0) write(i, sum);
+    }
+  }
 }
 
 // Writes the sums of this launch's slices, or only of the pruned ones, to `out` and, unless it is null,
@@ -125,40 +192,33 @@ __device__ double gather(const Work& work, const Matrix& m, int32_t slice, int32
 template <class Reduce, class A, class Has>
 __device__ void gather_slices(const Work& work, bool pruned_only, const Has& has, A* out, A* copy) {
   const Plan& plan = work.plan;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarps;
-  // Neighbouring slices go to different warps: where one is long, the next is likely to be long too.
-  int64_t base = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  for (; base < plan.slices; base += warps * kWarp) {
-    const int64_t own = base + lane * warps;
-    const int32_t slice = own < plan.slices ? static_cast<int32_t>(own) : -1;
-    const auto write = [&](int32_t s, double sum) {
-      out[s] = static_cast<A>(sum);
-      if (copy) copy[s] = static_cast<A>(sum);
-    };
-    bool is_long = false;
-    if (slice >= 0 && (!pruned_only || is_pruned(work, slice))) {
-      const int32_t t = plan.slice_tensor[slice], begin = plan.slice_start[slice];
-      const int32_t entries = plan.slice_start[slice + 1] - begin;
-      if (t >= work.first_tensor && t < work.first_tensor + work.tensors) {
-        const Matrix& m = work.matrices[t];
-        if (entries == 0 || m.tasks == 0 || !has(t)) {
-          write(slice, 0);
-        } else {
-          const bool is_row = plan.slice_entry[begin] < plan.num_rows;
-          is_long = static_cast<int64_t>(entries) * (is_row ? 1 : m.tasks) > kTermsPerLane;
-          if (!is_long) write(slice, gather<Reduce, A>(work, m, slice, 0, 1));
-        }
-      }
-    }
-    for (uint32_t rest = __ballot_sync(~0u, is_long); rest; rest &= rest - 1) {
-      const auto s = static_cast<int32_t>(base + (__ffs(static_cast<int>(rest)) - 1) * warps);
-      double sum = gather<Reduce, A>(work, work.matrices[plan.slice_tensor[s]], s, lane, kWarp);
-      for (int distance = kWarp / 2; distance > 0; distance /= 2)
-        sum = Reduce::combine(sum, __shfl_xor_sync(~0u, sum, distance));
-      if (lane == 0) write(s, sum);
-    }
+  if (work.num_strips > 0) {
+    add_over_tasks<Reduce, A>(work, pruned_only);
+    cooperative_groups::this_grid().sync();
   }
+  const A* row_sums = static_cast<const A*>(work.row_sums);
+  const A* col_sums = static_cast<const A*>(work.col_sums);
+  const auto count = [&](int32_t slice) {
+    if (pruned_only && !is_pruned(work, slice)) return -1;
+    const int32_t t = plan.slice_tensor[slice];
+    if (t < work.first_tensor || t >= work.first_tensor + work.tensors) return -1;
+    if (work.matrices[t].tasks == 0 || !has(t)) return 0;
+    return plan.slice_start[slice + 1] - plan.slice_start[slice];
+  };
+  const auto part = [&](int32_t slice, int32_t first, int32_t stride) {
+    const int32_t end = plan.slice_start[slice + 1];
+    double sum = 0;
+    for (int32_t k = plan.slice_start[slice] + first; k < end; k += stride) {
+      const int32_t entry = plan.slice_entry[k];
+      const A term = entry < plan.num_rows ? row_sums[entry] : col_sums[entry - plan.num_rows];
+      sum = Reduce::combine(sum, static_cast<double>(term));
+    }
+    return sum;
+  };
+  add_up_each<Reduce>(plan.slices, count, part, [&](int32_t slice, double sum) {
+    out[slice] = static_cast<A>(sum);
+    if (copy) copy[slice] = static_cast<A>(sum);
+  });
 }
 
 }  // namespace ocsfast::cuda

@@ -9,14 +9,17 @@ namespace ocsfast::cuda {
 struct Work {
   Plan plan;
   const Matrix* matrices;  // [plan.tensors] on the device
+  const Task* tasks;       // all of them, on the device
   void* row_sums;          // [num_rows] accumulators
-  void* partials;          // [partials] accumulators: each task's column sums
+  void* col_sums;          // [num_cols] accumulators
+  void* partials;          // accumulators: each task's column sums, of matrices with several tasks
   void* slice_sq;          // [slices] accumulators
   const bool* mask;        // [groups] to prune; null: none
-  // This launch walks the tensors first_tensor .. first_tensor + tensors - 1.
-  int32_t first_tensor, tensors, first_task, tasks;
-  bool any_non_float;  // one of the tensors is not float32
-  bool last_launch;    // no launch for further tensors follows
+  // This launch walks those of the tensors first_tensor .. first_tensor + tensors - 1 that have the
+  // kernel's element type. Strips of columns: matrix.h.
+  int32_t first_tensor, tensors, first_task, num_tasks, first_strip, num_strips;
+  bool gathers;      // the last launch for these tensors: their slices are summed after it
+  bool last_launch;  // no launch for further tensors follows
 };
 
 // Gradients and optimizer states are other tensors at every call, so their pointers go by value in the
@@ -56,8 +59,8 @@ __device__ inline bool is_pruned(const Work& work, int32_t slice) {
 // Eq. 8's slope, λ / ‖slice‖.
 template <class A>
 struct SlicePenalty {
-  bool active;
   A slope;
+  bool active;
 };
 
 // λ / ‖slice‖ of Eq. 8; 0 where the norm is 0.
