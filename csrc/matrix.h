@@ -44,7 +44,10 @@ constexpr int64_t kTaskElementsCpu = 65536;
 // On CUDA it goes by the plan. Some 1500 tasks are three for each of the blocks of an H100, so that none
 // waits long for the last; below 16 K elements a block spends longer on reading what its task is than on
 // its elements; above 256 K nothing is gained.
-constexpr int64_t kTasksCuda = 1536, kLeastElementsCuda = 16384, kMostElementsCuda = 262144;
+#ifndef OCS_TASKS
+#define OCS_TASKS 1536
+#endif
+constexpr int64_t kTasksCuda = OCS_TASKS, kLeastElementsCuda = 16384, kMostElementsCuda = 262144;
 constexpr int64_t kTaskGrain = 4096;
 // A task writes one sum for each column, which is read again when slices are gathered. To keep this at a
 // few per cent of the work where a row is longer than a task, at least so much of a column goes into

@@ -11,6 +11,18 @@
 
 #include "../matrix.h"
 
+#ifndef OCS_BF
+#define OCS_BF 4
+#endif
+#ifndef OCS_BH
+#define OCS_BH 3
+#endif
+#ifndef OCS_SF
+#define OCS_SF 3
+#endif
+#ifndef OCS_SH
+#define OCS_SH 2
+#endif
 namespace ocsfast::cuda {
 
 // Threads of a block. A block waits for itself several times a tile, and an SM stays busy meanwhile only
@@ -21,8 +33,8 @@ constexpr int kWarps = kThreads / kWarp;
 
 // Resident blocks per SM that `__launch_bounds__` promises. float: 4 × 256 threads leave 64 registers a
 // thread. double: 2, since a number takes two registers.
-template <class A>
-constexpr int kBlocksPerSm = std::is_same_v<A, double> ? 2 : 4;
+template <class T, class A>
+constexpr int kBlocksPerSm = std::is_same_v<A, double> ? 2 : sizeof(T) == 4 ? OCS_BF : OCS_BH;
 
 // Columns a thread owns. Packed: neighbours, as many as the widest load brings, 16 bytes. Where a band
 // does not start at a multiple of 16 bytes, single elements instead, and at most 4 of them: each takes a
@@ -136,22 +148,23 @@ struct ThreadColumns {
   __device__ uint32_t at(int k) const { return first + k * stride; }
   __device__ bool has(int k) const { return at(kPacked ? 0 : k) < end; }
 
-  __device__ void load(const T* band, Pack<T, kCount>& v) const {
+  // `own`: where the thread's first column is. It exists.
+  __device__ void load(const T* own, Pack<T, kCount>& v) const {
     if constexpr (kPacked) {
-      if (has(0)) v = *reinterpret_cast<const Pack<T, kCount>*>(band + first);
+      v = *reinterpret_cast<const Pack<T, kCount>*>(own);
     } else {
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) v.element[k] = has(k) ? band[at(k)] : T(0.0f);
+      for (int k = 0; k < kCount; ++k) v.element[k] = has(k) ? own[k * stride] : T(0.0f);
     }
   }
   // A pack is stored whole, of single elements those whose bit is set in `wanted`.
-  __device__ void store(T* band, const Pack<T, kCount>& v, uint32_t wanted) const {
+  __device__ void store(T* own, const Pack<T, kCount>& v, uint32_t wanted) const {
     if constexpr (kPacked) {
-      if (has(0)) *reinterpret_cast<Pack<T, kCount>*>(band + first) = v;
+      *reinterpret_cast<Pack<T, kCount>*>(own) = v;
     } else {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
-        if (has(k) && (wanted >> k & 1)) band[at(k)] = v.element[k];
+        if (has(k) && (wanted >> k & 1)) own[k * stride] = v.element[k];
       }
     }
   }

@@ -6,7 +6,7 @@ namespace {
 
 struct Lasso {
   using Reduce = Sum;
-  static constexpr int kOperands = 2, kRows = 2;  // four 16-byte loads at a time
+  static constexpr int kOperands = 2, kRows = 1;  // two 16-byte loads at a time, and two ahead
   static constexpr uint32_t kWrites = 2;          // the gradient
   static constexpr bool kPenalized = true, kSparse = true, kSums = false;
 
@@ -48,7 +48,7 @@ struct Lasso {
 };
 
 template <class T, class A>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<A>)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<T, A>)
     lasso_kernel(const __grid_constant__ Work work, const __grid_constant__ PointerTable<> grads,
                  const float* lam) {
   __shared__ Shared<Lasso, T, A> shared;

@@ -32,9 +32,8 @@ struct StepSettings {
   Rule rule;
 };
 
-// Blocks per SM: 80 registers a thread, since the three or four operands are loaded twice over, these and
-// the next. So each warp has half as many loads again in flight as with 64 registers and one set of them.
-constexpr int kStepBlocksPerSm = 3;
+template <class T>
+constexpr int kStepBlocksPerSm = sizeof(T) == 4 ? OCS_SF : OCS_SH;
 
 template <class Rule, bool kPenalized_>
 struct OptimizerStep {
@@ -100,7 +99,7 @@ struct OptimizerStep {
 };
 
 template <class Rule, class T, class A, bool kPenalized>
-__global__ void __launch_bounds__(kThreads, std::min(kBlocksPerSm<A>, kStepBlocksPerSm))
+__global__ void __launch_bounds__(kThreads, std::min(kBlocksPerSm<T, A>, kStepBlocksPerSm<T>))
     step_kernel(const __grid_constant__ Work work, const __grid_constant__ StepSettings<Rule> settings) {
   using Op = OptimizerStep<Rule, kPenalized>;
   __shared__ Shared<Op, T, A> shared;

@@ -15,8 +15,8 @@ template <Element kElement>
 struct Score {
   using Reduce = std::conditional_t<kElement == Element::kLargest, Largest, Sum>;
   static constexpr int kOperands = needs_other(kElement) ? 2 : 1;
-  // Four 16-byte loads at a time, whether from one tensor or from two.
-  static constexpr int kRows = 4 / kOperands;
+  // Two 16-byte loads at a time, whether from one tensor or from two, and two ahead.
+  static constexpr int kRows = 2 / kOperands;
   static constexpr uint32_t kWrites = 0;
   static constexpr bool kPenalized = false, kSparse = false, kSums = true;
 

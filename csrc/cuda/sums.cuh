@@ -31,9 +31,9 @@ constexpr int kRowSlots = 1024;
 // other 31 lanes, so the whole warp adds it up, 32 terms at a time.
 constexpr int kTermsPerLane = 16;
 
-// Adds up over the lanes that share rows. Lane x is left with the sum of row `mine` of sums[0 .. kRows);
-// returns false where another lane has the same. While there are several rows, each step hands half of
-// them over: of four rows over 32 lanes this takes 6 shuffles, each row by itself would take 20.
+// Adds up over a warp's lanes, or as many neighbours of them, that share kRows rows. Lane x is left with the sum of row `mine` of
+// sums[0 .. kRows); returns false where another lane has the same. While there are several rows, each step
+// hands half of them over: of four rows over 32 lanes this takes 6 shuffles, each by itself would take 20.
 template <class Reduce, class C, int kRows>
 __device__ bool add_over_lanes(C (&sums)[kRows], int x, int lanes, int& mine) {
   int distance = lanes / 2;
@@ -48,6 +48,7 @@ __device__ bool add_over_lanes(C (&sums)[kRows], int x, int lanes, int& mine) {
     }
     mine = 2 * mine + upper;
   }
+#pragma unroll
   for (; distance > 0; distance /= 2)
     sums[0] = Reduce::combine(sums[0], __shfl_xor_sync(~0u, sums[0], distance));
   return x % (lanes / kRows) == 0;
@@ -58,24 +59,25 @@ __device__ bool add_over_lanes(C (&sums)[kRows], int x, int lanes, int& mine) {
 template <class Reduce, class A, class C, int kRows>
 __device__ void add_row_sums(const ThreadLayout& layout, C (&sums)[kRows], int32_t row, int32_t rows,
                              A* slots) {
-  const int lanes = min(layout.across(), kWarp), x = layout.x() % kWarp;
-  A* own_slots = slots + layout.x() / kWarp * rows;
-  const auto add = [&](int32_t own, C sum) {
-    if (own < rows) own_slots[own] = Reduce::combine(own_slots[own], static_cast<A>(sum));  // its alone
+  A* own_slots = slots + (layout.x() / kWarp * rows + row);
+  const auto add = [&](int u, C sum) {  // no other thread writes to its slot
+    const int32_t below = u * layout.deep();
+    if (row + below < rows) own_slots[below] = Reduce::combine(own_slots[below], static_cast<A>(sum));
   };
-  if (lanes >= kRows) {
+  if (layout.across() >= kWarp) {  // with what is constant here the compiler knows each step
     int mine;
-    if (add_over_lanes<Reduce>(sums, x, lanes, mine)) add(row + mine * layout.deep(), sums[0]);
+    if (add_over_lanes<Reduce>(sums, layout.x() % kWarp, kWarp, mine)) add(mine, sums[0]);
     return;
   }
-  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+#pragma unroll 1
+  for (int distance = layout.across() / 2; distance > 0; distance /= 2) {
 #pragma unroll
     for (int u = 0; u < kRows; ++u)
       sums[u] = Reduce::combine(sums[u], __shfl_xor_sync(~0u, sums[u], distance));
   }
 #pragma unroll
   for (int u = 0; u < kRows; ++u) {
-    if (x == 0) add(row + u * layout.deep(), sums[u]);
+    if (layout.x() == 0) add(u, sums[u]);
   }
 }
 

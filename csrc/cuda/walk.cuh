@@ -56,6 +56,8 @@ __device__ void scale_pruned(C (&weights)[kCount], C factor, bool row_active, ui
 template <class Op, class T, int kRows, int kCount>
 struct Loaded {
   Pack<T, kCount> pack[kRows][Op::kOperands];
+  SlicePenalty<accumulator_t<T>> penalty[kRows];
+  bool wanted[kRows];  // the row exists, and something in it is to be changed or summed
 };
 
 template <class A, class Op, class C, class Columns>
@@ -74,8 +76,8 @@ __device__ void read_column_penalties(const Work& work, const Op& op, const Matr
 
 // Takes a thread's elements of a tile through the body of the loop, kRows rows at a time, band by band.
 // The next ones are loaded before these are computed, so that memory has work meanwhile. Adds to col_sums,
-// and to shared.rows if `with_rows`.
-template <class Op, class T, class A, class C, class Body, class Columns>
+// and to shared.rows if `with_rows`. kOneBand: rows have one band, which saves the loop over bands.
+template <bool kOneBand, class Op, class T, class A, class C, class Body, class Columns>
 __device__ void walk_rows(const Body& body, const Tile& tile, const Matrix& m,
                           const ThreadLayout& layout, const Columns& columns, bool with_rows,
                           const ColumnPenalties<C, Columns::kCount>& cols,
@@ -84,42 +86,46 @@ __device__ void walk_rows(const Body& body, const Tile& tile, const Matrix& m,
   constexpr int kOperands = Op::kOperands, kCount = Columns::kCount;
   // Half as many rows of single elements: each element takes an address, and these take the registers.
   constexpr int kRows = Columns::kIsPacked ? Op::kRows : std::max(1, Op::kRows / 2);
-  // Rows whose sums are added over lanes together.
-  constexpr int kGroup = Op::kSums ? std::max(2, kRows) : kRows;
-  const int32_t rows = tile.rows, deep = layout.deep();
-  const uint32_t bands = m.bands, band_stride = m.width, row_stride = bands * band_stride;
-  const auto touched = [&](int32_t row) {
-    if constexpr (Op::kSparse) return row < rows && (shared.row_penalty[row].active || cols.active);
-    return row < rows;
-  };
+  // Rows whose sums are added over lanes together. Twice as many as are loaded together, so that what is
+  // loaded ahead needs not be moved to other registers.
+  constexpr int kGroup = 2 * kRows;
+  const int32_t rows = columns.has(0) ? tile.rows : 0, deep = layout.deep();
+  const uint32_t bands = kOneBand ? 1 : m.bands, band_stride = m.width, row_stride = bands * band_stride;
+  const uint32_t own_col = tile.first_col + columns.at(0);
   const auto load = [&](int32_t row, uint32_t band, Loaded<Op, T, kRows, kCount>& to) {
-    const uint32_t offset = row * row_stride + band * band_stride + tile.first_col;
+    const uint32_t offset = row * row_stride + band * band_stride + own_col;
 #pragma unroll
     for (int u = 0; u < kRows; ++u) {
-      if (!touched(row + u * deep)) continue;
+      const int32_t own = row + u * deep;
+      to.wanted[u] = own < rows;
+      if constexpr (Op::kPenalized) {
+        if (to.wanted[u]) {
+          const SlicePenalty<A> penalty = shared.row_penalty[own];
+          to.penalty[u] = {static_cast<C>(penalty.slope), penalty.active};
+          if constexpr (Op::kSparse) to.wanted[u] = penalty.active || cols.active;
+        }
+      }
+      if (!to.wanted[u]) continue;
 #pragma unroll
       for (int i = 0; i < kOperands; ++i) {
-        if (body.operand[i])
+        if (i == 0 || body.operand[i])
           columns.load(body.operand[i] + (offset + u * deep * row_stride), to.pack[u][i]);
       }
     }
   };
   const auto compute = [&](int32_t row, uint32_t band, Loaded<Op, T, kRows, kCount>& from,
                            C* row_sums) {
-    const uint32_t offset = row * row_stride + band * band_stride + tile.first_col;
+    const uint32_t offset = row * row_stride + band * band_stride + own_col;
 #pragma unroll
     for (int u = 0; u < kRows; ++u) {
-      const int32_t own = row + u * deep;
-      if (!touched(own)) continue;
+      if (!from.wanted[u]) continue;
       SlicePenalty<C> row_penalty{};
-      if constexpr (Op::kPenalized) {
-        row_penalty = {static_cast<C>(shared.row_penalty[own].slope), shared.row_penalty[own].active};
-      }
+      if constexpr (Op::kPenalized) row_penalty = from.penalty[u];
       C terms[kCount];
       body.change(from.pack[u], row_penalty, cols, terms);
 #pragma unroll
       for (int i = 0; i < kOperands; ++i) {
-        if ((Op::kWrites >> i & 1) && body.operand[i]) {
+        if ((Op::kWrites >> i & 1) && (i == 0 || body.operand[i])) {
           columns.store(body.operand[i] + (offset + u * deep * row_stride), from.pack[u][i],
                         Op::kSparse && !row_penalty.active ? cols.active : ~0u);
         }
@@ -127,31 +133,30 @@ __device__ void walk_rows(const Body& body, const Tile& tile, const Matrix& m,
       if constexpr (Op::kSums) {
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
-          if (!columns.has(k)) terms[k] = 0;
+          if (!Columns::kIsPacked && !columns.has(k)) terms[k] = 0;
           row_sums[u] = Reduce::combine(row_sums[u], terms[k]);
           col_sums[k] = Reduce::combine(col_sums[k], terms[k]);
         }
       }
     }
   };
-  Loaded<Op, T, kRows, kCount> now, next;
+  Loaded<Op, T, kRows, kCount> next;
   load(layout.y(), 0, next);
-  for (int32_t start = 0; start < rows; start += deep * kGroup) {
+  for (int32_t start = layout.y(); start - layout.y() < tile.rows; start += deep * kGroup) {
     C row_sums[kGroup] = {};
 #pragma unroll
     for (int g = 0; g < kGroup; g += kRows) {
-      const int32_t row = start + layout.y() + g * deep;
+      const int32_t row = start + g * deep;
       for (uint32_t band = 0; band < bands; ++band) {
-        now = next;
-        const bool is_last = band + 1 == bands;
+        Loaded<Op, T, kRows, kCount> now = next;
+        const bool is_last = kOneBand || band + 1 == bands;
         load(is_last ? row + kRows * deep : row, is_last ? 0 : band + 1, next);
         compute(row, band, now, row_sums + g);
+        if (kOneBand) break;
       }
     }
     if constexpr (Op::kSums) {
-      if (with_rows) {
-        add_row_sums<Reduce>(layout, row_sums, start + layout.y(), rows, shared.rows);
-      }
+      if (with_rows) add_row_sums<Reduce>(layout, row_sums, start, tile.rows, shared.rows);
     }
   }
 }
@@ -174,7 +179,15 @@ __device__ void walk_tile(const Work& work, const Op& op, const Body& body, cons
 
   const bool with_cols = Op::kSums && m.col_base >= 0 && (!Op::kSparse || any_active_col);
   C col_sums[kColumns<T, kPacked>] = {};
-  walk_rows<Op, T>(body, tile, m, layout, columns, m.row_base >= 0, cols, col_sums, shared);
+  const auto rows = [&](auto one_band) {
+    walk_rows<decltype(one_band)::value, Op, T>(body, tile, m, layout, columns, m.row_base >= 0, cols,
+                                                col_sums, shared);
+  };
+  if (kPacked && m.bands == 1) {
+    rows(std::bool_constant<kPacked>{});
+  } else {
+    rows(std::false_type{});
+  }
   if constexpr (Op::kSums) {
     if (with_cols) {
       add_column_sums<typename Op::Reduce>(work, m, tile, layout, columns, col_sums, shared.cols);

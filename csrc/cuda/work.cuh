@@ -38,7 +38,9 @@ template <int kTensors = kMaxTensors>
 struct PointerTable {
   void* pointer[kTensors];
   __device__ void* operator()(const Work& work, int32_t tensor) const {
-    return pointer[tensor - work.first_tensor];
+    void* const found = pointer[tensor - work.first_tensor];
+    if (found) __builtin_assume(__isGlobal(found));
+    return found;
   }
 };
 
