@@ -28,7 +28,7 @@ Bound::~Bound() {
   static auto* const mutex = new std::mutex;
   static auto* const kept = new std::vector<Tensor>;
   const std::lock_guard<std::mutex> lock(*mutex);
-  kept->insert(kept->end(), {tables, row_sums, partials, slice_sq, col_sums, device_matrices, device_tasks,
+  kept->insert(kept->end(), {tables, row_sums, partials, slice_sq, device_matrices, device_tasks,
                             bias_corrections});
 }
 
@@ -54,7 +54,6 @@ std::shared_ptr<Bound> make_bound(const std::vector<Tensor>& weights, const Tens
   bound->plan = check_plan(kOp, bound->tables, layout);
   for (const Matrix& m : bound->matrices) {
     bound->tasks += m.tasks;
-    bound->strips += count_strips(m);
     bound->any_double = bound->any_double || m.dtype == DType::kDouble;
   }
   bound->weights = weights;

@@ -24,7 +24,7 @@ class PendingKernels {
 struct Bound {
   Plan plan;  // points into `tables`
   std::vector<Matrix> matrices;
-  int32_t tasks = 0, strips = 0;
+  int32_t tasks = 0;
   bool any_double = false;  // any weight is float64
   Tensor tables;
   std::vector<Tensor> weights;
@@ -33,7 +33,6 @@ struct Bound {
   Tensor row_sums;          // [plan.num_rows]
   Tensor partials;          // each task's column sums, from Matrix::first_partial on
   Tensor slice_sq;          // [plan.slices] sums of squares, as the last op that computed them left them
-  Tensor col_sums;          // CUDA only: [plan.num_cols]
   Tensor device_matrices;   // CUDA only: `matrices`, as bytes
   Tensor device_tasks;      // CUDA only: every Task of all matrices, as bytes
   Tensor bias_corrections;  // CUDA only: AdamW's, [tensors, 2] in double

@@ -194,7 +194,7 @@ std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& wei
   const auto* table = static_cast<const int32_t*>(shapes.const_data_ptr());
 
   std::vector<Matrix> matrices(tensors);
-  int64_t tasks = 0, partials = 0, strips = 0, elements = 0;
+  int64_t tasks = 0, partials = 0, elements = 0;
   for (const Tensor& weight : weights) elements += weight.numel();
   const int64_t task_elements = elements_per_task(backend, elements);
   for (size_t t = 0; t < tensors; ++t) {
@@ -217,9 +217,7 @@ std::vector<Matrix> check_weights(const char* op, const std::vector<Tensor>& wei
                       task_elements);
     m.first_task = static_cast<int32_t>(tasks);
     m.first_partial = partials;
-    m.first_strip = static_cast<int32_t>(strips);
     tasks += m.tasks;
-    strips += count_strips(m);
     if (m.col_base >= 0) partials += static_cast<int64_t>(m.tasks) * planned.cols;
     if (tasks > kMaxExtent) fail(op, "the weights have ", tasks, " tasks, too many");
   }

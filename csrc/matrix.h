@@ -28,7 +28,6 @@ struct Matrix {
   int32_t rows, cols, width, bands, run;
   int32_t row_base, col_base;  // offset in row_slice, col_slice; -1: no row (column) has a slice
   int32_t rows_per_task, first_task, tasks;
-  int32_t first_strip;  // CUDA: its first strip of columns (count_strips)
   DType dtype;
 };
 
@@ -41,27 +40,18 @@ struct Task {
 // that starting a task does not count. Larger tasks would leave threads idle: so cut, a layer of 2 MB
 // still feeds eight.
 constexpr int64_t kTaskElementsCpu = 65536;
-// On CUDA it goes by the plan. Some 1500 tasks are three for each of the blocks of an H100, so that none
-// waits long for the last; below 16 K elements a block spends longer on reading what its task is than on
-// its elements; above 256 K nothing is gained.
-#ifndef OCS_TASKS
-#define OCS_TASKS 1536
-#endif
-constexpr int64_t kTasksCuda = OCS_TASKS, kLeastElementsCuda = 16384, kMostElementsCuda = 262144;
+// On CUDA it goes by the plan. Each task costs a block some microseconds, for reading what it is, the
+// penalties of its rows and columns, and for handing on its sums. On an H200 tasks of 16 K elements took
+// a quarter longer for ResNet50 than tasks of 64 K; for 1.1 B parameters tasks of 64 K took 1.9 times as
+// long as now in the worst of the ops, as much for reading their column sums again as for starting, and
+// tasks of a million left blocks idle (12 % more).
+constexpr int64_t kTasksCuda = 1536, kLeastElementsCuda = 65536, kMostElementsCuda = 262144;
 constexpr int64_t kTaskGrain = 4096;
 // A task writes one sum for each column, which is read again when slices are gathered. To keep this at a
 // few per cent of the work where a row is longer than a task, at least so much of a column goes into
 // each sum: 128 runs on the CPU; 32 elements on CUDA, which needs more tasks to fill its SMs.
 constexpr int64_t kRunsPerColumnCpu = 128;
 constexpr int64_t kElementsPerColumnCuda = 32;
-
-// Columns whose partial sums a warp of CUDA adds up at a time: as many as it has lanes.
-constexpr int32_t kStrip = 32;
-
-// Strips of columns whose sums lie in several tasks.
-inline int32_t count_strips(const Matrix& m) {
-  return m.col_base >= 0 && m.tasks > 1 ? (m.cols - 1) / kStrip + 1 : 0;
-}
 
 // Elements of a task, of a plan with so many in all.
 inline int64_t elements_per_task(Backend backend, int64_t all) {

@@ -24,8 +24,6 @@ Tensor bind(const std::vector<Tensor>& weights, const Tensor& tables, const Tens
   const std::shared_ptr<Bound> bound = make_bound(weights, tables, shapes, layout, Backend::kCuda);
   bound->bias_corrections =
       torch::stable::new_empty(tables, {bound->plan.tensors, 2}, ScalarType::Double);
-  bound->col_sums =
-      torch::stable::new_empty(tables, {bound->plan.num_cols}, bound->row_sums.scalar_type());
   std::vector<Task> tasks(bound->tasks);
   for (int32_t i = 0; i < bound->tasks; ++i)
     tasks[i] = find_task(bound->matrices.data(), bound->plan.tensors, i);

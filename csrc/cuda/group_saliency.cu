@@ -49,7 +49,7 @@ __device__ void score_groups(const Plan& plan, const Output& out, const A* slice
 }
 
 template <class T, class A, Element kElement, class Others>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<T, A>)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<Score<kElement>, T, A>)
     saliency_kernel(const __grid_constant__ Work work, const __grid_constant__ Output out,
                     const __grid_constant__ Others others) {
   __shared__ Shared<Score<kElement>, T, A> shared;

@@ -11,18 +11,6 @@
 
 #include "../matrix.h"
 
-#ifndef OCS_BF
-#define OCS_BF 4
-#endif
-#ifndef OCS_BH
-#define OCS_BH 3
-#endif
-#ifndef OCS_SF
-#define OCS_SF 3
-#endif
-#ifndef OCS_SH
-#define OCS_SH 2
-#endif
 namespace ocsfast::cuda {
 
 // Threads of a block. A block waits for itself several times a tile, and an SM stays busy meanwhile only
@@ -31,10 +19,14 @@ constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 
-// Resident blocks per SM that `__launch_bounds__` promises. float: 4 × 256 threads leave 64 registers a
-// thread. double: 2, since a number takes two registers.
-template <class T, class A>
-constexpr int kBlocksPerSm = std::is_same_v<A, double> ? 2 : sizeof(T) == 4 ? OCS_BF : OCS_BH;
+// Resident blocks per SM that an op's `__launch_bounds__` promises: as many as leave its loops the
+// registers they need. One word that a loop has to reload from local memory a turn costs more than half
+// of the warps: with 80 instead of 128 registers AdamW's penalized step took twice as long on an H200.
+// With sums in double a number takes two registers.
+template <class Op, class T, class A>
+constexpr int kBlocksPerSm = std::is_same_v<A, double> ? 2
+                             : sizeof(T) == 4          ? Op::kBlocksInFloat
+                                                       : Op::kBlocksInHalf;
 
 // Columns a thread owns. Packed: neighbours, as many as the widest load brings, 16 bytes. Where a band
 // does not start at a multiple of 16 bytes, single elements instead, and at most 4 of them: each takes a

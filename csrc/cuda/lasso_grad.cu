@@ -9,6 +9,8 @@ struct Lasso {
   static constexpr int kOperands = 2, kRows = 1;  // two 16-byte loads at a time, and two ahead
   static constexpr uint32_t kWrites = 2;          // the gradient
   static constexpr bool kPenalized = true, kSparse = true, kSums = false;
+  static constexpr int kBlocksInFloat = 4, kBlocksInHalf = 3;
+  static constexpr bool kUnrollBand = true;
 
   const float* lam;
   const PointerTable<>* grads;
@@ -48,7 +50,7 @@ struct Lasso {
 };
 
 template <class T, class A>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<T, A>)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<Lasso, T, A>)
     lasso_kernel(const __grid_constant__ Work work, const __grid_constant__ PointerTable<> grads,
                  const float* lam) {
   __shared__ Shared<Lasso, T, A> shared;

@@ -16,7 +16,6 @@ inline Work make_work(const Bound& bound, const bool* mask) {
   work.matrices = static_cast<const Matrix*>(bound.device_matrices.const_data_ptr());
   work.tasks = static_cast<const Task*>(bound.device_tasks.const_data_ptr());
   work.row_sums = bound.row_sums.mutable_data_ptr();
-  work.col_sums = bound.col_sums.mutable_data_ptr();
   work.partials = bound.partials.mutable_data_ptr();
   work.slice_sq = bound.slice_sq.mutable_data_ptr();
   work.mask = mask;
@@ -58,9 +57,6 @@ void for_each_launch(Work& work, const Bound& bound, size_t max_tensors, const L
     work.tensors = static_cast<int32_t>(end - first);
     work.first_task = first < end ? matrices[first].first_task : 0;
     work.num_tasks = (end < matrices.size() ? matrices[end].first_task : bound.tasks) - work.first_task;
-    work.first_strip = first < end ? matrices[first].first_strip : 0;
-    work.num_strips =
-        (end < matrices.size() ? matrices[end].first_strip : bound.strips) - work.first_strip;
     std::vector<DType> dtypes;
     for (size_t t = first; t < end; ++t) {
       if (std::find(dtypes.begin(), dtypes.end(), matrices[t].dtype) == dtypes.end())
@@ -90,8 +86,7 @@ void copy_pointers(const Work& work, const std::vector<void*>& all, PointerTable
 template <class... Args>
 void launch_cooperative(const char* op, void (*kernel)(Args...), const Work& work, cudaStream_t stream,
                         const std::common_type_t<Args>&... args) {
-  const int wanted =
-      std::max({1, work.num_tasks, work.num_strips / kWarps, work.plan.slices / kThreads});
+  const int wanted = std::max({1, work.num_tasks, work.plan.slices / kThreads});
   const int blocks = std::min(wanted, resident_blocks(op, kernel, kThreads));
   launch(op, kernel, blocks, kThreads, true, stream, args...);
 }

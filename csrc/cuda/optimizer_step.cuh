@@ -32,15 +32,14 @@ struct StepSettings {
   Rule rule;
 };
 
-template <class T>
-constexpr int kStepBlocksPerSm = sizeof(T) == 4 ? OCS_SF : OCS_SH;
-
 template <class Rule, bool kPenalized_>
 struct OptimizerStep {
   using Reduce = Sum;
   static constexpr int kOperands = 2 + Rule::kStates, kRows = 1;
   static constexpr uint32_t kWrites = ((1u << kOperands) - 1) & ~2u;  // all but the gradient
   static constexpr bool kPenalized = kPenalized_, kSparse = false, kSums = kPenalized_;
+  static constexpr int kBlocksInFloat = kPenalized_ ? 2 : 3, kBlocksInHalf = 2;
+  static constexpr bool kUnrollBand = kOperands < 4;
 
   const StepSettings<Rule>& settings;
 
@@ -63,8 +62,11 @@ struct OptimizerStep {
         unpack(packs[1], changes);
         const C slope = settings.rule.template slope<C>() + row.slope;
 #pragma unroll
-        for (int k = 0; k < kCount; ++k)
-          changes[k] = add_slope(changes[k] * multiplier, weights[k], slope + cols.slope[k]);
+        for (int k = 0; k < kCount; ++k) {
+          C own_slope = slope;
+          if constexpr (kPenalized) own_slope += cols.slope[k];
+          changes[k] = add_slope(changes[k] * multiplier, weights[k], own_slope);
+        }
         settings.rule.template move<T>(weights, changes, tensor, packs + 2, operand[2] != nullptr);
       }
       if constexpr (kPenalized) scale_pruned(weights, factor, row.active, cols.active);
@@ -99,7 +101,7 @@ struct OptimizerStep {
 };
 
 template <class Rule, class T, class A, bool kPenalized>
-__global__ void __launch_bounds__(kThreads, std::min(kBlocksPerSm<T, A>, kStepBlocksPerSm<T>))
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<OptimizerStep<Rule, kPenalized>, T, A>)
     step_kernel(const __grid_constant__ Work work, const __grid_constant__ StepSettings<Rule> settings) {
   using Op = OptimizerStep<Rule, kPenalized>;
   __shared__ Shared<Op, T, A> shared;

@@ -9,6 +9,8 @@ struct Shrink {
   static constexpr int kOperands = 1, kRows = 2;  // two 16-byte loads at a time, and two ahead
   static constexpr uint32_t kWrites = 1;
   static constexpr bool kPenalized = true, kSparse = true, kSums = true;
+  static constexpr int kBlocksInFloat = 3, kBlocksInHalf = 2;
+  static constexpr bool kUnrollBand = true;
 
   const float* factor;
 
@@ -43,7 +45,7 @@ struct Shrink {
 };
 
 template <class T, class A>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<T, A>)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<Shrink, T, A>)
     shrink_kernel(const __grid_constant__ Work work, const float* factor) {
   __shared__ Shared<Shrink, T, A> shared;
   const auto grid = cooperative_groups::this_grid();

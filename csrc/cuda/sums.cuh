@@ -1,6 +1,5 @@
 // Gathering the sums that a walk leaves: a thread's to a block's, a block's to scratch memory, and from
-// there, after a barrier of the grid, a column's over its tasks, and after another a slice's over its rows
-// and columns.
+// there, after a barrier of the grid, to slices.
 //
 // No atomics: everything is added up in an order that depends on the plan alone, so a result is the same
 // to the bit at every call.
@@ -115,9 +114,8 @@ __device__ void add_column_sums(const Work& work, const Matrix& m, const Tile& t
   __syncthreads();
   const int64_t begin = tile.first_col,
                 end = min(tile.first_col + tile_columns, static_cast<uint32_t>(tile.width));
-  A* const partial = m.tasks == 1 ? static_cast<A*>(work.col_sums) + m.col_base
-                                  : static_cast<A*>(work.partials) + m.first_partial +
-                                        static_cast<int64_t>(tile.task.number) * m.cols;
+  A* const partial =
+      static_cast<A*>(work.partials) + m.first_partial + static_cast<int64_t>(tile.task.number) * m.cols;
   for (int64_t c = begin / m.run + threadIdx.x; c * m.run < end; c += kThreads) {
     const bool goes_on = c * m.run < begin || tile.first_row > tile.task.first_row;
     double sum = goes_on ? static_cast<double>(partial[c]) : 0.0;
@@ -130,60 +128,32 @@ __device__ void add_column_sums(const Work& work, const Matrix& m, const Tile& t
   __syncthreads();
 }
 
-// Adds the sums of columns up over their tasks, of all columns or only of the pruned ones. A warp takes
-// a strip of neighbouring columns, so that it reads whole lines, and its lanes go down one behind the
-// other with eight loads in flight. The whole grid calls it, after a barrier.
-template <class Reduce, class A>
-__device__ void add_over_tasks(const Work& work, bool pruned_only) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int32_t end = work.first_strip + work.num_strips;
-  int32_t strip = work.first_strip + static_cast<int32_t>(blockIdx.x * kWarps + threadIdx.x / kWarp);
-  for (; strip < end; strip += static_cast<int32_t>(gridDim.x) * kWarps) {
-    int32_t low = work.first_tensor, high = work.first_tensor + work.tensors - 1;
-    while (low < high) {  // the last matrix whose first strip is at most `strip`; others have none
-      const int32_t middle = (low + high + 1) / 2;
-      if (work.matrices[middle].first_strip <= strip) {
-        low = middle;
-      } else {
-        high = middle - 1;
-      }
-    }
-    const Matrix& m = work.matrices[low];
-    const int32_t column = (strip - m.first_strip) * kStrip + lane;
-    if (column >= m.cols) continue;
-    const int32_t slice = work.plan.col_slice[m.col_base + column];
-    if (slice < 0 || (pruned_only && !is_pruned(work, slice))) continue;
-    const A* term = static_cast<const A*>(work.partials) + m.first_partial + column;
-    double sum = 0;
-#pragma unroll 8
-    for (int32_t t = 0; t < m.tasks; ++t)
-      sum = Reduce::combine(sum, static_cast<double>(term[static_cast<int64_t>(t) * m.cols]));
-    static_cast<A*>(work.col_sums)[m.col_base + column] = static_cast<A>(sum);
-  }
-}
-
-// Takes sums of many terms: each by one lane where it has few, else by a whole warp. The whole grid calls
-// it.
+// Takes sums of many terms. Short ones by a lane each, neighbours by neighbours, which then read
+// neighbouring memory. A long one would hold up the other 31 lanes: a warp each, and neighbours by warps
+// far apart, since where one is long the next is likely to be long too. The whole grid calls it.
 //   count(i)                     the terms of sum i; below 0: there is nothing to do
 //   part(i, first, stride)       adds up its terms first, first + stride, …
 //   write(i, sum)
 template <class Reduce, class Count, class Part, class Write>
-__device__ void add_up_each(int64_t sums, const Count& count, const Part& part, const Write& write) {
+__device__ void add_up_each(int32_t sums, const Count& count, const Part& part, const Write& write) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarps;
-  // Neighbours go to different warps: where one is long, the next is likely to be long too.
-  int64_t base = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  for (; base < sums; base += warps * kWarp) {
-    const int64_t own = base + lane * warps;
-    const int32_t terms = own < sums ? count(static_cast<int32_t>(own)) : -1;
-    if (terms >= 0 && terms <= kTermsPerLane)
-      write(static_cast<int32_t>(own), terms ? part(static_cast<int32_t>(own), 0, 1) : 0);
-    for (uint32_t rest = __ballot_sync(~0u, terms > kTermsPerLane); rest; rest &= rest - 1) {
-      const auto i = static_cast<int32_t>(base + (__ffs(static_cast<int>(rest)) - 1) * warps);
-      auto sum = part(i, lane, kWarp);
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = thread; i < sums; i += threads) {
+    const auto own = static_cast<int32_t>(i);
+    const int32_t terms = count(own);
+    if (terms >= 0 && terms <= kTermsPerLane) write(own, terms ? part(own, 0, 1) : 0);
+  }
+  for (int64_t base = thread / kWarp; base < sums; base += threads) {
+    const int64_t i = base + lane * (threads / kWarp);
+    const bool is_long = i < sums && count(static_cast<int32_t>(i)) > kTermsPerLane;
+    for (uint32_t rest = __ballot_sync(~0u, is_long); rest; rest &= rest - 1) {
+      const auto own =
+          static_cast<int32_t>(base + (__ffs(static_cast<int>(rest)) - 1) * (threads / kWarp));
+      auto sum = part(own, lane, kWarp);
       for (int distance = kWarp / 2; distance > 0; distance /= 2)
         sum = Reduce::combine(sum, __shfl_xor_sync(~0u, sum, distance));
-      if (lane == 0) write(i, sum);
+      if (lane == 0) write(own, sum);
     }
   }
 }
@@ -194,12 +164,6 @@ __device__ void add_up_each(int64_t sums, const Count& count, const Part& part, 
 template <class Reduce, class A, class Has>
 __device__ void gather_slices(const Work& work, bool pruned_only, const Has& has, A* out, A* copy) {
   const Plan& plan = work.plan;
-  if (work.num_strips > 0) {
-    add_over_tasks<Reduce, A>(work, pruned_only);
-    cooperative_groups::this_grid().sync();
-  }
-  const A* row_sums = static_cast<const A*>(work.row_sums);
-  const A* col_sums = static_cast<const A*>(work.col_sums);
   const auto count = [&](int32_t slice) {
     if (pruned_only && !is_pruned(work, slice)) return -1;
     const int32_t t = plan.slice_tensor[slice];
@@ -207,13 +171,22 @@ __device__ void gather_slices(const Work& work, bool pruned_only, const Has& has
     if (work.matrices[t].tasks == 0 || !has(t)) return 0;
     return plan.slice_start[slice + 1] - plan.slice_start[slice];
   };
+  // A term is a row's sum, or a column's sums over all tasks.
   const auto part = [&](int32_t slice, int32_t first, int32_t stride) {
-    const int32_t end = plan.slice_start[slice + 1];
+    const Matrix& m = work.matrices[plan.slice_tensor[slice]];
+    const A* partials = static_cast<const A*>(work.partials) + m.first_partial;
+    const int32_t end = plan.slice_start[slice + 1], tasks = m.tasks;
     double sum = 0;
     for (int32_t k = plan.slice_start[slice] + first; k < end; k += stride) {
       const int32_t entry = plan.slice_entry[k];
-      const A term = entry < plan.num_rows ? row_sums[entry] : col_sums[entry - plan.num_rows];
-      sum = Reduce::combine(sum, static_cast<double>(term));
+      if (entry < plan.num_rows) {
+        sum = Reduce::combine(sum, static_cast<double>(static_cast<const A*>(work.row_sums)[entry]));
+        continue;
+      }
+      const A* term = partials + (entry - plan.num_rows - m.col_base);
+#pragma unroll 8
+      for (int32_t t = 0; t < tasks; ++t)  // eight loads in flight
+        sum = Reduce::combine(sum, static_cast<double>(term[static_cast<int64_t>(t) * m.cols]));
     }
     return sum;
   };

@@ -8,6 +8,9 @@
 //   kPenalized             whether penalty<A>(work, slice), the SlicePenalty of a slice, means anything
 //   kSparse                whether it changes only elements whose row or column is active
 //   kSums, Reduce          whether it sums, and how two sums become one
+//   kBlocksInFloat, kBlocksInHalf
+//                          the blocks that are to be resident on an SM, by the size of its elements
+//   kUnrollBand            whether rows of one band get a loop of their own, which takes more registers
 //   walks(work, tensor)    whether it has anything to do in a tensor
 //   body<T>(work, tensor)  the body of the loop for one tensor. It has
 //     operand[kOperands]             the operands' memory; null: this tensor has none
@@ -28,13 +31,15 @@ struct Shared {
   A cols[kColumnSlots];                                        // [rows of warps, columns of a tile]
   A rows[Op::kSums ? kRowSlots : 1];                           // [warps across, rows]
   SlicePenalty<A> row_penalty[Op::kPenalized ? kRowSlots : 1];  // [rows]
+  // Each thread's own, read again for every row: a thread has no registers left for them.
+  Pack<accumulator_t<T>, kColumns<T, true>> col_slopes[Op::kPenalized ? kThreads : 1];
 };
 
 // The SlicePenalty of each of a thread's columns.
 template <class C, int kCount>
 struct ColumnPenalties {
   uint32_t active;  // a bit for each column
-  C slope[kCount];
+  const C* slope;   // [kCount] in shared memory; null where the op is not kPenalized
 };
 
 // Eq. 8: the gradient with slope * weight in it. Where the slope is 0 it stays as it is, also beside an
@@ -60,18 +65,23 @@ struct Loaded {
   bool wanted[kRows];  // the row exists, and something in it is to be changed or summed
 };
 
-template <class A, class Op, class C, class Columns>
-__device__ void read_column_penalties(const Work& work, const Op& op, const Matrix& m, const Tile& tile,
-                                      const Columns& columns,
-                                      ColumnPenalties<C, Columns::kCount>& penalties) {
+// Reads the penalties of a thread's columns; returns which are active, a bit each.
+template <class Op, class T, class A, class Columns>
+__device__ uint32_t read_column_penalties(const Work& work, const Op& op, const Matrix& m,
+                                          const Tile& tile, const Columns& columns,
+                                          Shared<Op, T, A>& shared) {
+  auto& slopes = shared.col_slopes[threadIdx.x].element;
+  uint32_t active = 0;
 #pragma unroll
   for (int k = 0; k < Columns::kCount; ++k) {
-    if (!columns.has(k)) continue;
+    slopes[k] = 0;
+    if (m.col_base < 0 || !columns.has(k)) continue;
     const auto c = static_cast<int32_t>(tile.first_col + columns.at(k)) / m.run;
     const SlicePenalty<A> penalty = op.template penalty<A>(work, work.plan.col_slice[m.col_base + c]);
-    penalties.active |= static_cast<uint32_t>(penalty.active) << k;
-    penalties.slope[k] = static_cast<C>(penalty.slope);
+    active |= static_cast<uint32_t>(penalty.active) << k;
+    slopes[k] = static_cast<accumulator_t<T>>(penalty.slope);
   }
+  return active;
 }
 
 // Takes a thread's elements of a tile through the body of the loop, kRows rows at a time, band by band.
@@ -170,10 +180,9 @@ __device__ void walk_tile(const Work& work, const Op& op, const Body& body, cons
   ColumnPenalties<C, kColumns<T, kPacked>> cols{};
   bool any_active_col = false;
   if constexpr (Op::kPenalized) {
-    if (m.col_base >= 0) {
-      read_column_penalties<A>(work, op, m, tile, columns, cols);
-      any_active_col = __syncthreads_or(cols.active != 0);
-    }
+    cols = {read_column_penalties(work, op, m, tile, columns, shared),
+            shared.col_slopes[threadIdx.x].element};
+    if (m.col_base >= 0) any_active_col = __syncthreads_or(cols.active != 0);
   }
   if (Op::kSparse && !tile.any_active_row && !any_active_col) return;
 
@@ -183,8 +192,9 @@ __device__ void walk_tile(const Work& work, const Op& op, const Body& body, cons
     walk_rows<decltype(one_band)::value, Op, T>(body, tile, m, layout, columns, m.row_base >= 0, cols,
                                                 col_sums, shared);
   };
-  if (kPacked && m.bands == 1) {
-    rows(std::bool_constant<kPacked>{});
+  constexpr bool kUnroll = kPacked && Op::kUnrollBand;
+  if (kUnroll && m.bands == 1) {
+    rows(std::bool_constant<kUnroll>{});
   } else {
     rows(std::false_type{});
   }

@@ -11,13 +11,12 @@ struct Work {
   const Matrix* matrices;  // [plan.tensors] on the device
   const Task* tasks;       // all of them, on the device
   void* row_sums;          // [num_rows] accumulators
-  void* col_sums;          // [num_cols] accumulators
-  void* partials;          // accumulators: each task's column sums, of matrices with several tasks
+  void* partials;          // accumulators: each task's column sums
   void* slice_sq;          // [slices] accumulators
   const bool* mask;        // [groups] to prune; null: none
   // This launch walks those of the tensors first_tensor .. first_tensor + tensors - 1 that have the
-  // kernel's element type. Strips of columns: matrix.h.
-  int32_t first_tensor, tensors, first_task, num_tasks, first_strip, num_strips;
+  // kernel's element type.
+  int32_t first_tensor, tensors, first_task, num_tasks;
   bool gathers;      // the last launch for these tensors: their slices are summed after it
   bool last_launch;  // no launch for further tensors follows
 };
