@@ -169,6 +169,21 @@ void check_array(const char* op, const Tensor& tensor, const Expected& expected,
     fail(op, name, " has strides ", Strides{tensor}, ", expected a contiguous tensor");
 }
 
+template <class T>
+Number<T> check_number(const char* op, const char* name, const Tensor& number, const Tensor& tables) {
+  constexpr ScalarType kDType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+  const bool at_hand = number.is_cpu();
+  if (!at_hand && !same_place(number, tables)) {
+    fail(op, name, " is on ", Place{number}, ", expected cpu or the plan's ", Place{tables});
+  }
+  check_array(op, number, {name, kDType, 1, 0}, number);
+  const T* const where = number.const_data_ptr<T>();
+  return at_hand ? Number<T>{nullptr, *where} : Number<T>{where, T(0)};
+}
+
+template Number<float> check_number(const char*, const char*, const Tensor&, const Tensor&);
+template Number<double> check_number(const char*, const char*, const Tensor&, const Tensor&);
+
 std::vector<void*> check_like_weights(const char* op, const char* name,
                                       const std::vector<Tensor>& tensors, const Bound& bound) {
   const std::vector<Tensor>& weights = bound.weights;

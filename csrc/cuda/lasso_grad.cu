@@ -10,7 +10,7 @@ struct Lasso {
   static constexpr uint32_t kWrites = 2;            // the gradient
   static constexpr bool kPenalized = true, kSparse = true, kSums = false;
 
-  const float* lam;
+  Number<float> lam;
   const PointerTable<>* grads;
 
   template <class T>
@@ -28,7 +28,7 @@ struct Lasso {
   // A pruned slice of norm 0 is not active: Eq. 8's gradient is 0 there.
   template <class A>
   __device__ SlicePenalty<A> penalty(const Work& work, int32_t slice) const {
-    const A slope = is_pruned(work, slice) ? compute_slope(work, slice, A(*lam)) : A(0);
+    const A slope = is_pruned(work, slice) ? compute_slope(work, slice, A(lam.get())) : A(0);
     return {slope != A(0), slope};
   }
   __device__ bool walks(const Work& work, int32_t tensor) const {
@@ -43,7 +43,7 @@ struct Lasso {
 template <class A>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<A>)
     lasso_kernel(const __grid_constant__ Work work, const __grid_constant__ PointerTable<> grads,
-                 const float* lam, bool squares_known) {
+                 const Number<float> lam, bool squares_known) {
   __shared__ Shared<A> shared;
   if (!squares_known) compute_squares<A>(work, shared);
   walk<A>(work, Lasso{lam, &grads}, shared);

@@ -6,6 +6,9 @@ needs an old value fails loudly, as after any in-place op of torch.
 
 `group_saliency`, `slice_sums`, `lasso_grad_` and `shrink_` dispatch on how the weights lie: here for
 `Bound`, in `ocsfast.distributed.fsdp` for weights whose rows several processes hold.
+
+Where an op takes a 0-dim tensor "on the CPU or on the weights' device", one on the CPU goes to a GPU's
+kernel by value: it costs no copy and no launch, and a CUDA graph repeats the value of its capture.
 """
 
 from __future__ import annotations
@@ -136,7 +139,7 @@ def shrink_(bound: Weights, mask: Tensor, factor: Tensor) -> None:
     Args:
         bound: plan and weights, which may require grad.
         mask: [groups] bool, the groups to prune.
-        factor: 0-dim float32 on the weights' device, 1 - lam * learning rate.
+        factor: 0-dim float32 on the CPU or on the weights' device, 1 - lam * learning rate.
 
     Raises:
         RuntimeError: an argument does not fit the plan. Nothing has been changed then.
@@ -159,7 +162,7 @@ def lasso_grad_(bound: Weights, grads: Sequence[Tensor | None], mask: Tensor, la
         grads: one for each weight, of its shape, dtype and device, or None: that weight is left out.
             A gradient with other strides than its weight costs two copies of it.
         mask: [groups] bool, the groups to prune.
-        lam: 0-dim float32 on the weights' device.
+        lam: 0-dim float32 on the CPU or on the weights' device.
 
     Raises:
         ValueError: there are more or fewer gradients than weights.
@@ -214,7 +217,7 @@ def sgd_step_(
         grads: as for `lasso_grad_`.
         momenta: one for each weight with a gradient, of its shape, dtype, strides and device; None for
             all where momentum is 0. Changed in place.
-        lr: 0-dim float64 on the weights' device.
+        lr: 0-dim float64 on the CPU or on the weights' device.
         first: positions of the weights whose momentum begins here: with the gradient, undampened.
         momentum, dampening, weight_decay, nesterov, maximize: as for `torch.optim.SGD`.
         grad_scale: 0-dim float32, what gradients are divided by; `grads` themselves stay scaled.
@@ -236,7 +239,7 @@ def sgd_step_(
             weight_decay,
             nesterov,
             maximize,
-            *_penalize(bound, lr, penalty, found_inf),
+            *_penalize(bound, penalty, found_inf),
             grad_scale,
             found_inf,
         )
@@ -272,7 +275,7 @@ def adamw_step_(
             device. Changed in place.
         steps: of each weight with a gradient, how many it has taken: 0-dim float32 on its device, to
             which this step is added in place.
-        lr: 0-dim float64 on the weights' device.
+        lr: 0-dim float64 on the CPU or on the weights' device.
         betas, eps, weight_decay, maximize: as for `torch.optim.AdamW`.
         grad_scale, found_inf: as for `sgd_step_`; a step that is not taken is not counted.
 
@@ -292,7 +295,7 @@ def adamw_step_(
             eps,
             weight_decay,
             maximize,
-            *_penalize(bound, lr, penalty, found_inf),
+            *_penalize(bound, penalty, found_inf),
             grad_scale,
             found_inf,
         )
@@ -300,12 +303,11 @@ def adamw_step_(
 
 
 def _penalize(
-    bound: Bound, lr: Tensor, penalty: Penalty | None, found_inf: Tensor | None
+    bound: Bound, penalty: Penalty | None, found_inf: Tensor | None
 ) -> tuple[Tensor | bool | None, ...]:
     """The last arguments of an op that takes a step: mask, lam, factor, known."""
     if penalty is None:
-        unused = lr.new_ones((), dtype=torch.float32)
-        return None, unused, unused, False
+        return None, None, None, False
     # A step that is skipped leaves what was known: it has to be all that a step taken would leave.
     known = bound.knows(penalty.mask if found_inf is None else None)
     return penalty.mask, penalty.lam, penalty.factor, known

@@ -17,6 +17,7 @@ from ocsfast.ops.bound import Bound
 from ocsfast.ops.capture import is_capturing
 from ocsfast.ops.extension import MISSING, build_info
 from ocsfast.ops.planning import build_plan
+from ocsfast.optim.scalars import scalar
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -129,8 +130,7 @@ def _step_bound(
             f"lr is a tensor on {lr.device}, and a CUDA graph would keep its value of now: "
             f"put it on {device} before the capture"
         )
-    rate = torch.empty((), dtype=torch.float64, device=device)
-    fill(rate, lr)
+    rate = scalar(lr, device, torch.float64)
     grads: Gradients = [w.grad for w in bound.weights]
     if any(is_sparse(g) for g in grads):
         by_torch([w for w, g in zip(bound.weights, grads, strict=True) if is_sparse(g)], param_group)
@@ -198,16 +198,6 @@ def require_begun(device: torch.device) -> None:
             "the optimizer's state begins in a CUDA graph that is being captured, and would begin anew "
             "at every replay: take a step before the capture, with the same gradients present"
         )
-
-
-def fill(scratch: Tensor, value: float | Tensor) -> None:
-    """Set a 0-dim tensor to a number, or to another one's value without waiting for a device."""
-    if isinstance(value, Tensor) and (value.device.type != "cpu" or scratch.device.type == "cpu"):
-        scratch.copy_(value)
-    elif isinstance(value, Tensor):  # a copy from the CPU's memory would wait
-        scratch.fill_(float(value))
-    else:
-        scratch.fill_(value)
 
 
 def evaluate(closure: Callable[[], Any] | None) -> Any:

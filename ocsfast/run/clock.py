@@ -65,11 +65,12 @@ class Clock:
 
     def count(self, lam: Scalar, rate: Scalar, skipped: Tensor | None) -> None:
         """A step at `lam` has been taken, unless `skipped` (0-dim) is not 0."""
-        taken = (
-            torch.ones_like(self._steps)
-            if skipped is None
-            else (skipped.reshape(()) == 0).to(self._steps)
-        )
+        if skipped is None:
+            self._steps.add_(1.0)
+            self._nats.add_(lam * rate)
+            self._elapsed.add_(self._active)
+            return
+        taken = (skipped.reshape(()) == 0).to(self._steps)
         self._steps.add_(taken)
         self._nats.add_(lam * rate * taken)
         self._elapsed.add_(taken * self._active)
