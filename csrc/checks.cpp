@@ -130,12 +130,17 @@ AdamwArguments check_adamw(const char* op, const Bound& bound, const StepArgumen
   if (steps.size() != bound.weights.size()) {
     fail(op, steps.size(), " steps, the plan has ", bound.weights.size(), " weights");
   }
+  Form count = form_of(bound.tables);
+  count.sizes = count.strides = {};
+  count.dtype = aoti_torch_dtype_float32();
   for (size_t t = 0; t < steps.size(); ++t) {
     if (!step.grads[t]) continue;
     if (!adamw.averages[t]) fail(op, "exp_avgs[", t, "] is missing");
     if (!adamw.squares[t]) fail(op, "exp_avg_sqs[", t, "] is missing");
-    const std::string name = "steps[" + std::to_string(t) + ']';
-    check_array(op, steps[t], {name.c_str(), ScalarType::Float, 1, 0}, bound.tables);
+    if (!has_form(steps[t], count)) {
+      const std::string name = "steps[" + std::to_string(t) + ']';
+      check_array(op, steps[t], {name.c_str(), ScalarType::Float, 1, 0}, bound.tables);
+    }
     adamw.steps[t] = static_cast<float*>(steps[t].mutable_data_ptr());
   }
   return adamw;

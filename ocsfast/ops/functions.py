@@ -13,7 +13,7 @@ kernel by value: it costs no copy and no launch, and a CUDA graph repeats the va
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import cast
@@ -171,14 +171,36 @@ def lasso_grad_(bound: Weights, grads: Sequence[Tensor | None], mask: Tensor, la
     assert isinstance(bound, Bound)  # other weights register an implementation of their own
     known = bound.knows(mask)
     with torch.no_grad():
-        matched = bound.aligned(grads)
-        _LASSO_GRAD(bound.ticket, matched, mask, lam, known)
-        for grad, copy in zip(grads, matched, strict=True):
+        taken = _with_gradients(
+            bound, grads, lambda own: _LASSO_GRAD(bound.ticket, own, mask, lam, known)
+        )
+        for grad, copy in zip(grads, taken, strict=True) if taken else ():
             if grad is not None and copy is not grad:
                 grad.copy_(copy)
     if not known:
         bound.learn()
     torch.autograd.graph.increment_version([grad for grad in grads if grad is not None])
+
+
+def _with_gradients(
+    bound: Bound, grads: Sequence[Tensor | None], call: Callable[[list[Tensor]], None]
+) -> list[Tensor]:
+    """Call an op on gradients; where they lie otherwise than their weights, on copies that do not.
+
+    As a rule they have them already. The op looks at them in any case, so it is asked first.
+
+    Returns:
+        What the op was called with, if that took copies.
+    """
+    try:
+        call(bound.states(grads))
+        return []
+    except RuntimeError:  # nothing has been changed
+        if bound.fits(grads):
+            raise
+    copies = bound.aligned(grads)
+    call(copies)
+    return copies
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,21 +249,11 @@ def sgd_step_(
         ValueError: there are more or fewer gradients than weights.
         RuntimeError: an argument does not fit the plan. Nothing has been changed then.
     """
+    buffers, rest = bound.states(momenta), (*_penalize(bound, penalty, found_inf), grad_scale, found_inf)
+    settings = (momentum, dampening, weight_decay, nesterov, maximize)
     with torch.no_grad():
-        _SGD_STEP(
-            bound.ticket,
-            bound.aligned(grads),
-            bound.states(momenta),
-            first,
-            lr,
-            momentum,
-            dampening,
-            weight_decay,
-            nesterov,
-            maximize,
-            *_penalize(bound, penalty, found_inf),
-            grad_scale,
-            found_inf,
+        _with_gradients(
+            bound, grads, lambda own: _SGD_STEP(bound.ticket, own, buffers, first, lr, *settings, *rest)
         )
     _stepped(bound, grads, momenta, penalty)
 
@@ -283,21 +295,12 @@ def adamw_step_(
         ValueError: there are more or fewer gradients than weights.
         RuntimeError: an argument does not fit the plan. Nothing has been changed then.
     """
+    states = [bound.states(tensors) for tensors in (exp_avgs, exp_avg_sqs, steps)]
+    settings = (*betas, eps, weight_decay, maximize)
+    rest = (*_penalize(bound, penalty, found_inf), grad_scale, found_inf)
     with torch.no_grad():
-        _ADAMW_STEP(
-            bound.ticket,
-            bound.aligned(grads),
-            bound.states(exp_avgs),
-            bound.states(exp_avg_sqs),
-            bound.states(steps),
-            lr,
-            *betas,
-            eps,
-            weight_decay,
-            maximize,
-            *_penalize(bound, penalty, found_inf),
-            grad_scale,
-            found_inf,
+        _with_gradients(
+            bound, grads, lambda own: _ADAMW_STEP(bound.ticket, own, *states, lr, *settings, *rest)
         )
     _stepped(bound, grads, [*exp_avgs, *exp_avg_sqs, *steps], penalty)
 
