@@ -248,7 +248,7 @@ def test_a_read_in_a_graph_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_replays_write_to_outlives_its_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody tells when a graph is replayed last: it would write to memory that has been given out again."""
+    """Nobody tells when a graph is replayed last: it would write to memory that is somebody else's."""
     model = net()
     optimizer = ocsfast.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     pruner = ocsfast.attach(
