@@ -167,7 +167,7 @@ def scalar(value: float, device: str, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def one_of_each(made: Case, numbers: str | None = None) -> dict[str, Callable[[], object]]:
-    """Every op that walks the weights, on its own copies of them; its numbers lie where `numbers` says."""
+    """Every op that walks the weights, on its own copies of them; numbers lie where `numbers` says."""
     device = numbers or str(made.plan.tables.device)
     mask, half = draw_mask(made.plan, 0.5), scalar(0.5, device)
     bound = made.bound([w.clone() for w in made.weights])
