@@ -14,7 +14,7 @@ from typing import cast
 import pytest
 import torch
 from helpers.builders import Case, case, chain, draw_mask, families, mixed_case, one_of_each, scalar
-from helpers.on_gpu import trained
+from helpers.on_gpu import launched, trained
 from helpers.tolerance import DTYPES
 from torch import Tensor
 
