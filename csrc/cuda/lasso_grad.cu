@@ -10,7 +10,7 @@ struct Lasso {
   static constexpr uint32_t kWrites = 2;            // the gradient
   static constexpr bool kPenalized = true, kSparse = true, kSums = false;
 
-  Number<float> lam;
+  float lam;
   const PointerTable<>* grads;
 
   template <class T>
@@ -28,7 +28,7 @@ struct Lasso {
   // A pruned slice of norm 0 is not active: Eq. 8's gradient is 0 there.
   template <class A>
   __device__ SlicePenalty<A> penalty(const Work& work, int32_t slice) const {
-    const A slope = is_pruned(work, slice) ? compute_slope(work, slice, A(lam.get())) : A(0);
+    const A slope = is_pruned(work, slice) ? compute_slope(work, slice, A(lam)) : A(0);
     return {slope != A(0), slope};
   }
   __device__ bool walks(const Work& work, int32_t tensor) const {
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<A>)
                  const Number<float> lam, bool squares_known) {
   __shared__ Shared<A> shared;
   if (!squares_known) compute_squares<A>(work, shared);
-  walk<A>(work, Lasso{lam, &grads}, shared);
+  walk<A>(work, Lasso{lam.get(), &grads}, shared);
 }
 
 void lasso_grad(const Tensor& ticket, const std::vector<Tensor>& grads, const Tensor& mask,

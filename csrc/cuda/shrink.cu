@@ -10,7 +10,7 @@ struct Shrink {
   static constexpr uint32_t kWrites = 1;
   static constexpr bool kPenalized = true, kSparse = true, kSums = true;
 
-  Number<float> factor;
+  float factor;
 
   template <class T>
   struct Body {
@@ -35,7 +35,7 @@ struct Shrink {
   }
   template <class T>
   __device__ Body<T> body(const Work& work, int32_t tensor) const {
-    return {{get_weight<T>(work, tensor)}, factor.get()};
+    return {{get_weight<T>(work, tensor)}, factor};
   }
 };
 
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<A>)
     shrink_kernel(const __grid_constant__ Work work, const Number<float> factor) {
   __shared__ Shared<A> shared;
   const auto grid = cooperative_groups::this_grid();
-  walk<A>(work, Shrink{factor}, shared);
+  walk<A>(work, Shrink{factor.get()}, shared);
   grid.sync();
   gather_slices<Sum, A>(
       work, true, [](int32_t) { return true; }, static_cast<A*>(work.slice_sq),
