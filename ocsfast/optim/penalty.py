@@ -17,7 +17,7 @@ from ocsfast.ops.functions import Penalty, lasso_grad_, shrink_
 from ocsfast.optim.coupled import Coupled, Part, steps_in_one_pass
 from ocsfast.optim.one_pass import is_sparse
 from ocsfast.optim.param_groups import Scalar, gradient_scale, learning_rate, momentum_gain, overflowed
-from ocsfast.optim.scalars import factor_of, on_device, product, scalar
+from ocsfast.optim.scalars import factor_of, product, scalar
 
 
 def prepare(
@@ -120,6 +120,7 @@ def shrink(parts: Sequence[Part], optimizer: Optimizer, mask: Tensor) -> None:
     for part in parts:
         factor = part.factor
         if skipped is not None:
-            device = part.bound.plan.tables.device
-            factor = on_device(factor, device).where(scalar(skipped, device) == 0, 1.0)
+            # 1 where the step was skipped. `torch.where` would copy a factor that lies on the CPU.
+            found = scalar(skipped, part.bound.plan.tables.device)
+            factor = factor * (found == 0) + (found != 0)
         shrink_(part.bound, mask, factor)

@@ -40,10 +40,3 @@ def factor_of(lam: Scalar, rate: Scalar, device: torch.device) -> Tensor:
         return torch.rsub(product(lam, rate, device), 1.0).clamp_(0.0, 1.0)
     (shrinkage,) = _FLOAT.unpack(_FLOAT.pack(min(max(lam * rate, 0.0), 1.0)))
     return scalar(1.0 - shrinkage, device)
-
-
-def on_device(value: Tensor, device: torch.device) -> Tensor:
-    """A number on `device`, which a copy of the CPU's memory would wait for."""
-    if value.device.type != "cpu" or device.type == "cpu":
-        return value.to(device)
-    return torch.full((), float(value), dtype=value.dtype, device=device)
