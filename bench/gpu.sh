@@ -22,19 +22,19 @@
 #   ARCHS     90            the compute capability to compile for
 #   LIMIT     420           seconds for all
 #
-# Stages, with the seconds that each is estimated to take on an H100 (none has been timed yet):
-#   build 40        compiles the extension
+# Stages, with the seconds that each takes on an H200; * estimated:
+#   build 40*       compiles the extension
 #   machine 7       versions; copy, read, and read-modify-write of a gigabyte: the roof
-#   smoke 10        every op once, launches one by one; if it fails, under memcheck
-#   tests 30        the tests of the ops, and what only a GPU can show
-#   times 60        every op, the check, and optimizers' steps on four models, beside roof and peers
-#   launches 12     launches and waits of each op, of a step, of a check
-#   steps 12        whole training steps, launched one by one and from a graph
-#   training 150    unpacks the images; ResNet56 dense and in one cycle, through the cut; takes what is left
-#   throughput 45   ResNet50 at 224 pixels, dense and cut, eager and compiled
-#   library 15      tests of what goes around the ops
-#   ncu 15          eight launches of our kernels under ncu
-#   memcheck, racecheck, initcheck 10 each    the smoke under compute-sanitizer
+#   smoke 5         every op once, launches one by one; if it fails, under memcheck
+#   tests 38        the tests of the ops, and what only a GPU can show
+#   times 90        every op, the check, and optimizers' steps on four models, beside roof and peers
+#   launches 19     launches and waits of each op, of a step, of a check
+#   steps 25*       whole training steps, launched one by one and from a graph
+#   training 150*   unpacks the images; ResNet56 dense and in one cycle, through the cut; takes what is left
+#   throughput 30*  ResNet50 at 224 pixels, dense and cut, in a graph and eager
+#   library 37      tests of what goes around the ops
+#   ncu 22          eight launches of our kernels under ncu
+#   memcheck, racecheck, initcheck 10* each   the smoke under compute-sanitizer
 cd "$(dirname "$0")/.." || exit
 DEVICE=cuda
 [ "${1:-}" = --device ] && DEVICE=$2
@@ -73,7 +73,7 @@ note() {
 
 # stage NAME SECONDS COMMAND...: run it for so long, or for what is left; its status says how it ended.
 stage() {
-  local name=$1 seconds=$(($2 * SLACK)) begun=$SECONDS from code end said
+  local name=$1 seconds=$(($2 * SLACK)) begun=$SECONDS from code end said error
   shift 2
   wants "${name%% *}" || return 0
   [ "$seconds" -gt $((LIMIT - begun - 5)) ] && seconds=$((LIMIT - begun - 5))
@@ -99,7 +99,8 @@ stage() {
   else
     FAILED+=("$name")
     tail -n 15 <<< "$said"
-    said=$(tail -n 1 <<< "$said")
+    error=$(grep -E '^[[:alnum:]_.]+(Error|Exception)(:|$)| (failed|errors?)[, ].* in ' <<< "$said" | tail -n 1)
+    said=${error:-$(tail -n 1 <<< "$said")}
   fi
   note "$name" $((SECONDS - begun)) "$end" "$said"
   return $code
@@ -172,17 +173,17 @@ for model in "${MODELS[@]}"; do
     --device "$DEVICE" --models "$model" --rows "$ROWS" "${ROUNDS[@]}"
 done
 bench launches 40 launches.py
-bench steps 30 end_to_end.py
+bench steps 45 end_to_end.py
 if wants training && [ -n "$CIFAR10" ]; then
   STAGES="$STAGES images" stage images 60 "$PYTHON" bench/images.py "$CIFAR10" "$IMAGES"
 fi
-# Of what is left, 90 seconds are for the stages after it; but two and a half minutes are the least to learn
+# Of what is left, two minutes are for the stages after it; but two and a half minutes are the least to learn
 # anything from.
-left=$((LIMIT - SECONDS - 95))
+left=$((LIMIT - SECONDS - 125))
 [ "$left" -lt 150 ] && left=150
 [ "$left" -gt $((LIMIT - SECONDS - 10)) ] && left=$((LIMIT - SECONDS - 10))
 bench training $((left + 5)) training.py --images "$IMAGES" --seconds $((left - 10))
-bench throughput 80 throughput.py
+bench throughput 60 throughput.py
 tests library 60 tests/ops/test_cuda_library.py "tests/project/test_docs.py::test_every_page_runs[cuda-graphs]"
 ncu_kernels
 for tool in memcheck racecheck initcheck; do

@@ -49,8 +49,8 @@ def count(call: Callable[[], object], device: str) -> dict[str, Any]:
 
 
 def is_note(name: str) -> bool:
-    """Whether the profiler's event is a span that torch marks, on the device too, and no work."""
-    return name.startswith(("Optimizer.", "ProfilerStep"))
+    """Whether the profiler's event is no work: a span that torch marks, or a number put on the CPU."""
+    return name.startswith(("Optimizer.", "ProfilerStep", "aten::scalar_tensor"))
 
 
 def _launches(call: Callable[[], object], device: str) -> dict[str, int]:

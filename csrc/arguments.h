@@ -11,6 +11,15 @@
 
 namespace ocsfast {
 
+// A 0-dim tensor. On the CPU its value is at hand, and goes to a kernel in the kernel's argument. On the
+// weights' device it may yet have to be computed, and the kernel reads it there.
+template <class T>
+struct Number {
+  const T* on_device;  // null: it is `value`
+  T value;
+  OCSFAST_HOST_DEVICE T get() const { return on_device ? *on_device : value; }
+};
+
 struct SaliencyArguments {
   Criterion criterion;
   std::vector<void*> others;  // [tensors] null: no slice of the weight counts; empty: none is needed
@@ -28,23 +37,23 @@ struct JaccardArguments {
 };
 
 struct ShrinkArguments {
-  const bool* mask;     // [groups]
-  const float* factor;  // Eq. 9: 1 - λ · lr
+  const bool* mask;      // [groups]
+  Number<float> factor;  // Eq. 9: 1 - λ · lr
 };
 
 struct LassoArguments {
   std::vector<void*> grads;  // [tensors] null: none
   const bool* mask;          // [groups]
-  const float* lam;          // Eq. 8's λ
+  Number<float> lam;         // Eq. 8's λ
 };
 
 // What the ops that take an optimizer's step have in common.
 struct StepArguments {
   std::vector<void*> grads;  // [tensors] null: none, the weight takes no step
-  const double* lr;
-  const bool* mask;     // [groups]; null: no penalty
-  const float* lam;     // Eq. 8's λ
-  const float* factor;  // Eq. 9: 1 - λ · lr
+  Number<double> lr;
+  const bool* mask;      // [groups]; null: no penalty
+  Number<float> lam;     // Eq. 8's λ
+  Number<float> factor;  // Eq. 9: 1 - λ · lr
   bool maximize;
   bool squares_known;       // Bound::slice_sq holds the sums of squares of the weights as they are now
   const float* grad_scale;  // gradients are divided by it; null: by 1

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <iterator>
 #include <unordered_map>
 
 namespace ocsfast {
@@ -57,6 +59,7 @@ std::shared_ptr<Bound> make_bound(const std::vector<Tensor>& weights, const Tens
     bound->any_double = bound->any_double || m.dtype == DType::kDouble;
   }
   bound->weights = weights;
+  std::transform(weights.begin(), weights.end(), std::back_inserter(bound->forms), form_of);
   const bool in_double = bound->any_double || backend == Backend::kCpu;
   const ScalarType dtype = in_double ? ScalarType::Double : ScalarType::Float;
   bound->row_sums = torch::stable::new_empty(tables, {bound->plan.num_rows}, dtype);

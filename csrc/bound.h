@@ -28,6 +28,7 @@ struct Bound {
   bool any_double = false;  // any weight is float64
   Tensor tables;
   std::vector<Tensor> weights;
+  std::vector<Form> forms;  // of the weights
   // Scratch memory, used again at every call. Sums are double on the CPU; on CUDA they are float, or
   // double if any weight is.
   Tensor row_sums;          // [plan.num_rows]

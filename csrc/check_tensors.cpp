@@ -120,16 +120,22 @@ void check_base(const char* op, size_t index, const char* axis, int64_t base, in
        " entries");
 }
 
+int32_t dtype_code(const Tensor& tensor) {
+  int32_t code = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  return code;
+}
+
+int32_t device_code(const Tensor& tensor) {
+  int32_t code = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &code));
+  return code;
+}
+
 // The tensor has the shape, strides, dtype and place of its weight.
 void check_like(const char* op, const char* name, size_t index, const Tensor& tensor,
-                const Tensor& weight) {
-  bool same = tensor.dim() == weight.dim() && tensor.scalar_type() == weight.scalar_type() &&
-              same_place(tensor, weight);
-  for (int64_t d = 0; same && d < weight.dim(); ++d) {
-    same = tensor.size(d) == weight.size(d) &&
-           (tensor.size(d) == 1 || tensor.stride(d) == weight.stride(d));
-  }
-  if (same) return;
+                const Tensor& weight, const Form& form) {
+  if (has_form(tensor, form)) return;
   fail(op, name, '[', index, "] is a ", DTypeOf{tensor}, " tensor of shape ", Shape{tensor},
        " and strides ", Strides{tensor}, " on ", Place{tensor}, ", its weight a ", DTypeOf{weight},
        " tensor of shape ", Shape{weight}, " and strides ", Strides{weight}, " on ", Place{weight});
@@ -169,6 +175,42 @@ void check_array(const char* op, const Tensor& tensor, const Expected& expected,
     fail(op, name, " has strides ", Strides{tensor}, ", expected a contiguous tensor");
 }
 
+template <class T>
+Number<T> check_number(const char* op, const char* name, const Tensor& number, const Tensor& tables) {
+  constexpr ScalarType kDType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+  const bool at_hand = number.is_cpu();
+  if (!at_hand && !same_place(number, tables)) {
+    fail(op, name, " is on ", Place{number}, ", expected cpu or the plan's ", Place{tables});
+  }
+  check_array(op, number, {name, kDType, 1, 0}, number);
+  const T* const where = number.const_data_ptr<T>();
+  return at_hand ? Number<T>{nullptr, *where} : Number<T>{where, T(0)};
+}
+
+template Number<float> check_number(const char*, const char*, const Tensor&, const Tensor&);
+template Number<double> check_number(const char*, const char*, const Tensor&, const Tensor&);
+
+Form form_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  return {{sizes.begin(), sizes.end()},
+          {strides.begin(), strides.end()},
+          dtype_code(tensor),
+          device_code(tensor),
+          tensor.get_device_index()};
+}
+
+bool has_form(const Tensor& tensor, const Form& form) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  if (sizes.size() != form.sizes.size() || dtype_code(tensor) != form.dtype ||
+      device_code(tensor) != form.device_type || tensor.get_device_index() != form.device_index) {
+    return false;
+  }
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] != form.sizes[d] || (sizes[d] != 1 && strides[d] != form.strides[d])) return false;
+  }
+  return true;
+}
+
 std::vector<void*> check_like_weights(const char* op, const char* name,
                                       const std::vector<Tensor>& tensors, const Bound& bound) {
   const std::vector<Tensor>& weights = bound.weights;
@@ -178,7 +220,7 @@ std::vector<void*> check_like_weights(const char* op, const char* name,
   std::vector<void*> pointers(weights.size());
   for (size_t t = 0; t < weights.size(); ++t) {
     if (tensors[t].numel() == 0) continue;
-    check_like(op, name, t, tensors[t], weights[t]);
+    check_like(op, name, t, tensors[t], weights[t], bound.forms[t]);
     pointers[t] = tensors[t].mutable_data_ptr();
   }
   return pointers;
@@ -231,7 +273,7 @@ void check_unchanged(const char* op, const Bound& bound) {
     const Matrix& m = bound.matrices[t];
     const bool unchanged =
         weight.numel() == m.elements && (m.elements == 0 || weight.const_data_ptr() == m.weight) &&
-        weight.is_cpu() == bound.tables.is_cpu() && find_dtype(weight.scalar_type()) == m.dtype;
+        device_code(weight) == bound.forms[t].device_type && dtype_code(weight) == bound.forms[t].dtype;
     if (!unchanged) {
       fail(op, "weights[", t, "] was given other memory, another size, dtype or device since the plan ",
            "was bound to it. Bind the plan again");

@@ -69,31 +69,33 @@ JaccardArguments check_jaccard(const char* op, const Tensor& mask_a, const Tenso
 ShrinkArguments check_shrink(const char* op, const Bound& bound, const Tensor& mask,
                              const Tensor& factor) {
   const bool* groups = check_mask(op, "mask", mask, bound.plan, bound.tables);
-  return {groups, check_scalar(op, "factor", factor, bound.tables)};
+  return {groups, check_number<float>(op, "factor", factor, bound.tables)};
 }
 
 LassoArguments check_lasso(const char* op, const Bound& bound, const std::vector<Tensor>& grads,
                            const Tensor& mask, const Tensor& lam) {
   std::vector<void*> pointers = check_like_weights(op, "grads", grads, bound);
   const bool* groups = check_mask(op, "mask", mask, bound.plan, bound.tables);
-  return {std::move(pointers), groups, check_scalar(op, "lam", lam, bound.tables)};
+  return {std::move(pointers), groups, check_number<float>(op, "lam", lam, bound.tables)};
 }
 
 StepArguments check_step(const char* op, const Bound& bound, const std::vector<Tensor>& grads,
                          const Tensor& lr, bool maximize, const std::optional<Tensor>& mask,
-                         const Tensor& lam, const Tensor& factor, bool squares_known,
-                         const std::optional<Tensor>& grad_scale,
+                         const std::optional<Tensor>& lam, const std::optional<Tensor>& factor,
+                         bool squares_known, const std::optional<Tensor>& grad_scale,
                          const std::optional<Tensor>& found_inf) {
   const Tensor& tables = bound.tables;
   StepArguments step{};
   step.grads = check_like_weights(op, "grads", grads, bound);
-  check_array(op, lr, {"lr", ScalarType::Double, 1, 0}, tables);
-  step.lr = lr.const_data_ptr<double>();
-  step.lam = check_scalar(op, "lam", lam, tables);
-  step.factor = check_scalar(op, "factor", factor, tables);
+  step.lr = check_number<double>(op, "lr", lr, tables);
   if (grad_scale) step.grad_scale = check_scalar(op, "grad_scale", *grad_scale, tables);
   if (found_inf) step.found_inf = check_scalar(op, "found_inf", *found_inf, tables);
-  if (mask) step.mask = check_mask(op, "mask", *mask, bound.plan, tables);
+  if (mask) {
+    if (!lam || !factor) fail(op, lam ? "factor" : "lam", " is missing beside a mask");
+    step.mask = check_mask(op, "mask", *mask, bound.plan, tables);
+    step.lam = check_number<float>(op, "lam", *lam, tables);
+    step.factor = check_number<float>(op, "factor", *factor, tables);
+  }
   step.maximize = maximize;
   step.squares_known = squares_known;
   return step;
@@ -128,12 +130,17 @@ AdamwArguments check_adamw(const char* op, const Bound& bound, const StepArgumen
   if (steps.size() != bound.weights.size()) {
     fail(op, steps.size(), " steps, the plan has ", bound.weights.size(), " weights");
   }
+  Form count = form_of(bound.tables);
+  count.sizes = count.strides = {};
+  count.dtype = aoti_torch_dtype_float32();
   for (size_t t = 0; t < steps.size(); ++t) {
     if (!step.grads[t]) continue;
     if (!adamw.averages[t]) fail(op, "exp_avgs[", t, "] is missing");
     if (!adamw.squares[t]) fail(op, "exp_avg_sqs[", t, "] is missing");
-    const std::string name = "steps[" + std::to_string(t) + ']';
-    check_array(op, steps[t], {name.c_str(), ScalarType::Float, 1, 0}, bound.tables);
+    if (!has_form(steps[t], count)) {
+      const std::string name = "steps[" + std::to_string(t) + ']';
+      check_array(op, steps[t], {name.c_str(), ScalarType::Float, 1, 0}, bound.tables);
+    }
     adamw.steps[t] = static_cast<float*>(steps[t].mutable_data_ptr());
   }
   return adamw;

@@ -48,6 +48,19 @@ struct Expected {
 // It is contiguous and lies where `tables` lies.
 void check_array(const char* op, const Tensor& tensor, const Expected& expected, const Tensor& tables);
 
+// A 0-dim tensor of the dtype that T is, on the CPU or where `tables` lies.
+template <class T>
+Number<T> check_number(const char* op, const char* name, const Tensor& number, const Tensor& tables);
+
+// How a tensor lies. The codes are torch's own: to ask for one is a call, to translate it a dozen.
+struct Form {
+  std::vector<int64_t> sizes, strides;
+  int32_t dtype, device_type, device_index;
+};
+Form form_of(const Tensor& tensor);
+// The stride of a dimension of size 1 is not looked at.
+bool has_form(const Tensor& tensor, const Form& form);
+
 // One tensor like each weight, such as a gradient: of the weight's shape, strides, dtype and device.
 // Returns pointers; null where the tensor is empty, which stands for none.
 std::vector<void*> check_like_weights(const char* op, const char* name,
@@ -105,8 +118,8 @@ LassoArguments check_lasso(const char* op, const Bound& bound, const std::vector
 
 StepArguments check_step(const char* op, const Bound& bound, const std::vector<Tensor>& grads,
                          const Tensor& lr, bool maximize, const std::optional<Tensor>& mask,
-                         const Tensor& lam, const Tensor& factor, bool squares_known,
-                         const std::optional<Tensor>& grad_scale,
+                         const std::optional<Tensor>& lam, const std::optional<Tensor>& factor,
+                         bool squares_known, const std::optional<Tensor>& grad_scale,
                          const std::optional<Tensor>& found_inf);
 
 SgdArguments check_sgd(const char* op, const Bound& bound, const StepArguments& step,

@@ -11,7 +11,8 @@
 //   bound                    the ticket of a plan that is bound to its weights (bound.h). It stands
 //                            for them: an op that changes the weights, or their sums of squares, is
 //                            said to change it
-//   lam                      Eq. 8's λ
+//   lam, factor              Eq. 8's λ, and what Eq. 9 multiplies by. They and lr are 0-dim tensors,
+//                            each on the CPU or where the weights lie
 //   known                    the sums of squares that an earlier op left are those of the weights
 //                            as they are
 STABLE_TORCH_LIBRARY(ocsfast, m) {
@@ -38,12 +39,12 @@ STABLE_TORCH_LIBRARY(ocsfast, m) {
   m.def(
       "sgd_step_(Tensor(a!) bound, Tensor[] grads, Tensor(b!)[] momenta, int[] first, Tensor lr,"
       " float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, Tensor? mask,"
-      " Tensor lam, Tensor factor, bool known, Tensor? grad_scale, Tensor? found_inf) -> ()");
+      " Tensor? lam, Tensor? factor, bool known, Tensor? grad_scale, Tensor? found_inf) -> ()");
   // The same for AdamW. `steps`: how many steps each weight has taken; the op adds this one.
   m.def(
       "adamw_step_(Tensor(a!) bound, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
       " Tensor(d!)[] steps, Tensor lr, float beta1, float beta2, float eps, float weight_decay,"
-      " bool maximize, Tensor? mask, Tensor lam, Tensor factor, bool known, Tensor? grad_scale,"
+      " bool maximize, Tensor? mask, Tensor? lam, Tensor? factor, bool known, Tensor? grad_scale,"
       " Tensor? found_inf) -> ()");
   // Eq. 3: the similarity of two partitions, by their kept groups.
   m.def("jaccard(Tensor mask_a, Tensor mask_b, Tensor tables, int[] layout) -> Tensor");

@@ -10,8 +10,9 @@ void adamw_step(const Tensor& ticket, const std::vector<Tensor>& grads,
                 const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
                 const std::vector<Tensor>& steps, const Tensor& lr, double beta1, double beta2,
                 double eps, double weight_decay, bool maximize, const std::optional<Tensor>& mask,
-                const Tensor& lam, const Tensor& factor, bool squares_known,
-                const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
+                const std::optional<Tensor>& lam, const std::optional<Tensor>& factor,
+                bool squares_known, const std::optional<Tensor>& grad_scale,
+                const std::optional<Tensor>& found_inf) {
   constexpr const char* kOp = "adamw_step_";
   const LockedBound bound(kOp, ticket);
   const StepArguments step = check_step(kOp, *bound, grads, lr, maximize, mask, lam, factor,
@@ -31,8 +32,8 @@ void adamw_step(const Tensor& ticket, const std::vector<Tensor>& grads,
                                   static_cast<A>(1 - beta1),
                                   static_cast<A>(beta2),
                                   static_cast<A>(1 - beta2),
-                                  static_cast<A>(1 - *step.lr * weight_decay),
-                                  static_cast<A>(*step.lr * correction.average),
+                                  static_cast<A>(1 - step.lr.get() * weight_decay),
+                                  static_cast<A>(step.lr.get() * correction.average),
                                   static_cast<A>(correction.root_square),
                                   static_cast<A>(eps),
                                   gradient_multiplier<A>(step)};

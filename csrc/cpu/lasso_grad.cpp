@@ -14,7 +14,7 @@ void lasso_grad(const Tensor& ticket, const std::vector<Tensor>& grads, const Te
   penalty.mask = a.mask;
   if (!squares_known) compute_squares(*bound);
   if (!prunes_any(penalty, bound->plan)) return;
-  const std::vector<double> slopes = compute_slopes(*bound, a.mask, *a.lam);
+  const std::vector<double> slopes = compute_slopes(*bound, a.mask, a.lam.get());
   penalty.slopes = slopes.data();
   for_each_task(*bound, [&](const Task& task, ThreadMemory& memory) {
     const Matrix& m = bound->matrices[task.tensor];

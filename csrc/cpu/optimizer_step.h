@@ -32,9 +32,9 @@ void take_step(const Bound& bound, const StepArguments& step,
   std::vector<double> slopes;
   if (step.mask) {
     penalty.mask = step.mask;
-    penalty.factor = *step.factor;
+    penalty.factor = step.factor.get();
     if (!step.squares_known && prunes_any(penalty, bound.plan)) compute_squares(bound);
-    slopes = compute_slopes(bound, step.mask, *step.lam);
+    slopes = compute_slopes(bound, step.mask, step.lam.get());
     penalty.slopes = slopes.data();
   }
   std::optional<Sums> sums;

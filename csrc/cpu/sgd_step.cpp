@@ -8,7 +8,7 @@ namespace {
 void sgd_step(const Tensor& ticket, const std::vector<Tensor>& grads, const std::vector<Tensor>& momenta,
               const std::vector<int64_t>& first, const Tensor& lr, double momentum, double dampening,
               double weight_decay, bool nesterov, bool maximize, const std::optional<Tensor>& mask,
-              const Tensor& lam, const Tensor& factor, bool squares_known,
+              const std::optional<Tensor>& lam, const std::optional<Tensor>& factor, bool squares_known,
               const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
   constexpr const char* kOp = "sgd_step_";
   const LockedBound bound(kOp, ticket);
@@ -19,7 +19,7 @@ void sgd_step(const Tensor& ticket, const std::vector<Tensor>& grads, const std:
     using T = std::remove_reference_t<decltype(*bands.w)>;
     using A = accumulator_t<T>;
     const bool begins = a.begins[tensor];
-    const SgdScalars<A> scalars{static_cast<A>(*step.lr),
+    const SgdScalars<A> scalars{static_cast<A>(step.lr.get()),
                                 static_cast<A>(momentum),
                                 begins ? A(1) : static_cast<A>(1 - dampening),
                                 static_cast<A>(weight_decay),

@@ -11,7 +11,7 @@ void shrink(const Tensor& ticket, const Tensor& mask, const Tensor& factor) {
   const ShrinkArguments a = check_shrink(kOp, *bound, mask, factor);
   Penalty penalty;
   penalty.mask = a.mask;
-  penalty.factor = *a.factor;
+  penalty.factor = a.factor.get();
   if (!prunes_any(penalty, bound->plan)) return;
   Sums sums(*bound, bound->slice_sq.mutable_data_ptr<double>(), true);
   for_each_task(*bound, [&](const Task& task, ThreadMemory& memory) {

@@ -116,8 +116,9 @@ void adamw_step(const Tensor& ticket, const std::vector<Tensor>& grads,
                 const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
                 const std::vector<Tensor>& steps, const Tensor& lr, double beta1, double beta2,
                 double eps, double weight_decay, bool maximize, const std::optional<Tensor>& mask,
-                const Tensor& lam, const Tensor& factor, bool squares_known,
-                const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
+                const std::optional<Tensor>& lam, const std::optional<Tensor>& factor,
+                bool squares_known, const std::optional<Tensor>& grad_scale,
+                const std::optional<Tensor>& found_inf) {
   constexpr const char* kOp = "adamw_step_";
   const LockedBound bound(kOp, ticket);
   const StepArguments step = check_step(kOp, *bound, grads, lr, maximize, mask, lam, factor,

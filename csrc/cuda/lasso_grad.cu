@@ -12,7 +12,7 @@ struct Lasso {
   static constexpr int kBlocksInFloat = 4, kBlocksInHalf = 3;
   static constexpr bool kUnrollBand = true;
 
-  const float* lam;
+  float lam;
   const PointerTable<>* grads;
 
   template <class T>
@@ -37,7 +37,7 @@ struct Lasso {
   // A pruned slice of norm 0 is not active: Eq. 8's gradient is 0 there.
   template <class A>
   __device__ SlicePenalty<A> penalty(const Work& work, int32_t slice) const {
-    const A slope = is_pruned(work, slice) ? compute_slope(work, slice, A(*lam)) : A(0);
+    const A slope = is_pruned(work, slice) ? compute_slope(work, slice, A(lam)) : A(0);
     return {slope, slope != A(0)};
   }
   __device__ bool walks(const Work& work, int32_t tensor) const {
@@ -52,9 +52,9 @@ struct Lasso {
 template <class T, class A>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<Lasso, T, A>)
     lasso_kernel(const __grid_constant__ Work work, const __grid_constant__ PointerTable<> grads,
-                 const float* lam) {
+                 const Number<float> lam) {
   __shared__ Shared<Lasso, T, A> shared;
-  walk(work, Lasso{lam, &grads}, shared);
+  walk(work, Lasso{lam.get(), &grads}, shared);
 }
 
 void lasso_grad(const Tensor& ticket, const std::vector<Tensor>& grads, const Tensor& mask,

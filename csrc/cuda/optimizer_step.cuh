@@ -23,9 +23,8 @@ namespace ocsfast::cuda {
 template <class Rule>
 struct StepSettings {
   PointerTable<Rule::kTensors> grads, states[Rule::kStates];
-  const double* lr;
-  const float* lam;
-  const float* factor;
+  Number<double> lr;
+  Number<float> lam, factor;
   const float* grad_scale;  // null: 1
   const float* found_inf;   // null: 0
   bool maximize;
@@ -79,7 +78,7 @@ struct OptimizerStep {
   template <class A>
   __device__ SlicePenalty<A> penalty(const Work& work, int32_t slice) const {
     const bool pruned = work.mask && is_pruned(work, slice);
-    return {pruned ? compute_slope(work, slice, A(*settings.lam)) : A(0), pruned};
+    return {pruned ? compute_slope(work, slice, A(settings.lam.get())) : A(0), pruned};
   }
   __device__ bool walks(const Work& work, int32_t tensor) const {
     return (work.mask && has_slices(work.matrices[tensor])) || settings.grads(work, tensor);
@@ -88,10 +87,10 @@ struct OptimizerStep {
   __device__ Body<T> body(const Work& work, int32_t tensor) const {
     using C = accumulator_t<T>;
     Body<T> body{{get_weight<T>(work, tensor), static_cast<T*>(settings.grads(work, tensor))},
-                 static_cast<C>(*settings.factor),
+                 static_cast<C>(settings.factor.get()),
                  (settings.maximize ? C(-1) : C(1)) /
                      (settings.grad_scale ? static_cast<C>(*settings.grad_scale) : C(1)),
-                 settings.rule.template per_tensor<C>(work, tensor, *settings.lr),
+                 settings.rule.template per_tensor<C>(work, tensor, settings.lr.get()),
                  settings};
 #pragma unroll
     for (int i = 0; i < Rule::kStates; ++i)

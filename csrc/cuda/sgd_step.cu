@@ -71,7 +71,7 @@ struct Sgd {
 void sgd_step(const Tensor& ticket, const std::vector<Tensor>& grads, const std::vector<Tensor>& momenta,
               const std::vector<int64_t>& first, const Tensor& lr, double momentum, double dampening,
               double weight_decay, bool nesterov, bool maximize, const std::optional<Tensor>& mask,
-              const Tensor& lam, const Tensor& factor, bool squares_known,
+              const std::optional<Tensor>& lam, const std::optional<Tensor>& factor, bool squares_known,
               const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
   constexpr const char* kOp = "sgd_step_";
   const LockedBound bound(kOp, ticket);

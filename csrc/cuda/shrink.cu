@@ -12,7 +12,7 @@ struct Shrink {
   static constexpr int kBlocksInFloat = 3, kBlocksInHalf = 2;
   static constexpr bool kUnrollBand = true;
 
-  const float* factor;
+  float factor;
 
   template <class T>
   struct Body {
@@ -40,16 +40,16 @@ struct Shrink {
   }
   template <class T>
   __device__ Body<T> body(const Work& work, int32_t tensor) const {
-    return {{get_weight<T>(work, tensor)}, *factor};
+    return {{get_weight<T>(work, tensor)}, factor};
   }
 };
 
 template <class T, class A>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm<Shrink, T, A>)
-    shrink_kernel(const __grid_constant__ Work work, const float* factor) {
+    shrink_kernel(const __grid_constant__ Work work, const Number<float> factor) {
   __shared__ Shared<Shrink, T, A> shared;
   const auto grid = cooperative_groups::this_grid();
-  walk(work, Shrink{factor}, shared);
+  walk(work, Shrink{factor.get()}, shared);
   if (!work.gathers) return;
   grid.sync();
   gather_slices<Sum, A>(

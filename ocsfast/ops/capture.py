@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-_KEPT: list[Tensor] = []
+_KEPT: dict[int, Tensor] = {}  # by their ids, which nothing else gets while they live
 
 
 def is_capturing(device: torch.device) -> bool:
@@ -17,4 +17,4 @@ def is_capturing(device: torch.device) -> bool:
 
 def keep(tensors: Iterable[Tensor]) -> None:
     """Never free what a captured graph reads and writes: nobody tells when it is replayed last."""
-    _KEPT.extend(tensors)
+    _KEPT.update((id(tensor), tensor) for tensor in tensors)

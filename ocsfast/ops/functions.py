@@ -6,11 +6,14 @@ needs an old value fails loudly, as after any in-place op of torch.
 
 `group_saliency`, `slice_sums`, `lasso_grad_` and `shrink_` dispatch on how the weights lie: here for
 `Bound`, in `ocsfast.distributed.fsdp` for weights whose rows several processes hold.
+
+Where an op takes a 0-dim tensor "on the CPU or on the weights' device", one on the CPU goes to a GPU's
+kernel by value: it costs no copy and no launch, and a CUDA graph repeats the value of its capture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import cast
@@ -136,7 +139,7 @@ def shrink_(bound: Weights, mask: Tensor, factor: Tensor) -> None:
     Args:
         bound: plan and weights, which may require grad.
         mask: [groups] bool, the groups to prune.
-        factor: 0-dim float32 on the weights' device, 1 - lam * learning rate.
+        factor: 0-dim float32 on the CPU or on the weights' device, 1 - lam * learning rate.
 
     Raises:
         RuntimeError: an argument does not fit the plan. Nothing has been changed then.
@@ -159,7 +162,7 @@ def lasso_grad_(bound: Weights, grads: Sequence[Tensor | None], mask: Tensor, la
         grads: one for each weight, of its shape, dtype and device, or None: that weight is left out.
             A gradient with other strides than its weight costs two copies of it.
         mask: [groups] bool, the groups to prune.
-        lam: 0-dim float32 on the weights' device.
+        lam: 0-dim float32 on the CPU or on the weights' device.
 
     Raises:
         ValueError: there are more or fewer gradients than weights.
@@ -168,14 +171,36 @@ def lasso_grad_(bound: Weights, grads: Sequence[Tensor | None], mask: Tensor, la
     assert isinstance(bound, Bound)  # other weights register an implementation of their own
     known = bound.knows(mask)
     with torch.no_grad():
-        matched = bound.aligned(grads)
-        _LASSO_GRAD(bound.ticket, matched, mask, lam, known)
-        for grad, copy in zip(grads, matched, strict=True):
+        taken = _with_gradients(
+            bound, grads, lambda own: _LASSO_GRAD(bound.ticket, own, mask, lam, known)
+        )
+        for grad, copy in zip(grads, taken, strict=True) if taken else ():
             if grad is not None and copy is not grad:
                 grad.copy_(copy)
     if not known:
         bound.learn()
     torch.autograd.graph.increment_version([grad for grad in grads if grad is not None])
+
+
+def _with_gradients(
+    bound: Bound, grads: Sequence[Tensor | None], call: Callable[[list[Tensor]], None]
+) -> list[Tensor]:
+    """Call an op on gradients; where they lie otherwise than their weights, on copies that do not.
+
+    As a rule they have them already. The op looks at them in any case, so it is asked first.
+
+    Returns:
+        What the op was called with, if that took copies.
+    """
+    try:
+        call(bound.states(grads))
+        return []
+    except RuntimeError:  # nothing has been changed
+        if bound.fits(grads):
+            raise
+    copies = bound.aligned(grads)
+    call(copies)
+    return copies
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +239,7 @@ def sgd_step_(
         grads: as for `lasso_grad_`.
         momenta: one for each weight with a gradient, of its shape, dtype, strides and device; None for
             all where momentum is 0. Changed in place.
-        lr: 0-dim float64 on the weights' device.
+        lr: 0-dim float64 on the CPU or on the weights' device.
         first: positions of the weights whose momentum begins here: with the gradient, undampened.
         momentum, dampening, weight_decay, nesterov, maximize: as for `torch.optim.SGD`.
         grad_scale: 0-dim float32, what gradients are divided by; `grads` themselves stay scaled.
@@ -224,21 +249,11 @@ def sgd_step_(
         ValueError: there are more or fewer gradients than weights.
         RuntimeError: an argument does not fit the plan. Nothing has been changed then.
     """
+    buffers, rest = bound.states(momenta), (*_penalize(bound, penalty, found_inf), grad_scale, found_inf)
+    settings = (momentum, dampening, weight_decay, nesterov, maximize)
     with torch.no_grad():
-        _SGD_STEP(
-            bound.ticket,
-            bound.aligned(grads),
-            bound.states(momenta),
-            first,
-            lr,
-            momentum,
-            dampening,
-            weight_decay,
-            nesterov,
-            maximize,
-            *_penalize(bound, lr, penalty, found_inf),
-            grad_scale,
-            found_inf,
+        _with_gradients(
+            bound, grads, lambda own: _SGD_STEP(bound.ticket, own, buffers, first, lr, *settings, *rest)
         )
     _stepped(bound, grads, momenta, penalty)
 
@@ -272,7 +287,7 @@ def adamw_step_(
             device. Changed in place.
         steps: of each weight with a gradient, how many it has taken: 0-dim float32 on its device, to
             which this step is added in place.
-        lr: 0-dim float64 on the weights' device.
+        lr: 0-dim float64 on the CPU or on the weights' device.
         betas, eps, weight_decay, maximize: as for `torch.optim.AdamW`.
         grad_scale, found_inf: as for `sgd_step_`; a step that is not taken is not counted.
 
@@ -280,32 +295,22 @@ def adamw_step_(
         ValueError: there are more or fewer gradients than weights.
         RuntimeError: an argument does not fit the plan. Nothing has been changed then.
     """
+    states = [bound.states(tensors) for tensors in (exp_avgs, exp_avg_sqs, steps)]
+    settings = (*betas, eps, weight_decay, maximize)
+    rest = (*_penalize(bound, penalty, found_inf), grad_scale, found_inf)
     with torch.no_grad():
-        _ADAMW_STEP(
-            bound.ticket,
-            bound.aligned(grads),
-            bound.states(exp_avgs),
-            bound.states(exp_avg_sqs),
-            bound.states(steps),
-            lr,
-            *betas,
-            eps,
-            weight_decay,
-            maximize,
-            *_penalize(bound, lr, penalty, found_inf),
-            grad_scale,
-            found_inf,
+        _with_gradients(
+            bound, grads, lambda own: _ADAMW_STEP(bound.ticket, own, *states, lr, *settings, *rest)
         )
     _stepped(bound, grads, [*exp_avgs, *exp_avg_sqs, *steps], penalty)
 
 
 def _penalize(
-    bound: Bound, lr: Tensor, penalty: Penalty | None, found_inf: Tensor | None
+    bound: Bound, penalty: Penalty | None, found_inf: Tensor | None
 ) -> tuple[Tensor | bool | None, ...]:
     """The last arguments of an op that takes a step: mask, lam, factor, known."""
     if penalty is None:
-        unused = lr.new_ones((), dtype=torch.float32)
-        return None, unused, unused, False
+        return None, None, None, False
     # A step that is skipped leaves what was known: it has to be all that a step taken would leave.
     known = bound.knows(penalty.mask if found_inf is None else None)
     return penalty.mask, penalty.lam, penalty.factor, known

@@ -79,7 +79,7 @@ def shrink_(bound: Bound, mask: Tensor, factor: Tensor) -> None:
     with torch.no_grad():
         for weight, rows, cols in matrices(plan, bound.weights):
             dtype = _accumulator(weight.dtype)
-            once = factor.to(dtype)
+            once = factor.to(weight.device, dtype)
             factors = torch.stack([torch.ones_like(once), once, once * once])
             times = torch.zeros((), dtype=torch.int64, device=weight.device)
             for labels, axis in ((rows, 0), (cols, 1)):

@@ -20,9 +20,11 @@ from ocsfast.optim.one_pass import (
     Scaling,
     evaluate,
     is_sparse,
-    matching_state,
+    matching_states,
     require_begun,
+    same_objects,
     scaling_of,
+    states_of,
 )
 
 
@@ -131,7 +133,8 @@ class AdamW(torch.optim.AdamW):
                     "capturable is False: make the optimizer with capturable=True"
                 )
         loss = evaluate(closure)
-        if any(is_sparse(p.grad) for param_group in self.param_groups for p in param_group["params"]):
+        params = (p for param_group in self.param_groups for p in param_group["params"])
+        if any([is_sparse(p.grad) for p in params]):  # noqa: C419  faster so
             raise RuntimeError("AdamW does not support sparse gradients: use torch.optim.SparseAdam")
         self._passes.step(self.param_groups, self._by_kernel, self._by_torch, scaling_of(self))
         return loss
@@ -145,34 +148,21 @@ class AdamW(torch.optim.AdamW):
         penalty: ops.Penalty | None,
         scaling: Scaling,
     ) -> None:
-        averages: list[Tensor | None] = [None] * len(grads)
-        squares: list[Tensor | None] = [None] * len(grads)
-        stepped = [k for k, grad in enumerate(grads) if grad is not None]
-        new: dict[int, dict[str, Tensor]] = {}
-        steps: list[Tensor | None] = [None] * len(grads)
-        for k in stepped:
-            weight = bound.weights[k]
-            state = self.state[weight]
-            if not state:
-                state = new[k] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=weight.device),
-                    "exp_avg": torch.zeros_like(weight, memory_format=torch.preserve_format),
-                    "exp_avg_sq": torch.zeros_like(weight, memory_format=torch.preserve_format),
-                }
-            averages[k] = matching_state(weight, bound.strides[k], state, "exp_avg")
-            squares[k] = matching_state(weight, bound.strides[k], state, "exp_avg_sq")
-            if state["step"].device != weight.device or state["step"].dtype != torch.float32:
-                require_begun(weight.device)
-                state["step"] = state["step"].to(weight.device, torch.float32)  # torch's path began it
-            steps[k] = state["step"]
+        states = states_of(self, bound, grads)
+        new = {
+            k: _begun(bound.weights[k]) for k, own in enumerate(states) if own is not None and not own
+        }
         if new:
             require_begun(bound.plan.tables.device)
+        for k, begun in new.items():
+            states[k] = begun
+        averages, squares = (matching_states(bound, states, key) for key in ("exp_avg", "exp_avg_sq"))
         ops.adamw_step_(
             bound,
             grads,
             averages,
             squares,
-            steps,
+            _counts(bound, states),
             lr,
             betas=(float(param_group["betas"][0]), float(param_group["betas"][1])),
             eps=param_group["eps"],
@@ -213,6 +203,30 @@ class AdamW(torch.optim.AdamW):
             maximize=param_group["maximize"],
             decoupled_weight_decay=True,
         )
+
+
+def _begun(weight: Tensor) -> dict[str, Tensor]:
+    """A weight's state before its first step."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=weight.device),
+        "exp_avg": torch.zeros_like(weight, memory_format=torch.preserve_format),
+        "exp_avg_sq": torch.zeros_like(weight, memory_format=torch.preserve_format),
+    }
+
+
+def _counts(bound: Bound, states: Sequence[dict[str, Tensor] | None]) -> list[Tensor | None]:
+    """Each weight's count of steps, as the kernel takes it."""
+    counts = [None if own is None else own["step"] for own in states]
+    if same_objects(counts, bound.fitting.get("step", ())):
+        return counts
+    device = bound.plan.tables.device
+    for k, (own, count) in enumerate(zip(states, counts, strict=True)):
+        if own is None or count is None or (count.device, count.dtype) == (device, torch.float32):
+            continue
+        require_begun(device)
+        own["step"] = counts[k] = count.to(device, torch.float32)  # torch's path began it
+    bound.fitting["step"] = counts
+    return counts
 
 
 def _refuse_amsgrad(param_groups: Iterable[Mapping[str, Any]]) -> None:

@@ -17,19 +17,23 @@ from ocsfast.ops.planning import build_plan
 from ocsfast.optim.one_pass import walkable
 from ocsfast.optim.owners import owned
 from ocsfast.optim.param_groups import Scalar, learning_rate, momentum_gain, same_scalar
+from ocsfast.optim.scalars import scalar
 
 WeightsOf = Callable[[Plan, Sequence[Tensor]], Weights]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Part:
-    """Coupled weights whose learning rate is that of one param group."""
+    """Coupled weights whose learning rate is that of one param group.
+
+    `prepare` sets for each step what it does to them.
+    """
 
     bound: Weights
     param_group: int  # its number
     share: float  # of all coupled weights' elements
-    lam: Tensor  # 0-dim float32, scratch: what multiplies Eq. 8's direction
-    factor: Tensor  # 0-dim float32, scratch: what Eq. 9 multiplies by
+    lam: Tensor  # 0-dim float32, on the CPU or where the weights lie: what multiplies Eq. 8's direction
+    factor: Tensor  # the same: what Eq. 9 multiplies by
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +60,6 @@ class Coupled:
     def is_current(self) -> bool:
         """Whether no weight has been given other memory, as `.to()` and `.half()` do."""
         return self.bound.pointers() == self.pointers
-
-    def scratch(self) -> list[Tensor]:
-        """The scalars that an optimizer step reads."""
-        return [tensor for part in (self.whole, *self.parts) for tensor in (part.lam, part.factor)]
 
 
 def steps_in_one_pass(optimizer: Optimizer) -> bool:
@@ -106,10 +106,15 @@ def bind(
         axes = tuple(axis for axis in families.axes if axis.tensor in names)
         own = replace(families, axes=axes)
         plan = build_plan(own, parameters, include_bias=include_bias, others=others)
-        scratch = torch.zeros(2, dtype=torch.float32, device=plan.tables.device)
         elements = sum(parameters[name].numel() for name in coupled.names if name in names)
         weights = weights_of(plan, [parameters[name] for name in plan.names])
-        return Part(weights, param_group, elements / total, scratch[0], scratch[1])
+        return Part(
+            weights,
+            param_group,
+            elements / total,
+            scalar(0.0, plan.tables.device),
+            scalar(1.0, plan.tables.device),
+        )
 
     whole = part(coupled.names, param_groups[0], len(param_groups) == 1)
     parts = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ocsfast.ops.bound import Bound
 from ocsfast.ops.capture import is_capturing
 from ocsfast.ops.extension import MISSING, build_info
 from ocsfast.ops.planning import build_plan
+from ocsfast.optim.scalars import scalar
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -55,11 +57,7 @@ class _Walk:
     rest: tuple[nn.Parameter, ...]  # for torch's own path
 
     def is_current(self, parameters: Sequence[nn.Parameter]) -> bool:
-        return (
-            len(parameters) == len(self.parameters)
-            and all(a is b for a, b in zip(parameters, self.parameters, strict=True))
-            and self.pointers == _pointers(parameters)
-        )
+        return same_objects(parameters, self.parameters) and self.pointers == _pointers(parameters)
 
 
 class Passes:
@@ -129,25 +127,46 @@ def _step_bound(
             f"lr is a tensor on {lr.device}, and a CUDA graph would keep its value of now: "
             f"put it on {device} before the capture"
         )
-    rate = torch.empty((), dtype=torch.float64, device=device)
-    fill(rate, lr)
+    rate = scalar(lr, device, torch.float64)
     grads: Gradients = [w.grad for w in bound.weights]
-    if any(is_sparse(g) for g in grads):
+    if any([g is not None and g.layout is not torch.strided for g in grads]):  # noqa: C419  faster so
         by_torch([w for w, g in zip(bound.weights, grads, strict=True) if is_sparse(g)], param_group)
         grads = [None if is_sparse(g) else g for g in grads]
     by_kernel(bound, grads, rate, param_group, penalty, scaling.on(device))
 
 
-def matching_state(
-    weight: Tensor, stride: tuple[int, ...], state: dict[str, Tensor], key: str
-) -> Tensor | None:
-    """A weight's state, if it has any, with the weight's strides: a loaded one may have others."""
-    value = state.get(key)
-    if value is None or value.stride() == stride or value.shape != weight.shape:
-        return value
-    require_begun(weight.device)
-    state[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
-    return state[key]
+def states_of(optimizer: Optimizer, bound: Bound, grads: Gradients) -> list[dict[str, Tensor] | None]:
+    """What an optimizer keeps of each weight; None of those without a gradient."""
+    state = optimizer.state
+    return [None if g is None else state[w] for w, g in zip(bound.weights, grads, strict=True)]
+
+
+def matching_states(
+    bound: Bound, states: Sequence[Mapping[str, Tensor] | None], key: str
+) -> list[Tensor | None]:
+    """What each weight's state holds, if anything, with its strides: a loaded one may have others.
+
+    Args:
+        bound: the weights.
+        states: of each weight, as its optimizer keeps it; None is left out.
+        key: the name of what is wanted.
+    """
+    values = [None if state is None else state.get(key) for state in states]
+    if same_objects(values, bound.fitting.get(key, ())):
+        return values
+    for k, (weight, value) in enumerate(zip(bound.weights, values, strict=True)):
+        if value is None or value.stride() == weight.stride() or value.shape != weight.shape:
+            continue
+        require_begun(weight.device)
+        copy = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+        cast(dict[str, Tensor], states[k])[key] = values[k] = copy
+    bound.fitting[key] = values
+    return values
+
+
+def same_objects(a: Sequence[object], b: Sequence[object]) -> bool:
+    """Whether two lists hold the very same objects."""
+    return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
 def walkable(parameter: Tensor, other: Tensor) -> bool:
@@ -166,7 +185,7 @@ def walkable(parameter: Tensor, other: Tensor) -> bool:
 
 
 def _pointers(parameters: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple(p.data_ptr() if p.layout is torch.strided else 0 for p in parameters)
+    return tuple([p.data_ptr() if p.layout is torch.strided else 0 for p in parameters])
 
 
 def is_sparse(grad: Tensor | None) -> bool:
@@ -198,16 +217,6 @@ def require_begun(device: torch.device) -> None:
             "the optimizer's state begins in a CUDA graph that is being captured, and would begin anew "
             "at every replay: take a step before the capture, with the same gradients present"
         )
-
-
-def fill(scratch: Tensor, value: float | Tensor) -> None:
-    """Set a 0-dim tensor to a number, or to another one's value without waiting for a device."""
-    if isinstance(value, Tensor) and (value.device.type != "cpu" or scratch.device.type == "cpu"):
-        scratch.copy_(value)
-    elif isinstance(value, Tensor):  # a copy from the CPU's memory would wait
-        scratch.fill_(float(value))
-    else:
-        scratch.fill_(value)
 
 
 def evaluate(closure: Callable[[], Any] | None) -> Any:

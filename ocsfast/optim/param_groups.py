@@ -16,7 +16,7 @@ def learning_rate(param_group: Mapping[str, Any]) -> Scalar:
     """A param group's learning rate, as a float where that costs no synchronisation."""
     lr = param_group["lr"]
     if isinstance(lr, Tensor) and lr.device.type != "cpu":
-        return lr
+        return lr.reshape(()) if lr.dim() else lr
     return float(lr)
 
 

@@ -1,6 +1,7 @@
 """Eq. 8 and Eq. 9 on a model's weights, around an optimizer's step.
 
-Nothing here waits for the device: lambdas and factors are 0-dim device tensors, filled by value.
+Nothing here waits for the device. Lambdas and factors are 0-dim tensors, on the CPU unless a learning
+rate or the clock of a captured step lies on the device.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from torch.optim import Optimizer
 from ocsfast.ops.bound import Bound
 from ocsfast.ops.functions import Penalty, lasso_grad_, shrink_
 from ocsfast.optim.coupled import Coupled, Part, steps_in_one_pass
-from ocsfast.optim.one_pass import fill, is_sparse
+from ocsfast.optim.one_pass import is_sparse
 from ocsfast.optim.param_groups import Scalar, gradient_scale, learning_rate, momentum_gain, overflowed
+from ocsfast.optim.scalars import factor_of, product, scalar
 
 
 def prepare(
@@ -33,11 +35,12 @@ def prepare(
     """
     for part in parts:
         param_group = optimizer.param_groups[part.param_group]
+        device = part.bound.plan.tables.device
         gain = 1.0 if scale is None else scale * momentum_gain(param_group)
-        fill(part.lam, lam * gain if penalty in ("both", "lasso") else 0.0)
-        # 1 - lambda * lr by each param group's own lr, never below 0.
-        fill(part.factor, lam * learning_rate(param_group) if penalty in ("both", "shrink") else 0.0)
-        part.factor.clamp_(0.0, 1.0).neg_().add_(1.0)
+        lasso, shrinks = penalty in ("both", "lasso"), penalty in ("both", "shrink")
+        part.lam = product(lam, gain, device) if lasso else scalar(0.0, device)
+        rate = learning_rate(param_group)  # each param group's own
+        part.factor = factor_of(lam, rate, device) if shrinks else scalar(1.0, device)
 
 
 class Coupling(Protocol):
@@ -103,7 +106,7 @@ def add_lasso(parts: Sequence[Part], optimizer: Optimizer, mask: Tensor) -> None
     for part in parts:
         lam = part.lam
         if unscale is not None:
-            lam = lam * unscale.to(lam)
+            lam = lam * scalar(unscale, part.bound.plan.tables.device)
         if optimizer.param_groups[part.param_group].get("maximize", False):
             lam = -lam  # the optimizer climbs, the weights are to shrink
         # Eq. 8 would make a sparse gradient dense.
@@ -115,6 +118,9 @@ def shrink(parts: Sequence[Part], optimizer: Optimizer, mask: Tensor) -> None:
     """Eq. 9: pruned slices times the factor, unless the optimizer skipped its step."""
     skipped = overflowed(optimizer)
     for part in parts:
+        factor = part.factor
         if skipped is not None:
-            part.factor.copy_(part.factor.where((skipped == 0).to(part.factor.device), 1.0))
-        shrink_(part.bound, mask, part.factor)
+            # 1 where the step was skipped. `torch.where` would copy a factor that lies on the CPU.
+            found = scalar(skipped, part.bound.plan.tables.device)
+            factor = factor * (found == 0) + (found != 0)
+        shrink_(part.bound, mask, factor)

@@ -18,9 +18,10 @@ from ocsfast.optim.one_pass import (
     Scaling,
     evaluate,
     is_sparse,
-    matching_state,
+    matching_states,
     require_begun,
     scaling_of,
+    states_of,
 )
 
 
@@ -110,16 +111,14 @@ class SGD(torch.optim.SGD):
         momenta: list[Tensor | None] = [None] * len(grads)
         new: dict[int, Tensor] = {}
         if param_group["momentum"] != 0:
-            for k, (weight, grad) in enumerate(zip(bound.weights, grads, strict=True)):
-                if grad is None:
-                    continue
-                momenta[k] = matching_state(
-                    weight, bound.strides[k], self.state[weight], "momentum_buffer"
+            momenta = matching_states(bound, states_of(self, bound, grads), "momentum_buffer")
+            begins = [k for k, m in enumerate(momenta) if m is None and grads[k] is not None]
+            if begins:
+                require_begun(bound.plan.tables.device)
+            for k in begins:
+                momenta[k] = new[k] = torch.zeros_like(
+                    bound.weights[k], memory_format=torch.preserve_format
                 )
-                if momenta[k] is None:
-                    momenta[k] = new[k] = torch.zeros_like(weight, memory_format=torch.preserve_format)
-        if new:
-            require_begun(bound.plan.tables.device)
         ops.sgd_step_(
             bound,
             grads,

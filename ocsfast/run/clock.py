@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,7 @@ class Clock:
         self._steps, self._nats, self._elapsed, self._active, self._planned, self.scale, self._lam = (
             self._numbers.unbind()
         )
+        self._ends = torch.arange(2, dtype=torch.float64, device=device)  # of a step: 0 and 1
         self.mask = torch.zeros(groups, dtype=torch.bool, device=device)  # of groups that shrink
         self.load(Progress(), None)
 
@@ -61,19 +64,22 @@ class Clock:
         if config.strength == "paper":
             return self._lam * self._active
         ramp = Ramp(config.nats, self._planned, config.shape)
-        return lambda_for(rate, ramp.at(self._elapsed) * self._active)
+        # `ramp.at`, with both of its sums taken at once: every op here is a launch in each replay.
+        before, after = cast(Tensor, ramp.total(self._elapsed + self._ends)).unbind()
+        return lambda_for(rate, (after - before) * self._active)
 
     def count(self, lam: Scalar, rate: Scalar, skipped: Tensor | None) -> None:
         """A step at `lam` has been taken, unless `skipped` (0-dim) is not 0."""
-        taken = (
-            torch.ones_like(self._steps)
-            if skipped is None
-            else (skipped.reshape(()) == 0).to(self._steps)
-        )
+        if skipped is None:
+            self._steps.add_(1.0)
+            self._nats.add_(lam * rate)
+            self._elapsed.add_(self._active)
+            return
+        taken = (skipped.reshape(()) == 0).to(self._steps)
         self._steps.add_(taken)
         self._nats.add_(lam * rate * taken)
         self._elapsed.add_(taken * self._active)
 
     def tensors(self) -> list[Tensor]:
         """What a captured step reads and writes."""
-        return [self._numbers, self.mask]
+        return [self._numbers, self._ends, self.mask]

@@ -74,13 +74,11 @@ class StepHooks:
         return bool(self._handles)
 
     def remove(self) -> None:
-        """Listen no longer; what a captured CUDA graph reads is kept for good."""
+        """Listen no longer."""
         self.settle()
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self.captured and self.coupled is not None and self._clock is not None:
-            capture.keep([*self.coupled.scratch(), *self._clock.tensors()])
         self.coupled = self._clock = None
 
     def settle(self) -> Progress:
@@ -186,6 +184,8 @@ class StepHooks:
                 "this step's lambda: attach with capturable=True before the capture"
             )
         self.captured = True
+        # Now, and not when these hooks go: they may do so with their pruner, and say nothing.
+        capture.keep(self._clock.tensors())
 
     def _rebind(self) -> None:
         """Weights were moved or converted: build the plan for where and what they are now."""

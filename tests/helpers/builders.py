@@ -166,9 +166,9 @@ def scalar(value: float, device: str, dtype: torch.dtype = torch.float32) -> Ten
     return torch.tensor(value, dtype=dtype, device=device)
 
 
-def one_of_each(made: Case) -> dict[str, Callable[[], object]]:
-    """Every op that walks the weights, on its own copies of them."""
-    device = str(made.plan.tables.device)
+def one_of_each(made: Case, numbers: str | None = None) -> dict[str, Callable[[], object]]:
+    """Every op that walks the weights, on its own copies of them; numbers lie where `numbers` says."""
+    device = numbers or str(made.plan.tables.device)
     mask, half = draw_mask(made.plan, 0.5), scalar(0.5, device)
     bound = made.bound([w.clone() for w in made.weights])
     gen = torch.Generator().manual_seed(4)

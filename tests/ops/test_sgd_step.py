@@ -157,6 +157,47 @@ def test_the_op_passes_opcheck(device: str) -> None:
         )
 
 
+def test_a_mask_wants_both_numbers(device: str) -> None:
+    made = mixed_case(device=device)
+    bound, mask, one = made.bound(), draw_mask(made.plan, 0.4), torch.tensor(0.5)
+    lr, none = (
+        torch.tensor(0.1, dtype=torch.float64),
+        [made.plan.tables.new_empty(0)] * len(made.weights),
+    )
+    call = (bound.ticket, draw(made, 1), none, [], lr, 0.0, 0.0, 0.0, False, False, mask)
+    step = torch.ops.ocsfast.sgd_step_.default
+    for lam, factor, missing in ((None, one, "lam"), (one, None, "factor")):
+        with pytest.raises(RuntimeError, match=f"sgd_step_: {missing} is missing beside a mask"):
+            step(*call, lam, factor, False, None, None)
+    step(*call, one, one, False, None, None)
+
+
+@pytest.mark.parametrize("kind", ["sgd_step_", "adamw_step_", "lasso_grad_", "shrink_"])
+def test_numbers_may_lie_on_the_cpu(device: str, kind: str) -> None:
+    """With the bits that they have on the weights' device."""
+    results = []
+    for place in ("cpu", device):
+        made = mixed_case(device=device)
+        bound, mask, grads = made.bound(), draw_mask(made.plan, 0.4), draw(made, 1)
+        lam, factor = torch.tensor(0.3, device=place), torch.tensor(0.9, device=place)
+        lr, penalty = (
+            torch.tensor(0.1, dtype=torch.float64, device=place),
+            ops.Penalty(mask, lam, factor),
+        )
+        momenta, squares = draw(made, 2), [t.square() for t in draw(made, 3)]
+        if kind == "sgd_step_":
+            ops.sgd_step_(bound, grads, momenta, lr, momentum=0.9, penalty=penalty)
+        elif kind == "adamw_step_":
+            counts = [torch.ones((), device=device) for _ in grads]
+            ops.adamw_step_(bound, grads, momenta, squares, counts, lr, penalty=penalty)
+        elif kind == "lasso_grad_":
+            ops.lasso_grad_(bound, grads, mask, lam)
+        else:
+            ops.shrink_(bound, mask, factor)
+        results.append([*bound.weights, *grads, *momenta, *squares])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_wrong_arguments_change_nothing() -> None:
     made = mixed_case()
     bound, lr = made.bound(), torch.tensor(0.1, dtype=torch.float64)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from helpers.networks import EPOCH, batch, epochs, net, sgd, train
+from helpers.replay import Graph
 from helpers.runs import attach, run
 from torch.nn import functional as F
 
@@ -152,6 +153,41 @@ def test_a_fused_optimizer_scales_and_skips(name):
     plain, fused = steps(False), steps(True)
     for key, value in plain.items():
         torch.testing.assert_close(fused[key], value, rtol=1e-4, atol=1e-5)
+
+
+AROUND = ("ocsfast::lasso_grad_", "ocsfast::shrink_")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "names"),
+    [
+        (ocsfast.optim.SGD, {"momentum": 0.9}, ["ocsfast::sgd_step_"]),
+        (ocsfast.optim.AdamW, {}, ["ocsfast::adamw_step_"]),
+        (
+            torch.optim.SGD,
+            {"momentum": 0.9, "fused": True},
+            ["ocsfast::lasso_grad_", "aten::_fused_sgd_", "ocsfast::shrink_"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("penalized", [False, True])
+def test_a_step_by_numbers_of_python_asks_a_device_for_nothing_else(kind, settings, names, penalized):
+    """Any other op would be a launch. Numbers become tensors on the CPU, whatever the device."""
+    model = net()
+    optimizer = kind(model.parameters(), lr=0.02, **settings)
+    pruner = attach(model, optimizer, sparsify_from=1) if penalized else None
+    train(model, optimizer, 2)
+    assert pruner is None or pruner.step().stage == "sparsify"
+    train(model, optimizer, 1)
+    with Graph() as graph:
+        optimizer.step()
+    called = []
+    for op, _, options, _ in graph.calls:
+        if op is torch.ops.aten.scalar_tensor.default:
+            assert options["device"] == torch.device("cpu")
+        elif op.name() != "aten::detach" and not op.name().startswith("profiler::"):
+            called.append(op.name())
+    assert called == [name for name in names if penalized or name not in AROUND]
 
 
 def test_closures_get_the_penalty():

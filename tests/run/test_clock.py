@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -243,3 +245,25 @@ def test_a_read_in_a_graph_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     a.fill_(3)
     graph.replay()
     assert b.tolist() == [6, 6]
+
+
+def test_what_replays_write_to_outlives_its_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody tells when a graph is replayed last: it would write to memory that is somebody else's."""
+    model = net()
+    optimizer = ocsfast.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    pruner = ocsfast.attach(
+        model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], total_steps=60, capturable=True
+    )
+    train(model, optimizer, 2)
+    with capturing(monkeypatch) as graph:
+        optimizer.step()
+    clock = pruner._hooks._clock
+    assert clock is not None
+    gone = weakref.ref(clock)
+    written = [weakref.ref(tensor) for tensor in clock.tensors()]
+    graph.calls.clear()
+    ocsfast.detach(model)
+    del clock, pruner
+    gc.collect()
+    assert gone() is None
+    assert all(tensor() is not None for tensor in written)
