@@ -38,6 +38,8 @@ static_assert(kWindow <= kWarps);
 constexpr int kMaxDigits = sizeof(double) + sizeof(int32_t);
 // One block for each bin that may be the threshold's. More would make the barriers longer.
 constexpr int kMaxBlocks = kBins;
+// Scores that a thread loads before it counts the first of them.
+constexpr int kUnroll = 4;
 // Families and axes whose counts a block keeps in shared memory. Of more it keeps them in scratch
 // memory.
 constexpr int64_t kMaxShared = 2048;
@@ -235,10 +237,19 @@ class Search {
   __device__ void count(Digit next, Part& part, int32_t* bins) const {
     const Cut cut = part.cut;
     int32_t below = 0;
-    for (int32_t g = part.begin + thread_; g < part.end; g += kThreads) {
-      const int bin = find_bin(next, cut, order_image(scores_[g]), g);
-      below += bin < 0;
-      if (bin >= 0 && bin < kBins) atomicAdd(bins + bin, 1);
+    for (int32_t g = part.begin + thread_; g < part.end; g += kUnroll * kThreads) {
+      Score scores[kUnroll];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        if (u * kThreads < part.end - g) scores[u] = scores_[g + u * kThreads];
+      }
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        if (u * kThreads >= part.end - g) break;
+        const int bin = find_bin(next, cut, order_image(scores[u]), g + u * kThreads);
+        below += bin < 0;
+        if (bin >= 0 && bin < kBins) atomicAdd(bins + bin, 1);
+      }
     }
     below = warp_sum(below);
     if (lane_ == 0 && below) atomicAdd(&part.below, below);
