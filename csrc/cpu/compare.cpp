@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <array>
 #include <numeric>
 
@@ -16,15 +17,14 @@ constexpr int kLanes = 8;
 template <class Size>
 std::pair<double, double> add_sizes(const Size* sizes, const bool* mask, int64_t groups) {
   std::array<double, kLanes> all{}, pruned{};
-  const auto add = [&](int64_t g, int lane) {
-    all[lane] += sizes[g];
-    pruned[lane] += mask[g] ? sizes[g] : Size(0);
-  };
-  int64_t g = 0;
-  for (; g + kLanes <= groups; g += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) add(g + lane, lane);
+  for (int64_t g = 0; g < groups; g += kLanes) {
+    const auto lanes = static_cast<int>(std::min<int64_t>(kLanes, groups - g));
+    for (int lane = 0; lane < lanes; ++lane) {
+      const std::array<double, 2> addend{0.0, static_cast<double>(sizes[g + lane])};
+      all[lane] += addend[1];
+      pruned[lane] += addend[mask[g + lane]];  // without a branch, which no processor could foresee
+    }
   }
-  for (; g < groups; ++g) add(g, 0);
   return {std::accumulate(all.begin(), all.end(), 0.0),
           std::accumulate(pruned.begin(), pruned.end(), 0.0)};
 }
@@ -37,13 +37,14 @@ void run(const CompareArguments& a, double* facts) {
   int64_t layers = 0, all_pruned = 0, all_changed = 0;
   for (int32_t f = 0; f < plan.families; ++f) {
     const int32_t begin = plan.family_start[f], end = plan.family_start[f + 1];
-    int32_t pruned = 0, changed = 0, both = 0, either = 0;
+    int32_t pruned = 0, changed = 0, one_pruned = 0, both_pruned = 0;
     for (int32_t g = begin; g < end; ++g) {
       pruned += a.mask[g];
-      changed += a.mask[g] != a.last[g];
-      both += !a.mask[g] && !a.first[g];
-      either += !a.mask[g] || !a.first[g];
+      changed += a.mask[g] ^ a.last[g];
+      one_pruned += a.mask[g] | a.first[g];
+      both_pruned += a.mask[g] & a.first[g];
     }
+    const int32_t both = end - begin - one_pruned, either = end - begin - both_pruned;  // kept
     alike += (either ? static_cast<double>(both) / either : 1.0) * plan.family_layers[f];
     layers += plan.family_layers[f];
     all_pruned += pruned;
