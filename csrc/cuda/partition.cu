@@ -1,57 +1,26 @@
 // The partition in one cooperative launch: a radix search, the highest digit first, for the lowest
 // threshold within the budget, and then one in each family for the last of its groups to go.
 //
-// A pass finds the next 8 bits of a threshold. All blocks count their groups, one counter for each value
-// of these bits (a bin) and family. Then each block computes what the cost is if the threshold is the
-// end of a bin. A barrier of the grid follows either. A search ends where its bin holds one group: of 26
-// 000 scores in float32 after 3 passes, as a rule. Only where scores are equal it goes on over the bits
-// of the index.
-//
-// Integers only, whose sums do not depend on the order of atomics.
+// A pass finds the next 8 bits of a threshold. All blocks count their groups by these (counter.cuh).
+// Then each block computes what the cost is if the threshold is the end of a bin. A barrier of the grid
+// follows either. A search ends where its bin holds one group: of ResNet50's 11 456 scores after 3
+// passes. Only where scores are equal it goes on over the bits of the index.
 #include <cooperative_groups.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "../order.h"
+#include "counter.cuh"
 #include "runtime.h"
-#include "warp.cuh"
 
 namespace ocsfast::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
 constexpr int kBlocksPerSm = 2;
-constexpr int kDigitBits = 8;
-constexpr int kBins = 1 << kDigitBits;
-// The counters of a family: how many groups lie below all bins, the sums of the first, second, … 15th 16
-// bins, and the bins. So one load a lane tells how many lie in the bins up to one.
-constexpr int kCoarse = 16;
-constexpr int kCounters = kCoarse + kBins;
-static_assert(kWarp == 2 * kCoarse && kBins == kCoarse * kCoarse);
-// A table is read while the next is written and the one after that is set to 0.
-constexpr int kTables = 3;
-// A block counts so many families at a time in shared memory. Its groups lie in one or two, as a rule.
-constexpr int kWindow = 8;
-static_assert(kWindow <= kWarps);
-// Digits of a double and of an index.
-constexpr int kMaxDigits = sizeof(double) + sizeof(int32_t);
 // One block for each bin that may be the threshold's. More would make the barriers longer.
 constexpr int kMaxBlocks = kBins;
-// Scores that a thread loads before it counts the first of them.
-constexpr int kUnroll = 4;
 // Families and axes whose counts a block keeps in shared memory. Of more it keeps them in scratch
 // memory.
 constexpr int64_t kMaxShared = 2048;
-
-// Where a search stands. The digits yet to be found are 0; at its end they are such that groups at or
-// below image and index are pruned.
-struct Cut {
-  uint64_t image;
-  uint32_t index;
-  int32_t rank;  // of a family: how many of its groups are pruned
-  bool open;     // digits are yet to be found
-};
 
 struct KernelArguments {
   Plan plan;
@@ -75,25 +44,10 @@ struct KernelArguments {
   int32_t* nan;       // [blocks] whether a block has seen a NaN
 };
 
-// Eight bits of a key, which is a score's image and then an index.
-struct Digit {
-  bool of_image;
-  int shift;
-};
-
-// What a block counts of a family: its groups from `begin` to `end`, by the next digit of `cut`.
-struct Part {
-  int32_t begin, end;
-  int32_t below;
-  Cut cut;
-};
-
 struct Shared {
-  int32_t bins[kWindow * kBins];
-  Part parts[kWindow];
+  CounterShared counter;
   int64_t sums[kWarps];
   int64_t counts[kMaxShared];
-  int32_t first_family;
 };
 
 template <class Score>
@@ -101,19 +55,18 @@ class Search {
  public:
   __device__ Search(const KernelArguments& a, Shared& shared)
       : a_(a),
-        plan_(a.plan),
         shared_(shared),
-        scores_(static_cast<const Score*>(a.scores)),
-        thread_(static_cast<int>(threadIdx.x)),
-        warp_(thread_ / kWarp),
-        lane_(thread_ % kWarp) {
-    const int64_t share = (plan_.groups + gridDim.x - 1) / gridDim.x;
-    begin_ = static_cast<int32_t>(min(blockIdx.x * share, int64_t{plan_.groups}));
-    end_ = static_cast<int32_t>(min(begin_ + share, int64_t{plan_.groups}));
+        counter_(a.plan, a.scores, a.tables, shared.counter),
+        plan_(counter_.plan),
+        scores_(counter_.scores),
+        thread_(counter_.thread),
+        warp_(counter_.warp),
+        lane_(counter_.lane),
+        begin_(counter_.begin),
+        end_(counter_.end) {
     const int64_t counts = int64_t{plan_.families} + a.cost.axes;
     kept_ = a.counts ? a.counts + blockIdx.x * counts : shared.counts;
     axis_ = kept_ + plan_.families;
-    while (int64_t{1} << kDigitBits * (digits_ - kImageDigits) < plan_.groups) ++digits_;
   }
 
   __device__ void run() {
@@ -122,38 +75,36 @@ class Search {
     Cut threshold{0, 0, 0, true};
     int pass = 0, bin = 0;
     for (; threshold.open; ++pass) {
-      count(pass, pass, [&](int32_t) { return threshold; });
+      counter_.count(pass, pass, [&](int32_t) { return threshold; });
       grid_.sync();
       judge(pass);
-      clear(pass + 1);
+      counter_.clear(pass + 1);
       grid_.sync();
       if (pass == 0 && nothing_to_prune()) return;
       bin = min(a_.lowest[pass], kBins - 1);
       const bool none_fits = a_.lowest[pass] == kBins;  // in the first pass, or in none
-      const bool last = none_fits || a_.members[bin] <= 1 || pass + 1 == digits_;
-      extend(threshold, pass, bin, last);
+      const bool last = none_fits || a_.members[bin] <= 1 || pass + 1 == counter_.digits;
+      counter_.extend(threshold, pass, bin, last);
       if (last) write(a_.bin_cost[bin], none_fits ? kUnreachable : 0);
     }
     select(threshold, pass - 1, bin);
   }
 
  private:
-  static constexpr int kImageDigits = sizeof(Score);
-
   // Sets to 0 what is added to later. Finds the block's first family, and whether it has a NaN.
   __device__ void begin() {
-    clear(0);
+    counter_.clear(0);
     if (blockIdx.x == 0) {
       if (thread_ < kMaxDigits) a_.lowest[thread_] = kBins;
       if (thread_ <= kMaxDigits) a_.open[thread_] = 0;
       const int64_t value = cost([](int32_t) { return 0; });
       if (thread_ == 0) *a_.dense = value;
     }
-    if (thread_ == 0) shared_.first_family = plan_.families;
+    if (thread_ == 0) shared_.counter.first_family = plan_.families;
     __syncthreads();
     for (int32_t f = thread_; f < plan_.families && begin_ < end_; f += kThreads) {
       if (plan_.family_start[f] <= begin_ && begin_ < plan_.family_start[f + 1])
-        shared_.first_family = f;
+        shared_.counter.first_family = f;
     }
     bool nan = false;
     for (int32_t g = begin_ + thread_; g < end_; g += kThreads) nan |= scores_[g] != scores_[g];
@@ -179,124 +130,6 @@ class Search {
     }
   }
 
-  // --- Counting ---
-
-  __device__ int32_t* row(int table, int32_t family) const {
-    return a_.tables + (int64_t{table % kTables} * plan_.families + family) * kCounters;
-  }
-
-  __device__ void clear(int table) const {
-    int32_t* const counters = row(table, 0);
-    const int64_t all = int64_t{plan_.families} * kCounters;
-    for (int64_t k = int64_t{blockIdx.x} * kThreads + thread_; k < all; k += gridDim.x * kThreads)
-      counters[k] = 0;
-  }
-
-  // The digit that a pass finds.
-  __device__ Digit digit(int pass) const {
-    const bool of_image = pass < kImageDigits;
-    return {of_image, kDigitBits * ((of_image ? kImageDigits : digits_) - 1 - pass)};
-  }
-
-  // The bin of a group; -1 or kBins if it lies below or above all keys that begin as the cut does.
-  __device__ static int find_bin(Digit digit, const Cut& cut, uint64_t image, int32_t group) {
-    if (!digit.of_image && image != cut.image) return image < cut.image ? -1 : kBins;
-    const uint64_t key = (digit.of_image ? image : static_cast<uint64_t>(group)) >> digit.shift;
-    const uint64_t found = (digit.of_image ? cut.image : cut.index) >> digit.shift;
-    if (key >> kDigitBits == found >> kDigitBits) return static_cast<int>(key % kBins);
-    return key < found ? -1 : kBins;
-  }
-
-  // Adds the block's groups to a table. A warp asks start(family) for the family's cut.
-  template <class Start>
-  __device__ void count(int table, int pass, const Start& start) {
-    const Digit next = digit(pass);
-    int32_t first = shared_.first_family;
-    for (; first < plan_.families && plan_.family_start[first] < end_; first += kWindow) {
-      const int families = min(kWindow, plan_.families - first);
-      for (int k = thread_; k < families * kBins; k += kThreads) shared_.bins[k] = 0;
-      if (warp_ < families) {
-        const int32_t f = first + warp_;
-        const Part part{max(begin_, plan_.family_start[f]), min(end_, plan_.family_start[f + 1]), 0,
-                        start(f)};
-        if (lane_ == 0) shared_.parts[warp_] = part;
-      }
-      __syncthreads();
-      for (int k = 0; k < families; ++k) {
-        if (shared_.parts[k].cut.open) count(next, shared_.parts[k], shared_.bins + k * kBins);
-      }
-      __syncthreads();
-      for (int k = thread_; k < families * kBins; k += kThreads)
-        add(row(table, first + k / kBins), k % kBins, shared_.bins[k]);
-      if (thread_ < families && shared_.parts[thread_].below)
-        atomicAdd(row(table, first + thread_), shared_.parts[thread_].below);
-      __syncthreads();
-    }
-  }
-
-  __device__ void count(Digit next, Part& part, int32_t* bins) const {
-    const Cut cut = part.cut;
-    int32_t below = 0;
-    for (int32_t g = part.begin + thread_; g < part.end; g += kUnroll * kThreads) {
-      Score scores[kUnroll];
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        if (u * kThreads < part.end - g) scores[u] = scores_[g + u * kThreads];
-      }
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        if (u * kThreads >= part.end - g) break;
-        const int bin = find_bin(next, cut, order_image(scores[u]), g + u * kThreads);
-        below += bin < 0;
-        if (bin >= 0 && bin < kBins) atomicAdd(bins + bin, 1);
-      }
-    }
-    below = warp_sum(below);
-    if (lane_ == 0 && below) atomicAdd(&part.below, below);
-  }
-
-  // Adds to a bin, and to the sum of its 16. A whole warp calls it, for bins one behind the other.
-  __device__ static void add(int32_t* counters, int bin, int32_t count) {
-    if (count) atomicAdd(counters + kCoarse + bin, count);
-    for (int distance = kCoarse / 2; distance > 0; distance /= 2)
-      count += __shfl_xor_sync(~0u, count, distance);
-    if (bin % kCoarse == 0 && bin / kCoarse + 1 < kCoarse && count)
-      atomicAdd(counters + 1 + bin / kCoarse, count);
-  }
-
-  // How many groups of a family lie in the bins up to one, or below all. In all lanes of the warp.
-  __device__ int32_t up_to(const int32_t* counters, int bin) const {
-    const bool wanted = lane_ < kCoarse ? lane_ <= bin / kCoarse : lane_ - kCoarse <= bin % kCoarse;
-    const int counter = lane_ < kCoarse ? lane_ : bin / kCoarse * kCoarse + lane_;
-    return warp_sum(wanted ? counters[counter] : 0);
-  }
-
-  // The lowest bin up to which `rank` groups of a family lie. exact: no more do. In all lanes.
-  __device__ int find_rank(const int32_t* counters, int32_t rank, bool& exact) const {
-    const bool low = lane_ < kCoarse;
-    int32_t sum = warp_scan(low ? counters[lane_] : 0);
-    const int coarse = __popc(__ballot_sync(~0u, low && sum < rank)) - 1;
-    const int first = coarse * kCoarse;
-    sum = __shfl_sync(~0u, sum, coarse) + warp_scan(low ? counters[kCoarse + first + lane_] : 0);
-    const int fine = __popc(__ballot_sync(~0u, low && sum < rank));
-    exact = __shfl_sync(~0u, sum, fine) == rank;
-    return first + fine;
-  }
-
-  // Sets the digit of a pass. last: and those after it, so that all groups of the bin are included.
-  __device__ void extend(Cut& cut, int pass, int bin, bool last) const {
-    const Digit found = digit(pass);
-    const uint64_t value = static_cast<uint64_t>(bin) << found.shift;
-    const uint64_t rest = last ? (uint64_t{1} << found.shift) - 1 : 0;
-    if (found.of_image) {
-      cut.image |= value | rest;
-      cut.index = last ? ~0u : 0;
-    } else {
-      cut.index |= static_cast<uint32_t>(value | rest);
-    }
-    cut.open = !last;
-  }
-
   // --- The threshold ---
 
   // The cost where the threshold is a bin's end, for every bin: an empty one has that of the bin before.
@@ -304,12 +137,13 @@ class Search {
     for (auto bin = static_cast<int>(blockIdx.x); bin < kBins; bin += static_cast<int>(gridDim.x)) {
       bool any = bin == kBins - 1;
       for (int32_t f = thread_; f < plan_.families; f += kThreads)
-        any |= row(table, f)[kCoarse + bin] != 0;
+        any |= counter_.row(table, f)[kCoarse + bin] != 0;
       if (!__syncthreads_or(any)) continue;
-      const int64_t value = cost([&](int32_t f) { return up_to(row(table, f), bin); });
+      const int64_t value = cost([&](int32_t f) { return counter_.up_to(counter_.row(table, f), bin); });
       if (warp_ != 0) continue;
       int32_t members = 0;
-      for (int32_t f = lane_; f < plan_.families; f += kWarp) members += row(table, f)[kCoarse + bin];
+      for (int32_t f = lane_; f < plan_.families; f += kWarp)
+        members += counter_.row(table, f)[kCoarse + bin];
       members = warp_sum(members);
       if (lane_ != 0) continue;
       a_.bin_cost[bin] = value;
@@ -364,9 +198,9 @@ class Search {
     int pass = 0;
     for (;; ++pass) {
       const int before = table + pass;
-      count(before + 1, pass, [&](int32_t f) {
-        const Cut cut =
-            pass == 0 ? start(threshold, f, row(before, f), bin) : go_on(f, row(before, f), pass - 1);
+      counter_.count(before + 1, pass, [&](int32_t f) {
+        const Cut cut = pass == 0 ? start(threshold, f, counter_.row(before, f), bin)
+                                  : go_on(f, counter_.row(before, f), pass - 1);
         // The block that has the family's first group writes for all.
         if (lane_ == 0 && plan_.family_start[f] >= begin_) {
           cut_of(pass, f) = cut;
@@ -374,11 +208,11 @@ class Search {
         }
         return cut;
       });
-      clear(before + 2);
+      counter_.clear(before + 2);
       grid_.sync();
       if (a_.open[pass] == 0) break;
     }
-    int32_t f = shared_.first_family;
+    int32_t f = shared_.counter.first_family;
     for (; f < plan_.families && plan_.family_start[f] < end_; ++f) {
       const Cut cut = cut_of(pass, f);
       const int32_t end = min(end_, plan_.family_start[f + 1]);
@@ -396,7 +230,7 @@ class Search {
 
   // A family's search begins. There is none where all up to the threshold are pruned, or none are.
   __device__ Cut start(const Cut& threshold, int32_t family, const int32_t* counters, int bin) const {
-    const int32_t below = up_to(counters, bin);
+    const int32_t below = counter_.up_to(counters, bin);
     const auto rank = static_cast<int32_t>(to_prune(family, below));
     if (rank > 0 && rank < below) return {0, 0, rank, true};
     return {threshold.image, threshold.index, rank, false};
@@ -407,20 +241,20 @@ class Search {
     Cut cut = cut_of(pass, family);
     if (!cut.open) return cut;
     bool exact;
-    const int bin = find_rank(counters, cut.rank, exact);
-    extend(cut, pass, bin, exact);
+    const int bin = counter_.find_rank(counters, cut.rank, exact);
+    counter_.extend(cut, pass, bin, exact);
     return cut;
   }
 
   const KernelArguments& a_;
-  const Plan& plan_;
   Shared& shared_;
+  Counter<Score> counter_;
+  const Plan& plan_;
   const Score* scores_;
   const cooperative_groups::grid_group grid_ = cooperative_groups::this_grid();
   const int thread_, warp_, lane_;
-  int32_t begin_, end_;        // the block's groups
+  const int32_t begin_, end_;  // the block's groups
   int64_t *kept_, *axis_;      // [families], [axes]
-  int digits_ = kImageDigits;  // of a key
 };
 
 template <class Score>

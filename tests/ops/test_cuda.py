@@ -13,17 +13,8 @@ from typing import Any, cast
 
 import pytest
 import torch
-from helpers.builders import (
-    Case,
-    case,
-    chain,
-    comparison,
-    draw_mask,
-    families,
-    mixed_case,
-    one_of_each,
-    scalar,
-)
+from helpers import builders
+from helpers.builders import Case, case, chain, draw_mask, families, mixed_case, one_of_each, scalar
 from helpers.networks import Net, batch, net
 from helpers.tolerance import DTYPES
 from torch import Tensor, nn
@@ -106,7 +97,7 @@ def every_call(made: Case) -> dict[str, Callable[[], list[Tensor]]]:
     scores, most = torch.linspace(1, 0, 375, device="cuda"), torch.tensor([299, 69, 4], device="cuda")
     budget = torch.tensor(cost([150, 35, 3]), device="cuda")
     a, b = draw_mask(made.plan, 0.5), draw_mask(made.plan, 0.7, 1)
-    compare = comparison(made.plan, a, b, b)
+    compare = builders.comparison(made.plan, a, b, b)
     return {
         **cast(dict[str, Callable[[], list[Tensor]]], one_of_each(made)),
         "partition": lambda: list(ops.partition(plan, cost, scores, most, budget, 1)),
