@@ -90,7 +90,7 @@ sanitize: sanitized
 # Deterministic mode fills memory that an op has yet to write with NaN.
 EMULATED := $(abspath build/emulated)
 EMULATED_SECONDS ?= 15
-OP_TESTS := $(patsubst %,tests/ops/test_%.py,group_saliency shrink lasso_grad sgd_step adamw_step partition jaccard smoke streams walk)
+OP_TESTS := $(patsubst %,tests/ops/test_%.py,group_saliency shrink lasso_grad sgd_step adamw_step partition compare smoke streams walk)
 emulated-tests: setup
 	CXX="g++ -fsanitize=undefined -fno-sanitize-recover=undefined" CXXFLAGS="-O1 -g1" OCSFAST_CUDA=emulated \
 		$(PIP) install --quiet --no-deps --upgrade --target $(EMULATED) .

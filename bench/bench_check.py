@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import aim_of, case
+from cases import aim_of, case, compared
 from peers import TorchPruning
 
 from ocsfast import Config
@@ -38,9 +38,9 @@ def bench_check(by: str, name: str, device: str, measure: Any) -> None:
         pytest.skip("no model of that kind, or not on the CPU")
 
 
-def bench_jaccard(name: str, device: str, measure: Any) -> None:
+def bench_compare(name: str, device: str, measure: Any) -> None:
     made = case(name, device)
-    measure("jaccard", "ocsfast", lambda: ops.jaccard(made.plan, made.half, made.every))
+    measure("compare", "ocsfast", compared(made))
 
 
 def bench_partition(name: str, device: str, measure: Any) -> None:

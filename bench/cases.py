@@ -6,7 +6,7 @@ read-modify-write, of the very same memory is then the roof that a kernel is hel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -152,6 +152,14 @@ def aim_of(made: Case) -> Aim:
     ranking = make_ranking(made.families, "none", False)
     limits = tuple(made.limits.tolist())
     return Aim(made.cost_model, dense, dense, int(made.budget), limits, 1, ranking)
+
+
+def compared(made: Case) -> Callable[[], Tensor]:
+    """What a check reads of a partition, beside an earlier one."""
+    scores, _ = ops.group_saliency(made.bound)
+    found = ops.partition(made.plan, made.cost_model, scores, made.limits, made.budget)
+    mask, cost, status = found
+    return lambda: ops.compare(made.plan, mask, scores, cost, status, made.every, made.every)
 
 
 def llama(

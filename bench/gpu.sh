@@ -41,14 +41,14 @@ DEVICE=cuda
 PYTHON=${PYTHON:-python3} LIMIT=${LIMIT:-420} CIFAR10=${CIFAR10:-}
 ALL="machine smoke tests times launches steps training throughput library ncu memcheck racecheck initcheck"
 export OCSFAST_CUDA_ARCHS=${ARCHS:-90} PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-OPS=(group_saliency shrink lasso_grad sgd_step adamw_step partition jaccard walk)
+OPS=(group_saliency shrink lasso_grad sgd_step adamw_step partition compare walk)
 if [ "$DEVICE" = cuda ]; then
   OUT=${OUT:-bench/results} STAGES=${STAGES:-build $ALL} WORKERS=8 QUICK=() SLACK=1
   MODELS=("Llama 1.1B" "Llama 1.1B:bfloat16" ResNet50 ViT-B/16) ROUNDS=(--rounds 21)
   export OCSFAST_CUDA=1 MAX_JOBS=16
 else
   OUT=${OUT:-build/gpu/results} STAGES=${STAGES:-$ALL} WORKERS=1 QUICK=(--quick) SLACK=3
-  MODELS=("Llama tiny:bfloat16") ROUNDS=(--rounds 1 --threads 1) OPS=(jaccard) CIFAR10=
+  MODELS=("Llama tiny:bfloat16") ROUNDS=(--rounds 1 --threads 1) OPS=(compare) CIFAR10=
 fi
 mkdir -p "$OUT" build/gpu || exit
 OUT=$(cd "$OUT" && pwd)

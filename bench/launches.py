@@ -14,7 +14,7 @@ from typing import Any
 
 import records
 import torch
-from cases import Case, aim_of, case
+from cases import Case, aim_of, case, compared
 from end_to_end import optimizers, penalized, step_of
 from torch.profiler import ProfilerActivity, profile
 
@@ -100,7 +100,7 @@ def ops_of(made: Case) -> dict[str, Callable[[], object]]:
         "sgd_step_": lambda: ops.sgd_step_(bound, grads, momenta, lr, momentum=0.9, penalty=penalty),
         "adamw_step_": adamw,
         "partition": lambda: ops.partition(made.plan, made.cost_model, scores, made.limits, made.budget),
-        "jaccard": lambda: ops.jaccard(made.plan, made.half, made.every),
+        "compare": compared(made),
         "choose": lambda: choose(aim, bound, before=[made.half] * config.lag, lag=config.lag),
     }
 

@@ -30,10 +30,14 @@ struct PartitionArguments {
   CostModel cost;
 };
 
-struct JaccardArguments {
+struct CompareArguments {
   Plan plan;
-  const bool* mask_a;  // [groups]
-  const bool* mask_b;  // [groups]
+  const bool* mask;       // [groups]
+  const void* sizes;      // [groups] float or double
+  const int64_t* cost;    // of the mask
+  const int32_t* status;  // of the mask
+  const bool* first;      // [groups] of an earlier mask, for Eq. 3; the mask itself if none is given
+  const bool* last;       // [groups] of an earlier mask, for what has changed; the same
 };
 
 struct ShrinkArguments {

@@ -16,6 +16,14 @@ const float* check_scalar(const char* op, const char* name, const Tensor& scalar
   return scalar.const_data_ptr<float>();
 }
 
+// A number for each group, in float or double.
+void check_values(const char* op, const char* name, const Tensor& values, const Plan& plan,
+                  const Tensor& tables) {
+  const bool in_double = values.scalar_type() == ScalarType::Double;
+  check_array(op, values, {name, in_double ? ScalarType::Double : ScalarType::Float, plan.groups, 1},
+              tables);
+}
+
 const Criterion& check_criterion(const char* op, const std::string& name) {
   for (const Criterion& criterion : kCriteria) {
     if (criterion.name == name) return criterion;
@@ -49,21 +57,30 @@ PartitionArguments check_partition(const char* op, const Tensor& scores, const T
   const Plan plan = check_plan(op, tables, layout);
   check_families(op, plan, tables);
   const CostModel cost = check_cost(op, cost_tables, cost_layout, tables, plan.families);
-  const bool in_double = scores.scalar_type() == ScalarType::Double;
-  check_array(op, scores, {"scores", in_double ? ScalarType::Double : ScalarType::Float, plan.groups, 1},
-              tables);
+  check_values(op, "scores", scores, plan, tables);
   check_array(op, limits, {"limits", ScalarType::Long, plan.families, 1}, tables);
   check_array(op, budget, {"budget", ScalarType::Long, 1, 0}, tables);
   if (round_to < 1 || round_to > INT32_MAX) fail(op, "round_to is ", round_to, ", expected 1 or more");
   return {plan, cost};
 }
 
-JaccardArguments check_jaccard(const char* op, const Tensor& mask_a, const Tensor& mask_b,
+CompareArguments check_compare(const char* op, const Tensor& mask, const Tensor& sizes,
+                               const Tensor& cost, const Tensor& status,
+                               const std::optional<Tensor>& first, const std::optional<Tensor>& last,
                                const Tensor& tables, const std::vector<int64_t>& layout) {
-  const Plan plan = check_plan(op, tables, layout);
-  check_families(op, plan, tables);
-  const bool* a = check_mask(op, "mask_a", mask_a, plan, tables);
-  return {plan, a, check_mask(op, "mask_b", mask_b, plan, tables)};
+  CompareArguments a{};
+  a.plan = check_plan(op, tables, layout);
+  check_families(op, a.plan, tables);
+  a.mask = check_mask(op, "mask", mask, a.plan, tables);
+  check_values(op, "sizes", sizes, a.plan, tables);
+  check_array(op, cost, {"cost", ScalarType::Long, 1, 0}, tables);
+  check_array(op, status, {"status", ScalarType::Int, 1, 0}, tables);
+  a.sizes = sizes.const_data_ptr();
+  a.cost = cost.const_data_ptr<int64_t>();
+  a.status = status.const_data_ptr<int32_t>();
+  a.first = first ? check_mask(op, "first", *first, a.plan, tables) : a.mask;
+  a.last = last ? check_mask(op, "last", *last, a.plan, tables) : a.mask;
+  return a;
 }
 
 ShrinkArguments check_shrink(const char* op, const Bound& bound, const Tensor& mask,

@@ -107,7 +107,9 @@ PartitionArguments check_partition(const char* op, const Tensor& scores, const T
                                    const std::vector<int64_t>& cost_layout, const Tensor& limits,
                                    int64_t round_to, const Tensor& budget);
 
-JaccardArguments check_jaccard(const char* op, const Tensor& mask_a, const Tensor& mask_b,
+CompareArguments check_compare(const char* op, const Tensor& mask, const Tensor& sizes,
+                               const Tensor& cost, const Tensor& status,
+                               const std::optional<Tensor>& first, const std::optional<Tensor>& last,
                                const Tensor& tables, const std::vector<int64_t>& layout);
 
 ShrinkArguments check_shrink(const char* op, const Bound& bound, const Tensor& mask,

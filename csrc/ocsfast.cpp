@@ -46,8 +46,11 @@ STABLE_TORCH_LIBRARY(ocsfast, m) {
       " Tensor(d!)[] steps, Tensor lr, float beta1, float beta2, float eps, float weight_decay,"
       " bool maximize, Tensor? mask, Tensor? lam, Tensor? factor, bool known, Tensor? grad_scale,"
       " Tensor? found_inf) -> ()");
-  // Eq. 3: the similarity of two partitions, by their kept groups.
-  m.def("jaccard(Tensor mask_a, Tensor mask_b, Tensor tables, int[] layout) -> Tensor");
+  // Tells all that a check reads of a partition, beside earlier ones: Eq. 3 against `first`, what has
+  // changed since `last` (kFacts in plan.h).
+  m.def(
+      "compare(Tensor mask, Tensor sizes, Tensor cost, Tensor status, Tensor? first, Tensor? last,"
+      " Tensor tables, int[] layout) -> Tensor");
 }
 
 PYBIND11_MODULE(_C, m) {

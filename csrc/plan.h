@@ -59,4 +59,8 @@ struct CostModel {
 constexpr int32_t kUnreachable = 1;  // the budget cannot be reached
 constexpr int32_t kNanScore = 2;     // a score is NaN: nothing is pruned
 
+// What compare tells, and then how many groups each family keeps: cost, status, groups pruned, their
+// size, the size of all, Eq. 3, groups that have changed sides.
+constexpr int kFacts = 7;
+
 }  // namespace ocsfast

@@ -161,8 +161,13 @@ def right_choice(pick: random.Random, families: Families, plan: Plan, mask: Tens
     model = build_cost_model(families, products, "units")
     limits = torch.tensor([pick.randint(-1, s + 1) for s in sizes])
     budget = torch.tensor(pick.randint(-1, model(sizes) + 1))
-    got = ops.partition(plan, model, scores, limits, budget, pick.choice([1, 1, 4]))
-    ops.jaccard(plan, got[0], mask)
+    arguments = (plan, model, scores, limits, budget, pick.choice([1, 1, 4]))
+    got = ops.partition(*arguments)
+    for a, b in zip(got, reference.partition(*arguments), strict=True):
+        assert torch.equal(a, b), "partition"
+    earlier = [pick.choice([None, mask]) for _ in range(2)]
+    facts = (plan, got[0], scores, *got[1:], *earlier)
+    close(ops.compare(*facts), reference.compare(*facts), "compare")
 
 
 def right_arguments(pick: random.Random) -> None:
@@ -272,8 +277,9 @@ def spoilt_choice(pick: random.Random, families: Families, plan: Plan, mask: Ten
         model.tables[pick.randrange(model.tables.numel())] = pick.choice([-1, 2**40, 5])
     limits = torch.ones(len(families.families), dtype=torch.int64)
     scores, budget = torch.rand(len(mask)), torch.tensor(0)
+    status = torch.tensor(0, dtype=torch.int32)
     return harmless(lambda: ops.partition(wrong, model, scores, limits, budget)) | harmless(
-        lambda: ops.jaccard(wrong, mask, mask)
+        lambda: ops.compare(wrong, mask, scores, budget, status, mask, mask)
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from helpers.builders import Case, chain, draw_mask, mixed_case, one_of_each
+from helpers.builders import Case, chain, comparison, draw_mask, mixed_case, one_of_each
 from torch import Tensor
 
 from ocsfast.ops import functions as ops
@@ -25,7 +25,8 @@ def results(made: Case) -> dict[str, list[Tensor]]:
         plan, cost, scores, most, torch.tensor(budget, device=device), 1
     )
     found["partition"] = [mask, reached, status]
-    found["jaccard"] = [ops.jaccard(made.plan, draw_mask(made.plan, 0.5), draw_mask(made.plan, 0.7, 1))]
+    a, b = draw_mask(made.plan, 0.5), draw_mask(made.plan, 0.7, 1)
+    found["compare"] = [comparison(made.plan, a, b, b)()]
     return found
 
 

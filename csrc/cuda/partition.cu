@@ -1,20 +1,26 @@
-// The partition in one launch of one block. It bisects over the bits of the score's image (order.h),
-// then, where scores are equal, over the bits of the index. Every pass counts each family's groups below
-// a threshold.
+// The partition in one cooperative launch: a radix search, the highest digit first, for the lowest
+// threshold within the budget, and then one in each family for the last of its groups to go.
 //
-// One block of 1024 threads, the most there are, because every pass depends on the one before it: 26 000
-// scores (ResNet50) stay in L2, and a pass over them costs less than a barrier of the whole grid and
-// adding its blocks' counters up. Argued, not timed.
+// A pass finds the next 8 bits of a threshold. All blocks count their groups by these (counter.cuh).
+// Then each block computes what the cost is if the threshold is the end of a bin. A barrier of the grid
+// follows either. A search ends where its bin holds one group: of ResNet50's 11 456 scores after 3
+// passes. Only where scores are equal it goes on over the bits of the index.
+#include <cooperative_groups.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "../order.h"
+#include "counter.cuh"
 #include "runtime.h"
 
 namespace ocsfast::cuda {
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kBlocksPerSm = 2;
+// One block for each bin that may be the threshold's. More would make the barriers longer.
+constexpr int kMaxBlocks = kBins;
+// Families and axes whose counts a block keeps in shared memory. Of more it keeps them in scratch
+// memory.
+constexpr int64_t kMaxShared = 2048;
 
 struct KernelArguments {
   Plan plan;
@@ -27,233 +33,235 @@ struct KernelArguments {
   int64_t* reached;  // out: the cost
   int32_t* status;   // out
   // Scratch.
-  int32_t* family;  // [groups] each group's family
-  int32_t* count;   // [families]
-  int32_t* pruned;  // [families] how many groups to prune
-  int32_t* rank;    // [families] which group, counted from 1, `select` looks for among those that agree
-                    // with `image` so far
-  int64_t* axis;    // [axes] indices kept
-  uint64_t* image;  // [families] image of the last score to prune
-  int32_t* last;    // [families] among equal scores, the last index to prune
+  int64_t* counts;    // [blocks][families + axes] each block's; null: in shared memory
+  int64_t* bin_cost;  // [kBins] the cost where the threshold is a bin's end
+  int64_t* dense;     // [1] the cost where no group is pruned
+  Cut* cuts;          // [2][families]
+  int32_t* tables;    // [kTables][families][kCounters]
+  int32_t* members;   // [kBins] groups in a bin
+  int32_t* lowest;    // [kMaxDigits] by pass: the lowest bin whose end is within the budget
+  int32_t* open;      // [kMaxDigits + 1] by pass: families whose search goes on
+  int32_t* nan;       // [blocks] whether a block has seen a NaN
 };
 
-// A group is pruned, if its family's limit allows it, where its score and index are at most these.
-struct Threshold {
-  uint64_t image;
-  int32_t index;
+struct Shared {
+  CounterShared counter;
+  int64_t sums[kWarps];
+  int64_t counts[kMaxShared];
 };
 
 template <class Score>
 class Search {
  public:
-  __device__ explicit Search(const KernelArguments& a)
-      : a_(a), scores_(static_cast<const Score*>(a.scores)) {}
+  __device__ Search(const KernelArguments& a, Shared& shared)
+      : a_(a),
+        shared_(shared),
+        counter_(a.plan, a.scores, a.tables, shared.counter),
+        plan_(counter_.plan),
+        scores_(counter_.scores),
+        thread_(counter_.thread),
+        warp_(counter_.warp),
+        lane_(counter_.lane),
+        begin_(counter_.begin),
+        end_(counter_.end) {
+    const int64_t counts = int64_t{plan_.families} + a.cost.axes;
+    kept_ = a.counts ? a.counts + blockIdx.x * counts : shared.counts;
+    axis_ = kept_ + plan_.families;
+  }
 
   __device__ void run() {
-    set_families();
-    if (any_nan()) {
-      const int64_t value = cost_of_none();
-      write(value, kNanScore);
-      return;
+    begin();
+    grid_.sync();
+    Cut threshold{0, 0, 0, true};
+    int pass = 0, bin = 0;
+    for (; threshold.open; ++pass) {
+      counter_.count(pass, pass, [&](int32_t) { return threshold; });
+      grid_.sync();
+      judge(pass);
+      counter_.clear(pass + 1);
+      grid_.sync();
+      if (pass == 0 && nothing_to_prune()) return;
+      bin = min(a_.lowest[pass], kBins - 1);
+      const bool none_fits = a_.lowest[pass] == kBins;  // in the first pass, or in none
+      const bool last = none_fits || a_.members[bin] <= 1 || pass + 1 == counter_.digits;
+      counter_.extend(threshold, pass, bin, last);
+      if (last) write(a_.bin_cost[bin], none_fits ? kUnreachable : 0);
     }
-    int32_t status = 0;
-    if (cost_of_none() > *a_.budget) {
-      Threshold t{~uint64_t{0} >> (64 - kImageBits), INT32_MAX};
-      if (cost_at(t) > *a_.budget) {
-        status = kUnreachable;
-      } else {
-        // The smallest threshold within the budget: from the top, clear each bit that can be cleared.
-        for (int bit = kImageBits - 1; bit >= 0; --bit) {
-          const Threshold lower{t.image & ~(uint64_t{1} << bit), INT32_MAX};
-          if (cost_at(lower) <= *a_.budget) t.image = lower.image;
-        }
-        // The smallest index, if several groups have that score.
-        if (total_with(t.image) > 1) {
-          t.index = static_cast<int32_t>((int64_t{1} << index_bits()) - 1);
-          for (int bit = index_bits() - 1; bit >= 0; --bit) {
-            const Threshold lower{t.image, t.index & ~(1 << bit)};
-            if (cost_at(lower) <= *a_.budget) t.index = lower.index;
-          }
-        }
-      }
-      const int64_t value = cost_at(t);
-      select();
-      write(value, status);
-    } else {
-      write(cost_of_none(), 0);
-    }
+    select(threshold, pass - 1, bin);
   }
 
  private:
-  static constexpr int kImageBits = 8 * sizeof(Score);
-
-  // count[f] = how many groups of family f satisfy below(group, image, family).
-  template <class Below>
-  __device__ void count(const Below& below) {
-    for (int32_t f = threadIdx.x; f < a_.plan.families; f += kThreads) a_.count[f] = 0;
-    __syncthreads();
-    for (int32_t g = threadIdx.x; g < a_.plan.groups; g += kThreads) {
-      const int32_t f = a_.family[g];
-      if (f >= 0 && below(g, order_image(scores_[g]), f))
-        atomicAdd(&a_.count[f], 1);  // of integers: any order gives the same
+  // Sets to 0 what is added to later. Finds the block's first family, and whether it has a NaN.
+  __device__ void begin() {
+    counter_.clear(0);
+    if (blockIdx.x == 0) {
+      if (thread_ < kMaxDigits) a_.lowest[thread_] = kBins;
+      if (thread_ <= kMaxDigits) a_.open[thread_] = 0;
+      const int64_t value = cost([](int32_t) { return 0; });
+      if (thread_ == 0) *a_.dense = value;
     }
+    if (thread_ == 0) shared_.counter.first_family = plan_.families;
     __syncthreads();
-  }
-
-  // How many groups have this score.
-  __device__ int64_t total_with(uint64_t image) {
-    int64_t mine = 0;
-    for (int32_t g = threadIdx.x; g < a_.plan.groups; g += kThreads)
-      mine += order_image(scores_[g]) == image;
-    return sum(mine);
-  }
-
-  // The sum over all threads, in every thread.
-  __device__ int64_t sum(int64_t mine) {
-    __shared__ unsigned long long total;
-    if (threadIdx.x == 0) total = 0;
-    __syncthreads();
-    atomicAdd(&total, static_cast<unsigned long long>(mine));
-    __syncthreads();
-    const int64_t value = static_cast<int64_t>(total);
-    __syncthreads();
-    return value;
-  }
-
-  // Bits of a group's index.
-  __device__ int index_bits() const {
-    int bits = 0;
-    while (int64_t{1} << bits < a_.plan.groups) ++bits;
-    return bits;
-  }
-
-  __device__ void set_families() {
-    for (int32_t g = threadIdx.x; g < a_.plan.groups; g += kThreads) {
-      int32_t low = 0, high = a_.plan.families - 1;
-      while (low < high) {
-        const int32_t middle = (low + high + 1) / 2;
-        if (a_.plan.family_start[middle] <= g) {
-          low = middle;
-        } else {
-          high = middle - 1;
-        }
-      }
-      a_.family[g] = a_.plan.families ? low : -1;
-      a_.mask[g] = false;
+    for (int32_t f = thread_; f < plan_.families && begin_ < end_; f += kThreads) {
+      if (plan_.family_start[f] <= begin_ && begin_ < plan_.family_start[f + 1])
+        shared_.counter.first_family = f;
     }
-    __syncthreads();
-  }
-
-  __device__ bool any_nan() {
     bool nan = false;
-    for (int32_t g = threadIdx.x; g < a_.plan.groups; g += kThreads) nan |= scores_[g] != scores_[g];
-    return __syncthreads_or(nan);
+    for (int32_t g = begin_ + thread_; g < end_; g += kThreads) nan |= scores_[g] != scores_[g];
+    nan = __syncthreads_or(nan);
+    if (thread_ == 0) a_.nan[blockIdx.x] = nan;
   }
 
-  __device__ int64_t cost_of_none() {
-    for (int32_t f = threadIdx.x; f < a_.plan.families; f += kThreads) a_.pruned[f] = 0;
-    __syncthreads();
-    return cost();
+  // Where a score is NaN, or the cost is within the budget as it is: then the whole answer is written.
+  __device__ bool nothing_to_prune() {
+    bool nan = false;
+    for (int b = thread_; b < static_cast<int>(gridDim.x); b += kThreads) nan |= a_.nan[b] != 0;
+    nan = __syncthreads_or(nan);
+    if (!nan && *a_.dense > *a_.budget) return false;
+    for (int32_t g = begin_ + thread_; g < end_; g += kThreads) a_.mask[g] = false;
+    write(*a_.dense, nan ? kNanScore : 0);
+    return true;
   }
 
-  // Sets pruned[].
-  __device__ int64_t cost_at(const Threshold& t) {
-    count([&](int32_t g, uint64_t image, int32_t) {
-      return image < t.image || (image == t.image && g <= t.index);
-    });
-    for (int32_t f = threadIdx.x; f < a_.plan.families; f += kThreads) {
-      a_.pruned[f] =
-          static_cast<int32_t>(groups_to_prune(size(f), a_.count[f], a_.limits[f], a_.round_to));
-    }
-    __syncthreads();
-    return cost();
-  }
-
-  __device__ int32_t size(int32_t f) const {
-    return a_.plan.family_start[f + 1] - a_.plan.family_start[f];
-  }
-
-  // The cost where pruned[f] groups of each family are pruned, in every thread.
-  __device__ int64_t cost() {
-    const CostModel& c = a_.cost;
-    for (int32_t x = threadIdx.x; x < c.axes; x += kThreads) {
-      int64_t kept = c.axis_fixed[x];
-      for (int64_t e = c.axis_start[x]; e < c.axis_start[x + 1]; ++e) {
-        const int32_t f = static_cast<int32_t>(c.entry_family[e]);
-        kept += c.entry_count[e] * (size(f) - a_.pruned[f]);
-      }
-      a_.axis[x] = kept;
-    }
-    __syncthreads();
-    int64_t mine = 0;
-    for (int32_t k = threadIdx.x; k < c.terms; k += kThreads)
-      mine += c.term_coefficient[k] * a_.axis[c.term_rows[k]] * a_.axis[c.term_cols[k]];
-    return sum(mine);
-  }
-
-  // Marks the pruned[f] lowest groups of each family, all families at once: sets image[f] to the image
-  // of the last of them, and last[f] to its index.
-  __device__ void select() {
-    for (int32_t f = threadIdx.x; f < a_.plan.families; f += kThreads) {
-      a_.image[f] = 0;
-      a_.last[f] = 0;
-      a_.rank[f] = a_.pruned[f];
-    }
-    __syncthreads();
-    for (int bit = kImageBits - 1; bit >= 0; --bit) {
-      // Counts the groups that agree with image[f] above this bit and have a 0 in it.
-      count([&](int32_t, uint64_t image, int32_t f) { return image >> bit == a_.image[f] >> bit; });
-      descend(a_.image, uint64_t{1} << bit);
-    }
-    // Of equal scores the lowest indices. In most families all of them are pruned or none.
-    count([&](int32_t, uint64_t image, int32_t f) { return image == a_.image[f]; });
-    bool some = false;
-    for (int32_t f = threadIdx.x; f < a_.plan.families; f += kThreads) some |= a_.rank[f] < a_.count[f];
-    some = __syncthreads_or(some);
-    for (int32_t f = threadIdx.x; !some && f < a_.plan.families; f += kThreads) a_.last[f] = INT32_MAX;
-    __syncthreads();
-    for (int bit = index_bits() - 1; some && bit >= 0; --bit) {
-      count([&](int32_t g, uint64_t image, int32_t f) {
-        return image == a_.image[f] && g >> bit == a_.last[f] >> bit;
-      });
-      descend(a_.last, 1 << bit);
-    }
-    for (int32_t g = threadIdx.x; g < a_.plan.groups; g += kThreads) {
-      const int32_t f = a_.family[g];
-      if (f < 0) continue;
-      const uint64_t image = order_image(scores_[g]);
-      a_.mask[g] =
-          a_.pruned[f] > 0 && (image < a_.image[f] || (image == a_.image[f] && g <= a_.last[f]));
-    }
-  }
-
-  // The group looked for is number rank[f]: if fewer lie in the lower half, it lies in the upper.
-  template <class Prefix>
-  __device__ void descend(Prefix* prefix, Prefix half) {
-    for (int32_t f = threadIdx.x; f < a_.plan.families; f += kThreads) {
-      if (a_.rank[f] > a_.count[f]) {
-        a_.rank[f] -= a_.count[f];
-        prefix[f] |= half;
-      }
-    }
-    __syncthreads();
-  }
-
-  __device__ void write(int64_t reached, int32_t status) {
-    if (threadIdx.x == 0) {
+  __device__ void write(int64_t reached, int32_t status) const {
+    if (blockIdx.x == 0 && thread_ == 0) {
       *a_.reached = reached;
       *a_.status = status;
     }
   }
 
+  // --- The threshold ---
+
+  // The cost where the threshold is a bin's end, for every bin: an empty one has that of the bin before.
+  __device__ void judge(int table) {
+    for (auto bin = static_cast<int>(blockIdx.x); bin < kBins; bin += static_cast<int>(gridDim.x)) {
+      bool any = bin == kBins - 1;
+      for (int32_t f = thread_; f < plan_.families; f += kThreads)
+        any |= counter_.row(table, f)[kCoarse + bin] != 0;
+      if (!__syncthreads_or(any)) continue;
+      const int64_t value = cost([&](int32_t f) { return counter_.up_to(counter_.row(table, f), bin); });
+      if (warp_ != 0) continue;
+      int32_t members = 0;
+      for (int32_t f = lane_; f < plan_.families; f += kWarp)
+        members += counter_.row(table, f)[kCoarse + bin];
+      members = warp_sum(members);
+      if (lane_ != 0) continue;
+      a_.bin_cost[bin] = value;
+      a_.members[bin] = members;
+      if (value <= *a_.budget) atomicMin(a_.lowest + table, bin);  // a pass's table has its number
+    }
+  }
+
+  __device__ int32_t size(int32_t f) const { return plan_.family_start[f + 1] - plan_.family_start[f]; }
+
+  __device__ int64_t to_prune(int32_t f, int64_t below) const {
+    return groups_to_prune(size(f), below, a_.limits[f], a_.round_to);
+  }
+
+  // The cost where below(f) groups of family f lie at or below the threshold, in every thread. A warp
+  // asks for each family.
+  template <class Below>
+  __device__ int64_t cost(const Below& below) {
+    const CostModel& c = a_.cost;
+#pragma unroll 4
+    for (int32_t f = warp_; f < plan_.families; f += kWarps) {
+      const int32_t count = below(f);
+      if (lane_ == 0) kept_[f] = count;
+    }
+    __syncthreads();
+    for (int32_t f = thread_; f < plan_.families; f += kThreads)
+      kept_[f] = size(f) - to_prune(f, kept_[f]);
+    __syncthreads();
+    for (int32_t x = thread_; x < c.axes; x += kThreads) {
+      int64_t kept = c.axis_fixed[x];
+      for (int64_t e = c.axis_start[x]; e < c.axis_start[x + 1]; ++e)
+        kept += c.entry_count[e] * kept_[c.entry_family[e]];
+      axis_[x] = kept;
+    }
+    __syncthreads();
+    int64_t mine = 0;
+    for (int32_t k = thread_; k < c.terms; k += kThreads)
+      mine += c.term_coefficient[k] * axis_[c.term_rows[k]] * axis_[c.term_cols[k]];
+    mine = warp_sum(mine);
+    if (lane_ == 0) shared_.sums[warp_] = mine;
+    __syncthreads();
+    int64_t sum = 0;
+    for (int k = 0; k < kWarps; ++k) sum += shared_.sums[k];
+    return sum;
+  }
+
+  // --- The groups of each family ---
+
+  // Writes the mask: the lowest groups of each family, as many as the threshold, its limit and rounding
+  // allow. The threshold lies in `bin` of `table`.
+  __device__ void select(const Cut& threshold, int table, int bin) {
+    int pass = 0;
+    for (;; ++pass) {
+      const int before = table + pass;
+      counter_.count(before + 1, pass, [&](int32_t f) {
+        const Cut cut = pass == 0 ? start(threshold, f, counter_.row(before, f), bin)
+                                  : go_on(f, counter_.row(before, f), pass - 1);
+        // The block that has the family's first group writes for all.
+        if (lane_ == 0 && plan_.family_start[f] >= begin_) {
+          cut_of(pass, f) = cut;
+          if (cut.open) atomicAdd(a_.open + pass, 1);
+        }
+        return cut;
+      });
+      counter_.clear(before + 2);
+      grid_.sync();
+      if (a_.open[pass] == 0) break;
+    }
+    int32_t f = shared_.counter.first_family;
+    for (; f < plan_.families && plan_.family_start[f] < end_; ++f) {
+      const Cut cut = cut_of(pass, f);
+      const int32_t end = min(end_, plan_.family_start[f + 1]);
+      for (int32_t g = max(begin_, plan_.family_start[f]) + thread_; g < end; g += kThreads) {
+        const uint64_t image = order_image(scores_[g]);
+        a_.mask[g] = cut.rank > 0 && (image < cut.image ||
+                                      (image == cut.image && static_cast<uint32_t>(g) <= cut.index));
+      }
+    }
+  }
+
+  __device__ Cut& cut_of(int pass, int32_t family) const {
+    return a_.cuts[int64_t{pass % 2} * plan_.families + family];
+  }
+
+  // A family's search begins. There is none where all up to the threshold are pruned, or none are.
+  __device__ Cut start(const Cut& threshold, int32_t family, const int32_t* counters, int bin) const {
+    const int32_t below = counter_.up_to(counters, bin);
+    const auto rank = static_cast<int32_t>(to_prune(family, below));
+    if (rank > 0 && rank < below) return {0, 0, rank, true};
+    return {threshold.image, threshold.index, rank, false};
+  }
+
+  // A family's search with the digit of a pass found.
+  __device__ Cut go_on(int32_t family, const int32_t* counters, int pass) const {
+    Cut cut = cut_of(pass, family);
+    if (!cut.open) return cut;
+    bool exact;
+    const int bin = counter_.find_rank(counters, cut.rank, exact);
+    counter_.extend(cut, pass, bin, exact);
+    return cut;
+  }
+
   const KernelArguments& a_;
+  Shared& shared_;
+  Counter<Score> counter_;
+  const Plan& plan_;
   const Score* scores_;
+  const cooperative_groups::grid_group grid_ = cooperative_groups::this_grid();
+  const int thread_, warp_, lane_;
+  const int32_t begin_, end_;  // the block's groups
+  int64_t *kept_, *axis_;      // [families], [axes]
 };
 
 template <class Score>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     partition_kernel(const __grid_constant__ KernelArguments arguments) {
-  Search<Score>(arguments).run();
+  __shared__ Shared shared;
+  Search<Score>(arguments, shared).run();
 }
 
 std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& scores, const Tensor& tables,
@@ -272,12 +280,18 @@ std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& scores, const Tensor&
   const auto empty = [&](std::initializer_list<int64_t> size, ScalarType dtype) {
     return torch::stable::new_empty(tables, size, dtype);
   };
-  const int64_t groups = a.plan.groups, families = a.plan.families;
-  Tensor mask = empty({groups}, ScalarType::Bool);
+  const bool in_double = scores.scalar_type() == ScalarType::Double;
+  const auto kernel = in_double ? partition_kernel<double> : partition_kernel<float>;
+  const int blocks = std::min(kMaxBlocks, resident_blocks(kOp, kernel, kThreads));
+  const int64_t families = plan.families, counts = families + cost.axes;
+  constexpr int64_t kCutWords = sizeof(Cut) / sizeof(int64_t);
+  Tensor mask = empty({plan.groups}, ScalarType::Bool);
   Tensor reached = empty({}, ScalarType::Long);
   Tensor status = empty({}, ScalarType::Int);
-  const Tensor scratch64 = empty({families + a.cost.axes}, ScalarType::Long);
-  const Tensor scratch32 = empty({groups + 4 * families}, ScalarType::Int);
+  const int64_t spilled = counts > kMaxShared ? blocks * counts : 0;
+  const Tensor scratch64 = empty({kBins + 1 + 2 * families * kCutWords + spilled}, ScalarType::Long);
+  const Tensor scratch32 =
+      empty({kTables * families * kCounters + kBins + 2 * kMaxDigits + 1 + blocks}, ScalarType::Int);
   a.scores = scores.const_data_ptr();
   a.limits = limits.const_data_ptr<int64_t>();
   a.budget = budget.const_data_ptr<int64_t>();
@@ -285,16 +299,16 @@ std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& scores, const Tensor&
   a.mask = mask.mutable_data_ptr<bool>();
   a.reached = reached.mutable_data_ptr<int64_t>();
   a.status = status.mutable_data_ptr<int32_t>();
-  a.image = static_cast<uint64_t*>(scratch64.mutable_data_ptr());
-  a.axis = scratch64.mutable_data_ptr<int64_t>() + families;
-  a.family = scratch32.mutable_data_ptr<int32_t>();
-  a.count = a.family + groups;
-  a.pruned = a.count + families;
-  a.rank = a.pruned + families;
-  a.last = a.rank + families;
-  const bool in_double = scores.scalar_type() == ScalarType::Double;
-  launch(kOp, in_double ? partition_kernel<double> : partition_kernel<float>, 1, kThreads, false,
-         here.stream(), a);
+  a.bin_cost = scratch64.mutable_data_ptr<int64_t>();
+  a.dense = a.bin_cost + kBins;
+  a.cuts = reinterpret_cast<Cut*>(a.dense + 1);
+  a.counts = spilled ? a.dense + 1 + 2 * families * kCutWords : nullptr;
+  a.tables = scratch32.mutable_data_ptr<int32_t>();
+  a.members = a.tables + kTables * families * kCounters;
+  a.lowest = a.members + kBins;
+  a.open = a.lowest + kMaxDigits;
+  a.nan = a.open + kMaxDigits + 1;
+  launch(kOp, kernel, blocks, kThreads, true, here.stream(), a);
   return {mask, reached, status};
 }
 

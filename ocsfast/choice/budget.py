@@ -6,7 +6,7 @@ The costs themselves ("flops", "params", ...) are in `targets`.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -37,6 +37,7 @@ class Aim:
     _placed: dict[torch.device, tuple[CostModel, Tensor, Tensor]] = field(
         default_factory=dict, init=False
     )
+    _without: dict[frozenset[int], Aim] = field(default_factory=dict, init=False)
 
     def on(self, device: torch.device) -> tuple[CostModel, Tensor, Tensor]:
         """Cost model, limits [families] and budget on a device; kept there, as copying would wait."""
@@ -48,10 +49,12 @@ class Aim:
             )
         return self._placed[device]
 
-    def without(self, families: Container[int]) -> Aim:
-        """The same, but nothing of these families may go."""
-        limits = tuple(0 if f in families else limit for f, limit in enumerate(self.limits))
-        return replace(self, limits=limits)
+    def without(self, families: frozenset[int]) -> Aim:
+        """The same, but nothing of these families may go; kept too, with what it has on a device."""
+        if families not in self._without:
+            limits = tuple(0 if f in families else limit for f, limit in enumerate(self.limits))
+            self._without[families] = replace(self, limits=limits)
+        return self._without[families]
 
 
 def make_aim(

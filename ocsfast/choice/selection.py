@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -43,7 +42,7 @@ def choose(
 ) -> Choice:
     """Score the groups, choose which go, and compare with the choices before.
 
-    All of it is launched at once and read at once: one wait for the device.
+    Three launches, unless scores are normalized or families tied, and one read: one wait for the device.
 
     Args:
         aim: the budget.
@@ -63,17 +62,10 @@ def choose(
     scores = aim.ranking.ranked(raw)
     mask, cost, status = ops.partition(plan, cost_model, scores, limits, budget, aim.round_to)
     mask = aim.ranking.evened(mask, scores)
-    gone = mask.sum()
-    sum_gone = sizes.where(mask, sizes.new_zeros(())).sum(dtype=torch.float64)
-    sum_all = sizes.sum(dtype=torch.float64)
     full = len(before) == lag
-    index = ops.jaccard(plan, before[0], mask) if full else sum_all.new_zeros(())
-    changed = (before[-1] != mask).sum() if before else gone.new_zeros(())
-    below = torch.cat([gone.new_zeros(1), (~mask).cumsum(0)])
-    kept = below[plan.table("family_start").long()].diff()
-    # Costs stay below 2**53: exact as doubles. This is the one place that waits for the device.
-    facts = [cost, status, gone, sum_gone, sum_all, index, changed]
-    read = torch.cat([torch.stack([fact.double() for fact in facts]), kept.double()]).tolist()
+    first, last = before[0] if full else None, before[-1] if before else None
+    facts = ops.compare(plan, mask, sizes, cost, status, first, last)
+    read = facts.tolist()  # the one place that waits for the device
     cost_read, status_read, gone_read, of_gone, of_all, index_read, changed_read, *kept_read = read
     if int(status_read) & NAN or not math.isfinite(of_all):
         name = bound.not_finite()

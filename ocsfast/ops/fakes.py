@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ocsfast.ops.extension import MISSING
-from ocsfast.ops.plan import COUNTS
+from ocsfast.ops.plan import COUNTS, FACTS
 
 
 def _bind(weights: list[Tensor], tables: Tensor, shapes: Tensor, layout: Sequence[int]) -> Tensor:
@@ -36,8 +36,17 @@ def _partition(
     )
 
 
-def _jaccard(mask_a: Tensor, mask_b: Tensor, tables: Tensor, layout: Sequence[int]) -> Tensor:
-    return tables.new_empty((), dtype=torch.float64)
+def _compare(
+    mask: Tensor,
+    sizes: Tensor,
+    cost: Tensor,
+    status: Tensor,
+    first: Tensor | None,
+    last: Tensor | None,
+    tables: Tensor,
+    layout: Sequence[int],
+) -> Tensor:
+    return tables.new_empty(len(FACTS) + layout[COUNTS.index("families")], dtype=torch.float64)
 
 
 if MISSING is None:
@@ -49,6 +58,6 @@ if MISSING is None:
         ("lasso_grad_", _nothing),
         ("sgd_step_", _nothing),
         ("adamw_step_", _nothing),
-        ("jaccard", _jaccard),
+        ("compare", _compare),
     ):
         torch.library.register_fake(f"ocsfast::{_name}", _fake)

@@ -1,4 +1,4 @@
-"""The compiled ops on a plan: saliency, partition, penalty, similarity, and optimizer steps.
+"""The compiled ops on a plan: saliency, partition, comparison, penalty, and optimizer steps.
 
 Plain-torch twins with the same signatures are in `ocsfast.ops.reference`. All of these run without
 autograd. The in-place ones raise the version of what they change, so that a backward pass that still
@@ -33,7 +33,7 @@ _SHRINK = op("shrink_")
 _LASSO_GRAD = op("lasso_grad_")
 _SGD_STEP = op("sgd_step_")
 _ADAMW_STEP = op("adamw_step_")
-_JACCARD = op("jaccard")
+_COMPARE = op("compare")
 
 
 @singledispatch
@@ -333,19 +333,36 @@ def _stepped(
         bound.forget()
 
 
-def jaccard(plan: Plan, mask_a: Tensor, mask_b: Tensor) -> Tensor:
-    """Eq. 3: how alike what two partitions keep is, from 0 to 1.
+def compare(
+    plan: Plan,
+    mask: Tensor,
+    sizes: Tensor,
+    cost: Tensor,
+    status: Tensor,
+    first: Tensor | None = None,
+    last: Tensor | None = None,
+) -> Tensor:
+    """What a partition comes to, beside earlier ones: all that a check reads, so that it reads once.
+
+    Eq. 3 says how alike what two partitions keep is, from 0 to 1: the mean over layers of
+    |kept by both| / |kept by either| (1 where neither keeps any), where layers that share a family's
+    channels count once each.
 
     Args:
         plan: the tables.
-        mask_a: [groups] bool, the groups to prune in one partition.
-        mask_b: the same for the other.
+        mask: [groups] bool, the groups to prune.
+        sizes: [groups] float32 or float64, to be added up.
+        cost, status: those of `partition`, which gave the mask.
+        first: the mask that Eq. 3 compares with; None: the same one, whose index is 1.
+        last: the mask since which changes are counted; None: the same one, with no change.
 
     Returns:
-        0-dim float64: the mean over layers of |kept by both| / |kept by either| (1 where neither keeps
-        any), where layers that share a family's channels count once each.
+        [7 + families] float64: `ocsfast.ops.plan.FACTS`, and how many groups each family keeps. Costs
+        are exact below 2 ** 53. Sums are the same to the bit at every call.
 
     Raises:
-        RuntimeError: a mask does not fit the plan.
+        RuntimeError: an argument does not fit the plan.
     """
-    return cast(Tensor, _JACCARD(mask_a, mask_b, plan.tables, plan.layout))
+    return cast(
+        Tensor, _COMPARE(mask, sizes.detach(), cost, status, first, last, plan.tables, plan.layout)
+    )

@@ -33,6 +33,16 @@ TABLES = (
     "family_start",  # [families + 1] the groups of family f are family_start[f] .. family_start[f + 1]
     "family_layers",  # [families] layers that share the family's channels: its weight in Eq. 3
 )
+# What `compare` tells of a partition. The groups that each family keeps follow.
+FACTS = (
+    "cost",  # of the partition
+    "status",  # of the partition
+    "gone",  # groups that go
+    "size_gone",  # their sizes, added up
+    "size",  # the sizes of all groups
+    "index",  # Eq. 3 against an earlier mask
+    "changed",  # groups on another side than in another earlier mask
+)
 # A row of `Plan.shapes`. A base is where the tensor's rows (columns) start in row_slice (col_slice);
 # -1: none of them has a slice.
 SHAPE_FIELDS = ("rows", "cols", "inner", "channels_last", "row base", "column base")

@@ -192,17 +192,39 @@ def adamw_step_(
             shrink_(bound, penalty.mask, penalty.factor)
 
 
-def jaccard(plan: Plan, mask_a: Tensor, mask_b: Tensor) -> Tensor:
-    """Eq. 3; see `ocsfast.ops.functions.jaccard`."""
-    sizes = plan.table("family_start").diff().tolist()
-    layers = plan.table("family_layers").double()
+def compare(
+    plan: Plan,
+    mask: Tensor,
+    sizes: Tensor,
+    cost: Tensor,
+    status: Tensor,
+    first: Tensor | None = None,
+    last: Tensor | None = None,
+) -> Tensor:
+    """Eq. 3 and what else a check reads; see `ocsfast.ops.functions.compare`."""
+    counts = plan.table("family_start").diff().tolist()
+    kept = [int((~part).sum()) for part in torch.split(mask, counts)]
+    facts = [
+        float(cost),
+        float(status),
+        int(mask.sum()),
+        float(sizes[mask].double().sum()),
+        float(sizes.double().sum()),
+        _jaccard(plan, mask if first is None else first, mask),
+        0 if last is None else int((last != mask).sum()),
+        *kept,
+    ]
+    return torch.tensor(facts, dtype=torch.float64, device=mask.device)
+
+
+def _jaccard(plan: Plan, mask_a: Tensor, mask_b: Tensor) -> float:
+    sizes, layers = plan.table("family_start").diff().tolist(), plan.table("family_layers").tolist()
     alike = []
     for a, b in zip(torch.split(mask_a, sizes), torch.split(mask_b, sizes), strict=True):
-        both, either = (~a & ~b).sum().double(), (~a | ~b).sum().double()
-        alike.append(both / either if either > 0 else torch.ones_like(both))
-    if not bool(layers.sum() > 0):
-        return torch.ones((), dtype=torch.float64, device=mask_a.device)
-    return (torch.stack(alike) * layers).sum() / layers.sum()
+        both, either = int((~a & ~b).sum()), int((~a | ~b).sum())
+        alike.append(both / either if either > 0 else 1.0)
+    weighted = sum(index * weight for index, weight in zip(alike, layers, strict=True))
+    return weighted / sum(layers) if sum(layers) > 0 else 1.0
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

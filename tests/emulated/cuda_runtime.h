@@ -100,6 +100,16 @@ T __shfl_down_sync(uint32_t mask, T value, unsigned lanes, emulated::Place place
   const unsigned lane = threadIdx.x % 32;
   return emulated::lane_of<T>(values, lane + lanes < 32 ? lane + lanes : lane);
 }
+template <class T>
+T __shfl_up_sync(uint32_t mask, T value, unsigned lanes, emulated::Place place = EMULATED_HERE) {
+  const uint64_t* values = emulated::exchange(mask, emulated::bits_of(value), place);
+  const unsigned lane = threadIdx.x % 32;
+  return emulated::lane_of<T>(values, lane >= lanes ? lane - lanes : lane);
+}
+template <class T>
+T __shfl_sync(uint32_t mask, T value, int lane, emulated::Place place = EMULATED_HERE) {
+  return emulated::lane_of<T>(emulated::exchange(mask, emulated::bits_of(value), place), lane % 32u);
+}
 inline uint32_t __ballot_sync(uint32_t mask, bool value, emulated::Place place = EMULATED_HERE) {
   const uint64_t* values = emulated::exchange(mask, value, place);
   uint32_t votes = 0;
@@ -112,12 +122,23 @@ T atomicAdd(T* address, T value) {
   return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
 template <class T>
+T atomicMin(T* address, T value) {
+  T old = __atomic_load_n(address, __ATOMIC_RELAXED);
+  while (value < old &&
+         !__atomic_compare_exchange_n(address, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return old;
+}
+template <class T>
 constexpr T min(T a, T b) {
   return b < a ? b : a;
 }
 template <class T>
 constexpr T max(T a, T b) {
   return a < b ? b : a;
+}
+inline int __popc(uint32_t bits) {
+  return __builtin_popcount(bits);
 }
 inline int __ffs(int bits) {
   return __builtin_ffs(bits);

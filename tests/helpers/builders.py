@@ -210,6 +210,15 @@ def one_of_each(made: Case, numbers: str | None = None) -> dict[str, Callable[[]
     }
 
 
+def comparison(
+    plan: Plan, mask: Tensor, first: Tensor | None = None, last: Tensor | None = None
+) -> Callable[[], Tensor]:
+    """A call of `ops.compare`, with sizes, cost and status of no meaning."""
+    sizes = torch.linspace(1, 2, len(mask), device=mask.device)
+    cost, status = (scalar(7, str(mask.device), dtype) for dtype in (torch.int64, torch.int32))
+    return lambda: ops.compare(plan, mask, sizes, cost, status, first, last)
+
+
 def chain(sizes: list[int], device: str = "cpu") -> tuple[Plan, CostModel]:
     """Layers one behind the other: each family is the columns of one and the rows of the next."""
     first, groups = 0, []

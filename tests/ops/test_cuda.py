@@ -13,6 +13,7 @@ from typing import cast
 
 import pytest
 import torch
+from helpers import builders
 from helpers.builders import Case, case, chain, draw_mask, families, mixed_case, one_of_each, scalar
 from helpers.on_gpu import launched, trained
 from helpers.tolerance import DTYPES
@@ -86,10 +87,11 @@ def every_call(made: Case) -> dict[str, Callable[[], list[Tensor]]]:
     scores, most = torch.linspace(1, 0, 375, device="cuda"), torch.tensor([299, 69, 4], device="cuda")
     budget = torch.tensor(cost([150, 35, 3]), device="cuda")
     a, b = draw_mask(made.plan, 0.5), draw_mask(made.plan, 0.7, 1)
+    compare = builders.comparison(made.plan, a, b, b)
     return {
         **cast(dict[str, Callable[[], list[Tensor]]], one_of_each(made)),
         "partition": lambda: list(ops.partition(plan, cost, scores, most, budget, 1)),
-        "jaccard": lambda: [ops.jaccard(made.plan, a, b)],
+        "compare": lambda: [compare()],
     }
 
 
@@ -111,7 +113,7 @@ def test_an_op_replays_in_a_graph(name: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["partition", "jaccard"])
+@pytest.mark.parametrize("name", ["partition", "compare"])
 def test_a_choice_replays_in_a_graph(name: str) -> None:
     call = every_call(mixed_case(device="cuda"))[name]
     expected = call()
@@ -196,11 +198,12 @@ def test_a_choice_waits_once() -> None:
     *_, pruner = trained()
     assert pruner._hooks.coupled is not None
     choose_now = partial(choose, pruner._parts.aim, pruner._hooks.coupled.bound)
-    before = [choose_now().mask for _ in range(pruner.config.lag)]
+    lag = pruner.config.lag
+    before = [choose_now().mask for _ in range(lag)]
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        choose_now(before)
+        choose_now(before=before, lag=lag)
     torch.cuda.set_sync_debug_mode("default")
     waits = [w for w in caught if "synchroniz" in str(w.message)]
     assert len(waits) == 1, [str(w.message) for w in waits]

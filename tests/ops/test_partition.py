@@ -95,6 +95,39 @@ def test_kept_counts_are_multiples(device: str, round_to: int, kept: int) -> Non
     assert mask.count(False) == kept
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distinct", [1, 3, 1000])
+def test_limits_and_rounding_cut_many_families_short(
+    device: str, distinct: int, dtype: torch.dtype
+) -> None:
+    """More families than a block counts at a time; each has a last group to go, among equal scores."""
+    gen = torch.Generator().manual_seed(distinct)
+    sizes = torch.randint(1, 12, (21,), generator=gen).tolist()
+    scores = torch.randint(distinct, (sum(sizes),), generator=gen).to(device, dtype) * 1e-3 - 0.5
+    limits = [int(torch.randint(0, size + 1, (), generator=gen)) for size in sizes]
+    for budget in (0.1, 0.4, 0.8):
+        run(sizes, scores, budget, limits)
+        run(sizes, scores, budget, round_to=3)
+
+
+def test_more_families_than_shared_memory_has_room_for(device: str) -> None:
+    sizes = [1] * 1100
+    plan, cost = chain(sizes, device)
+    budget = cost(sizes) // 2
+    scores = torch.rand(len(sizes), generator=torch.Generator().manual_seed(2)).to(device)
+    limits = torch.ones(len(sizes), dtype=torch.int64, device=device)
+    mask, reached, status = ops.partition(
+        plan, cost, scores, limits, torch.tensor(budget, device=device)
+    )
+    order = scores.sort(stable=True).indices
+    gone = int(mask.sum())
+    assert torch.equal(mask.nonzero().flatten(), order[:gone].sort().values)
+    assert int(status) == 0
+    assert cost((~mask).long()) == int(reached) <= budget
+    mask[order[gone - 1]] = False
+    assert cost((~mask).long()) > budget
+
+
 def test_many_groups_are_ranked_at_once(device: str) -> None:
     """Too many for the quadratic reference; every threshold's cost is at hand for one family."""
     gen = torch.Generator().manual_seed(1)
