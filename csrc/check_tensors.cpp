@@ -120,16 +120,15 @@ void check_base(const char* op, size_t index, const char* axis, int64_t base, in
        " entries");
 }
 
+// Torch's own number for a dtype, or a kind of device; -1 if torch cannot tell, which is no tensor's.
 int32_t dtype_code(const Tensor& tensor) {
   int32_t code = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
-  return code;
+  return aoti_torch_get_dtype(tensor.get(), &code) == AOTI_TORCH_SUCCESS ? code : -1;
 }
 
 int32_t device_code(const Tensor& tensor) {
   int32_t code = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &code));
-  return code;
+  return aoti_torch_get_device_type(tensor.get(), &code) == AOTI_TORCH_SUCCESS ? code : -1;
 }
 
 // The tensor has the shape, strides, dtype and place of its weight.
