@@ -41,51 +41,63 @@ constexpr int kColumns =
 template <class T>
 using accumulator_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-__device__ inline float to_number(float v) {
-  return v;
-}
-__device__ inline double to_number(double v) {
-  return v;
-}
-__device__ inline float to_number(__half v) {
-  return __half2float(v);
-}
-__device__ inline float to_number(__nv_bfloat16 v) {
-  return __bfloat162float(v);
-}
-__device__ inline void round_two(float a, float b, __half* to) {
-  const __half2 both = __floats2half2_rn(a, b);
-  memcpy(to, &both, sizeof(both));
-}
-__device__ inline void round_two(float a, float b, __nv_bfloat16* to) {
-  const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
-  memcpy(to, &both, sizeof(both));
-}
-
-// A thread's elements of one tensor, as they lie in memory.
+// A thread's elements of one tensor, as they lie in memory. Halves lie two in a word, as they are loaded: one
+// by one they would take twice the registers.
 template <class T, int kCount>
 struct alignas(kCount * sizeof(T)) Pack {
-  T element[kCount];
+  static constexpr int kInWord = sizeof(T) < 4 ? 4 / sizeof(T) : 1;
+  using Word = std::conditional_t<kInWord == 2, uint32_t, T>;
+  static_assert(kCount % kInWord == 0);
+  Word word[kCount / kInWord];
 };
+
+// Two halves of a word as numbers, and back, rounded.
+__device__ inline void split(uint32_t word, float (&numbers)[2], const __half&) {
+  __half2 both;
+  memcpy(&both, &word, sizeof(both));
+  numbers[0] = __half2float(both.x);
+  numbers[1] = __half2float(both.y);
+}
+__device__ inline void split(uint32_t word, float (&numbers)[2], const __nv_bfloat16&) {
+  const uint32_t low = word << 16, high = word & 0xffff0000u;  // the upper half of a float's bits
+  memcpy(numbers, &low, sizeof(low));
+  memcpy(numbers + 1, &high, sizeof(high));
+}
+__device__ inline __half2 join(float a, float b, const __half&) {
+  return __floats2half2_rn(a, b);
+}
+__device__ inline __nv_bfloat162 join(float a, float b, const __nv_bfloat16&) {
+  return __floats2bfloat162_rn(a, b);
+}
 
 template <class T, int kCount>
 __device__ void unpack(const Pack<T, kCount>& pack, accumulator_t<T> (&numbers)[kCount]) {
 #pragma unroll
-  for (int k = 0; k < kCount; ++k) numbers[k] = to_number(pack.element[k]);
+  for (int k = 0; k < kCount; k += Pack<T, kCount>::kInWord) {
+    if constexpr (Pack<T, kCount>::kInWord == 2) {
+      float two[2];
+      split(pack.word[k / 2], two, T());
+      numbers[k] = two[0];
+      numbers[k + 1] = two[1];
+    } else {
+      numbers[k] = pack.word[k];
+    }
+  }
 }
 
-// Rounds numbers to T, in the pack and where they are. Halves go by twos: one instruction for both.
+// Rounds numbers to T, in the pack and where they are.
 template <class T, int kCount>
 __device__ void round_into(Pack<T, kCount>& pack, accumulator_t<T> (&numbers)[kCount]) {
-  if constexpr (std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>) {
-    static_assert(kCount % 2 == 0);
 #pragma unroll
-    for (int k = 0; k < kCount; k += 2) round_two(numbers[k], numbers[k + 1], pack.element + k);
-    unpack(pack, numbers);
-  } else {
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) pack.element[k] = numbers[k];
+  for (int k = 0; k < kCount; k += Pack<T, kCount>::kInWord) {
+    if constexpr (Pack<T, kCount>::kInWord == 2) {
+      const auto both = join(numbers[k], numbers[k + 1], T());
+      memcpy(&pack.word[k / 2], &both, sizeof(both));
+    } else {
+      pack.word[k] = numbers[k];
+    }
   }
+  if constexpr (Pack<T, kCount>::kInWord == 2) unpack(pack, numbers);
 }
 
 template <class T>
@@ -146,7 +158,10 @@ struct ThreadColumns {
       v = *reinterpret_cast<const Pack<T, kCount>*>(own);
     } else {
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) v.element[k] = has(k) ? own[k * stride] : T(0.0f);
+      for (int k = 0; k < kCount; ++k) {
+        const T element = has(k) ? own[k * stride] : T(0.0f);
+        memcpy(reinterpret_cast<char*>(&v) + k * sizeof(T), &element, sizeof(T));
+      }
     }
   }
   // A pack is stored whole, of single elements those whose bit is set in `wanted`.
@@ -156,7 +171,8 @@ struct ThreadColumns {
     } else {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
-        if (has(k) && (wanted >> k & 1)) own[k * stride] = v.element[k];
+        if (has(k) && (wanted >> k & 1))
+          memcpy(own + k * stride, reinterpret_cast<const char*>(&v) + k * sizeof(T), sizeof(T));
       }
     }
   }

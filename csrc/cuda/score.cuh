@@ -19,7 +19,7 @@ struct Score {
   static constexpr int kRows = 2 / kOperands;
   static constexpr uint32_t kWrites = 0;
   static constexpr bool kPenalized = false, kSparse = false, kSums = true;
-  static constexpr int kBlocksInFloat = 3, kBlocksInHalf = 2;
+  static constexpr int kBlocksInFloat = 3, kBlocksInHalf = 3;
   static constexpr bool kUnrollBand = true;
 
   const PointerTable<>* others;  // null where the element needs no other tensor

@@ -9,7 +9,7 @@ struct Shrink {
   static constexpr int kOperands = 1, kRows = 2;  // two 16-byte loads at a time, and two ahead
   static constexpr uint32_t kWrites = 1;
   static constexpr bool kPenalized = true, kSparse = true, kSums = true;
-  static constexpr int kBlocksInFloat = 3, kBlocksInHalf = 2;
+  static constexpr int kBlocksInFloat = 3, kBlocksInHalf = 3;
   static constexpr bool kUnrollBand = true;
 
   float factor;

@@ -70,7 +70,7 @@ template <class Op, class T, class A, class Columns>
 __device__ uint32_t read_column_penalties(const Work& work, const Op& op, const Matrix& m,
                                           const Tile& tile, const Columns& columns,
                                           Shared<Op, T, A>& shared) {
-  auto& slopes = shared.col_slopes[threadIdx.x].element;
+  auto& slopes = shared.col_slopes[threadIdx.x].word;
   uint32_t active = 0;
 #pragma unroll
   for (int k = 0; k < Columns::kCount; ++k) {
@@ -102,7 +102,9 @@ __device__ void walk_rows(const Body& body, const Tile& tile, const Matrix& m,
   const int32_t rows = columns.has(0) ? tile.rows : 0, deep = layout.deep();
   const uint32_t bands = kOneBand ? 1 : m.bands, band_stride = m.width, row_stride = bands * band_stride;
   const uint32_t own_col = tile.first_col + columns.at(0);
-  const auto load = [&](int32_t row, uint32_t band, Loaded<Op, T, kRows, kCount>& to) {
+  // What is not wanted is left as it is, unset: to keep what was there before would take a move of each.
+  const auto load = [&](int32_t row, uint32_t band) {
+    Loaded<Op, T, kRows, kCount> to;
     const uint32_t offset = row * row_stride + band * band_stride + own_col;
 #pragma unroll
     for (int u = 0; u < kRows; ++u) {
@@ -122,6 +124,7 @@ __device__ void walk_rows(const Body& body, const Tile& tile, const Matrix& m,
           columns.load(body.operand[i] + (offset + u * deep * row_stride), to.pack[u][i]);
       }
     }
+    return to;
   };
   const auto compute = [&](int32_t row, uint32_t band, Loaded<Op, T, kRows, kCount>& from,
                            C* row_sums) {
@@ -150,8 +153,7 @@ __device__ void walk_rows(const Body& body, const Tile& tile, const Matrix& m,
       }
     }
   };
-  Loaded<Op, T, kRows, kCount> next;
-  load(layout.y(), 0, next);
+  Loaded<Op, T, kRows, kCount> next = load(layout.y(), 0);
   for (int32_t start = layout.y(); start - layout.y() < tile.rows; start += deep * kGroup) {
     C row_sums[kGroup] = {};
 #pragma unroll
@@ -160,7 +162,7 @@ __device__ void walk_rows(const Body& body, const Tile& tile, const Matrix& m,
       for (uint32_t band = 0; band < bands; ++band) {
         Loaded<Op, T, kRows, kCount> now = next;
         const bool is_last = kOneBand || band + 1 == bands;
-        load(is_last ? row + kRows * deep : row, is_last ? 0 : band + 1, next);
+        next = load(is_last ? row + kRows * deep : row, is_last ? 0 : band + 1);
         compute(row, band, now, row_sums + g);
         if (kOneBand) break;
       }
@@ -181,7 +183,7 @@ __device__ void walk_tile(const Work& work, const Op& op, const Body& body, cons
   bool any_active_col = false;
   if constexpr (Op::kPenalized) {
     cols = {read_column_penalties(work, op, m, tile, columns, shared),
-            shared.col_slopes[threadIdx.x].element};
+            shared.col_slopes[threadIdx.x].word};
     if (m.col_base >= 0) any_active_col = __syncthreads_or(cols.active != 0);
   }
   if (Op::kSparse && !tile.any_active_row && !any_active_col) return;
