@@ -37,7 +37,7 @@ struct OptimizerStep {
   static constexpr int kOperands = 2 + Rule::kStates, kRows = 1;
   static constexpr uint32_t kWrites = ((1u << kOperands) - 1) & ~2u;  // all but the gradient
   static constexpr bool kPenalized = kPenalized_, kSparse = false, kSums = kPenalized_;
-  static constexpr int kBlocksInFloat = kPenalized_ ? 2 : 3, kBlocksInHalf = kPenalized_ ? 2 : 3;
+  static constexpr int kBlocksInFloat = 3, kBlocksInHalf = kPenalized_ ? 2 : 3;
   static constexpr bool kUnrollBand = false;
 
   const StepSettings<Rule>& settings;
