@@ -44,11 +44,11 @@ export OCSFAST_CUDA_ARCHS=${ARCHS:-90} PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIV
 OPS=(group_saliency shrink lasso_grad sgd_step adamw_step partition compare walk)
 if [ "$DEVICE" = cuda ]; then
   OUT=${OUT:-bench/results} STAGES=${STAGES:-build $ALL} WORKERS=8 QUICK=() SLACK=1
-  MODELS="Llama 1.1B,Llama 1.1B:bfloat16,ResNet50,ViT-B/16" ROUNDS=(--rounds 21)
+  MODELS=("Llama 1.1B" "Llama 1.1B:bfloat16" ResNet50 ViT-B/16) ROUNDS=(--rounds 21)
   export OCSFAST_CUDA=1 MAX_JOBS=16
 else
   OUT=${OUT:-build/gpu/results} STAGES=${STAGES:-$ALL} WORKERS=1 QUICK=(--quick) SLACK=3
-  MODELS="Llama tiny:bfloat16" ROUNDS=(--rounds 1 --threads 1) OPS=(compare) CIFAR10=
+  MODELS=("Llama tiny:bfloat16") ROUNDS=(--rounds 1 --threads 1) OPS=(compare) CIFAR10=
 fi
 mkdir -p "$OUT" build/gpu || exit
 OUT=$(cd "$OUT" && pwd)
@@ -166,10 +166,13 @@ done
 tests tests 70 "${OP_TESTS[@]}" "${FILES[@]}" -k "$DEVICE"
 TIMES=(-o python_files='bench_*.py' -o python_functions='bench_*' -p no:cacheprovider -p no:benchmark)
 TIMES+=(--disable-warnings)
-# Compiling takes minutes; the eager peer is not in doubt, and copies and grouping are the CPU's.
-stage times 120 "$PYTHON" -m pytest bench/bench_{step,ops,check}.py "${TIMES[@]}" \
-  -k "not compile and not eager and not copies and not grouping and not Torch-Pruning" \
-  --device "$DEVICE" --models "$MODELS" --rows "$ROWS" "${ROUNDS[@]}"
+# A process for each model: pytest would go from one to the next and back, and make each anew every time.
+for model in "${MODELS[@]}"; do
+  # Compiling takes minutes; the eager peer is not in doubt, and copies and grouping are the CPU's.
+  stage "times $model" 45 "$PYTHON" -m pytest bench/bench_{step,ops,check}.py "${TIMES[@]}" \
+    -k "not compile and not eager and not copies and not grouping and not Torch-Pruning" \
+    --device "$DEVICE" --models "$model" --rows "$ROWS" "${ROUNDS[@]}"
+done
 bench launches 40 launches.py
 bench steps 45 end_to_end.py
 if wants training && [ -n "$CIFAR10" ]; then
