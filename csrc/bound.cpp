@@ -30,8 +30,8 @@ Bound::~Bound() {
   static auto* const mutex = new std::mutex;
   static auto* const kept = new std::vector<Tensor>;
   const std::lock_guard<std::mutex> lock(*mutex);
-  kept->insert(kept->end(), {tables, row_sums, partials, slice_sq, device_matrices, device_tasks,
-                            bias_corrections});
+  kept->insert(kept->end(),
+               {tables, row_sums, partials, slice_sq, device_matrices, device_tasks, bias_corrections});
 }
 
 int64_t Bound::count_partials() const {

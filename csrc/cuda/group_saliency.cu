@@ -34,7 +34,9 @@ __device__ A finish(Finish how, A sum, int32_t size) {
 // The mean over each group's slices of what their sums come to.
 template <class A>
 __device__ void score_groups(const Plan& plan, const Output& out, const A* slices) {
-  const auto count = [&](int32_t group) { return plan.group_start[group + 1] - plan.group_start[group]; };
+  const auto count = [&](int32_t group) {
+    return plan.group_start[group + 1] - plan.group_start[group];
+  };
   const auto part = [&](int32_t group, int32_t first, int32_t stride) {
     A sum = 0;
     for (int32_t k = plan.group_start[group] + first; k < plan.group_start[group + 1]; k += stride) {
@@ -135,7 +137,8 @@ void group_saliency(const Tensor& ticket, const Tensor& scores, const Tensor& sl
 }  // namespace
 
 void launch_squares(const char* op, const Bound& bound, cudaStream_t stream) {
-  run<Element::kSquare>(op, bound, Output{nullptr, bound.slice_sq.mutable_data_ptr(), Finish::kHalf}, {}, stream);
+  run<Element::kSquare>(op, bound, Output{nullptr, bound.slice_sq.mutable_data_ptr(), Finish::kHalf}, {},
+                        stream);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ocsfast, CUDA, m) {

@@ -30,9 +30,10 @@ constexpr int kRowSlots = 1024;
 // other 31 lanes, so the whole warp adds it up, 32 terms at a time.
 constexpr int kTermsPerLane = 16;
 
-// Adds up over a warp's lanes, or as many neighbours of them, that share kRows rows. Lane x is left with the sum of row `mine` of
-// sums[0 .. kRows); returns false where another lane has the same. While there are several rows, each step
-// hands half of them over: of four rows over 32 lanes this takes 6 shuffles, each by itself would take 20.
+// Adds up over a warp's lanes, or as many neighbours of them, that share kRows rows. Lane x is left with
+// the sum of row `mine` of sums[0 .. kRows); returns false where another lane has the same. While there
+// are several rows, each step hands half of them over: of four rows over 32 lanes this takes 6 shuffles,
+// each by itself would take 20.
 template <class Reduce, class C, int kRows>
 __device__ bool add_over_lanes(C (&sums)[kRows], int x, int lanes, int& mine) {
   int distance = lanes / 2;
@@ -97,8 +98,8 @@ __device__ void write_row_sums(const Tile& tile, const ThreadLayout& layout, con
 // call it. slots: [kThreads * columns of a thread].
 template <class Reduce, class A, class C, class Columns>
 __device__ void add_column_sums(const Work& work, const Matrix& m, const Tile& tile,
-                                const ThreadLayout& layout,
-                                const Columns& columns, C (&sums)[Columns::kCount], A* slots) {
+                                const ThreadLayout& layout, const Columns& columns,
+                                C (&sums)[Columns::kCount], A* slots) {
   for (int distance = kWarp / 2; distance >= layout.across(); distance /= 2) {
 #pragma unroll
     for (int k = 0; k < Columns::kCount; ++k)

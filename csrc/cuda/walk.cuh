@@ -1,5 +1,5 @@
-// The walk: all tensors of one element type in one launch, one task a block at a time, every element loaded
-// and stored once.
+// The walk: all tensors of one element type in one launch, one task a block at a time, every element
+// loaded and stored once.
 //
 // A walk takes an Op, which says what happens to an element. It has
 //   kOperands              how many tensors it takes an element of, the weight first
@@ -28,8 +28,8 @@ namespace ocsfast::cuda {
 template <class Op, class T, class A>
 struct Shared {
   static constexpr int kColumnSlots = Op::kSums ? kThreads * kColumns<T, true> : 1;
-  A cols[kColumnSlots];                                        // [rows of warps, columns of a tile]
-  A rows[Op::kSums ? kRowSlots : 1];                           // [warps across, rows]
+  A cols[kColumnSlots];                                         // [rows of warps, columns of a tile]
+  A rows[Op::kSums ? kRowSlots : 1];                            // [warps across, rows]
   SlicePenalty<A> row_penalty[Op::kPenalized ? kRowSlots : 1];  // [rows]
   // Each thread's own, read again for every row: a thread has no registers left for them.
   Pack<accumulator_t<T>, kColumns<T, true>> col_slopes[Op::kPenalized ? kThreads : 1];
@@ -85,8 +85,9 @@ __device__ uint32_t read_column_penalties(const Work& work, const Op& op, const 
 }
 
 // Takes a thread's elements of a tile through the body of the loop, kRows rows at a time, band by band.
-// The next ones are loaded before these are computed, so that memory has work meanwhile. Adds to col_sums,
-// and to shared.rows if `with_rows`. kOneBand: rows have one band, which saves the loop over bands.
+// The next ones are loaded before these are computed, so that memory has work meanwhile. Adds to
+// col_sums, and to shared.rows if `with_rows`. kOneBand: rows have one band, which saves the loop over
+// bands.
 template <bool kOneBand, class Op, class T, class A, class C, class Body, class Columns>
 __device__ void walk_rows(const Body& body, const Tile& tile, const Matrix& m,
                           const ThreadLayout& layout, const Columns& columns, bool with_rows,
@@ -126,8 +127,7 @@ __device__ void walk_rows(const Body& body, const Tile& tile, const Matrix& m,
     }
     return to;
   };
-  const auto compute = [&](int32_t row, uint32_t band, Loaded<Op, T, kRows, kCount>& from,
-                           C* row_sums) {
+  const auto compute = [&](int32_t row, uint32_t band, Loaded<Op, T, kRows, kCount>& from, C* row_sums) {
     const uint32_t offset = row * row_stride + band * band_stride + own_col;
 #pragma unroll
     for (int u = 0; u < kRows; ++u) {
@@ -249,8 +249,8 @@ __device__ void walk_task(const Work& work, const Op& op, const Body& body, cons
     if constexpr (Op::kPenalized || Op::kSums) __syncthreads();
     if constexpr (Op::kSums) {
       if (!with_rows) continue;
-      write_row_sums<typename Op::Reduce>(
-          tile, layout, shared.rows, static_cast<A*>(work.row_sums) + m.row_base + tile.first_row);
+      write_row_sums<typename Op::Reduce>(tile, layout, shared.rows,
+                                          static_cast<A*>(work.row_sums) + m.row_base + tile.first_row);
       __syncthreads();
     }
   }
