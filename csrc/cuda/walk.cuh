@@ -84,28 +84,27 @@ __device__ uint32_t read_column_penalties(const Work& work, const Op& op, const 
   return active;
 }
 
-// Takes a thread's elements of a tile through the body of the loop, kRows rows at a time, band by band.
-// The next ones are loaded before these are computed, so that memory has work meanwhile. Adds to
-// col_sums, and to shared.rows if `with_rows`. kOneBand: rows have one band, which saves the loop over
-// bands.
-template <bool kOneBand, class Op, class T, class A, class C, class Body, class Columns>
-__device__ void walk_rows(const Body& body, const Tile& tile, const Matrix& m,
-                          const ThreadLayout& layout, const Columns& columns, bool with_rows,
-                          const ColumnPenalties<C, Columns::kCount>& cols,
-                          C (&col_sums)[Columns::kCount], Shared<Op, T, A>& shared) {
+// A thread's part of a tile, kRows rows at a time, `deep` rows apart.
+template <class Op, class T, class A, class Body, class Columns>
+struct ThreadRows {
+  using C = accumulator_t<T>;
   using Reduce = typename Op::Reduce;
-  constexpr int kOperands = Op::kOperands, kCount = Columns::kCount;
+  static constexpr int kOperands = Op::kOperands, kCount = Columns::kCount;
   // Half as many rows of single elements: each element takes an address, and these take the registers.
-  constexpr int kRows = Columns::kIsPacked ? Op::kRows : std::max(1, Op::kRows / 2);
-  // Rows whose sums are added over lanes together. Twice as many as are loaded together, so that what is
-  // loaded ahead needs not be moved to other registers.
-  constexpr int kGroup = 2 * kRows;
-  const int32_t rows = columns.has(0) ? tile.rows : 0, deep = layout.deep();
-  const uint32_t bands = kOneBand ? 1 : m.bands, band_stride = m.width, row_stride = bands * band_stride;
-  const uint32_t own_col = tile.first_col + columns.at(0);
-  // What is not wanted is left as it is, unset: to keep what was there before would take a move of each.
-  const auto load = [&](int32_t row, uint32_t band) {
-    Loaded<Op, T, kRows, kCount> to;
+  static constexpr int kRows = Columns::kIsPacked ? Op::kRows : std::max(1, Op::kRows / 2);
+  using Rows = Loaded<Op, T, kRows, kCount>;
+
+  const Body& body;
+  const Columns& columns;
+  const ColumnPenalties<C, kCount>& cols;
+  const Shared<Op, T, A>& shared;
+  int32_t rows, deep;                         // rows: 0 where the thread has no column
+  uint32_t row_stride, band_stride, own_col;  // of elements
+
+  // Rows `row`, `row` + deep, … of a band. What is not wanted is left unset: to keep what was in its
+  // registers before would take a move of each.
+  __device__ Rows load(int32_t row, uint32_t band) const {
+    Rows to;
     const uint32_t offset = row * row_stride + band * band_stride + own_col;
 #pragma unroll
     for (int u = 0; u < kRows; ++u) {
@@ -126,8 +125,11 @@ __device__ void walk_rows(const Body& body, const Tile& tile, const Matrix& m,
       }
     }
     return to;
-  };
-  const auto compute = [&](int32_t row, uint32_t band, Loaded<Op, T, kRows, kCount>& from, C* row_sums) {
+  }
+
+  // Changes what was loaded from there, stores it, and adds to the sums. row_sums: [kRows].
+  __device__ void compute(int32_t row, uint32_t band, Rows& from, C* row_sums,
+                          C (&col_sums)[kCount]) const {
     const uint32_t offset = row * row_stride + band * band_stride + own_col;
 #pragma unroll
     for (int u = 0; u < kRows; ++u) {
@@ -152,23 +154,47 @@ __device__ void walk_rows(const Body& body, const Tile& tile, const Matrix& m,
         }
       }
     }
-  };
-  Loaded<Op, T, kRows, kCount> next = load(layout.y(), 0);
+  }
+};
+
+// Takes a thread's elements of a tile through the body of the loop, band by band. The next ones are
+// loaded before these are computed, so that memory has work meanwhile. Adds to col_sums, and to
+// shared.rows if `with_rows`. kOneBand: rows have one band, which saves the loop over bands.
+template <bool kOneBand, class Op, class T, class A, class C, class Body, class Columns>
+__device__ void walk_rows(const Body& body, const Tile& tile, const Matrix& m,
+                          const ThreadLayout& layout, const Columns& columns, bool with_rows,
+                          const ColumnPenalties<C, Columns::kCount>& cols,
+                          C (&col_sums)[Columns::kCount], Shared<Op, T, A>& shared) {
+  using Part = ThreadRows<Op, T, A, Body, Columns>;
+  // Rows whose sums are added over lanes together.
+  constexpr int kRows = Part::kRows, kGroup = 2 * kRows;
+  const int32_t deep = layout.deep();
+  const uint32_t bands = kOneBand ? 1 : m.bands, band_stride = m.width;
+  const Part part{body,
+                  columns,
+                  cols,
+                  shared,
+                  columns.has(0) ? tile.rows : 0,
+                  deep,
+                  bands * band_stride,
+                  band_stride,
+                  tile.first_col + columns.at(0)};
+  auto next = part.load(layout.y(), 0);
   for (int32_t start = layout.y(); start - layout.y() < tile.rows; start += deep * kGroup) {
     C row_sums[kGroup] = {};
 #pragma unroll
     for (int g = 0; g < kGroup; g += kRows) {
       const int32_t row = start + g * deep;
       for (uint32_t band = 0; band < bands; ++band) {
-        Loaded<Op, T, kRows, kCount> now = next;
+        auto now = next;
         const bool is_last = kOneBand || band + 1 == bands;
-        next = load(is_last ? row + kRows * deep : row, is_last ? 0 : band + 1);
-        compute(row, band, now, row_sums + g);
+        next = part.load(is_last ? row + kRows * deep : row, is_last ? 0 : band + 1);
+        part.compute(row, band, now, row_sums + g, col_sums);
         if (kOneBand) break;
       }
     }
     if constexpr (Op::kSums) {
-      if (with_rows) add_row_sums<Reduce>(layout, row_sums, start, tile.rows, shared.rows);
+      if (with_rows) add_row_sums<typename Op::Reduce>(layout, row_sums, start, tile.rows, shared.rows);
     }
   }
 }
