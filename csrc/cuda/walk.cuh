@@ -308,6 +308,7 @@ __device__ bool walk_as(const Work& work, const Op& op, Shared<Op, T, A>& shared
 // loop for both would need the registers of the larger everywhere.
 template <class T, class A, class Op>
 __device__ void walk(const Work& work, const Op& op, Shared<Op, T, A>& shared) {
+  static_assert(sizeof(shared) <= 48 * 1024, "more is not given to a kernel that does not ask for it");
   if (walk_as<true>(work, op, shared)) walk_as<false>(work, op, shared);
 }
 
