@@ -86,7 +86,8 @@ fuzz-sanitized:
 sanitize: sanitized
 	$(MAKE) fuzz-sanitized
 
-# CUDA's own sources, with fibers for threads, under UBSan: the tests of the ops, and random right arguments.
+# CUDA's own sources, with fibers for threads, under UBSan: the tests of the ops, the CPU's bits where no sum
+# takes part, and random right arguments.
 # Deterministic mode fills memory that an op has yet to write with NaN.
 EMULATED := $(abspath build/emulated)
 EMULATED_SECONDS ?= 15
@@ -96,6 +97,8 @@ emulated-tests: setup
 		$(PIP) install --quiet --no-deps --upgrade --target $(EMULATED) .
 	PYTHONPATH=$(EMULATED) OMP_NUM_THREADS=1 \
 		$(BIN)/pytest -n 2 -p no:cacheprovider $(OP_TESTS)
+	$(BIN)/python tests/bits.py --write build/bits.pt
+	PYTHONPATH=$(EMULATED) $(BIN)/python tests/bits.py --against build/bits.pt
 
 fuzz-emulated:
 	PYTHONPATH=$(EMULATED) $(BIN)/python tests/fuzz_ops.py --right --seconds $(EMULATED_SECONDS)

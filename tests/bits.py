@@ -1,0 +1,91 @@
+"""What the ops leave where no sum takes part, to be held against another build's, bit by bit.
+
+    python tests/bits.py --write bits.pt                                  with the CPU's kernels
+    PYTHONPATH=build/emulated python tests/bits.py --against bits.pt      with CUDA's, emulated
+
+Sums are added up in float on CUDA and in double on the CPU, so scores and whatever depends on a norm
+agree to rounding only; the ops' tests see to these.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from helpers.builders import Case, chain, draw_mask, mixed_case, scalar
+from torch import Tensor
+
+from ocsfast.ops import functions as ops
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def like_weights(made: Case, seed: int) -> list[Tensor]:
+    gen = torch.Generator().manual_seed(seed)
+    return [torch.empty_like(w).copy_(torch.randn(w.shape, generator=gen)) for w in made.weights]
+
+
+def of_weights(made: Case) -> dict[str, list[Tensor]]:
+    """Eq. 9, and steps that shrink nothing, each on its own copies."""
+    found, lr = {}, scalar(0.1, "cpu", torch.float64)
+    weights = [w.clone() for w in made.weights]
+    ops.shrink_(made.bound(weights), draw_mask(made.plan, 0.5), scalar(0.3, "cpu"))
+    found["shrink_"] = weights
+    for nesterov in (False, True):
+        weights, momenta = [w.clone() for w in made.weights], like_weights(made, 1)
+        ops.sgd_step_(
+            made.bound(weights),
+            like_weights(made, 2),
+            momenta,
+            lr,
+            momentum=0.9,
+            weight_decay=1e-2,
+            nesterov=nesterov,
+        )
+        found[f"sgd_step_, nesterov={nesterov}"] = weights + momenta
+    weights, averages = [w.clone() for w in made.weights], like_weights(made, 1)
+    squares, steps = [m.square() for m in averages], [torch.tensor(3.0) for _ in averages]
+    ops.adamw_step_(made.bound(weights), like_weights(made, 2), averages, squares, steps, lr)
+    found["adamw_step_"] = weights + averages + squares + steps
+    return found
+
+
+def results() -> dict[str, list[Tensor]]:
+    found = {}
+    for dtype in DTYPES:
+        for channels_last in (False, True):
+            of_dtype = of_weights(mixed_case(dtype, channels_last=channels_last))
+            found |= {f"{op}, {dtype}, {channels_last=}": made for op, made in of_dtype.items()}
+    plan, cost = chain([300, 70, 5])
+    most, budget = torch.tensor([299, 69, 4]), torch.tensor(cost([150, 35, 3]))
+    scores = torch.rand(375, generator=torch.Generator().manual_seed(1)).round(decimals=2)  # many equal
+    for round_to in (1, 2):
+        chosen = ops.partition(plan, cost, scores, most, budget, round_to)
+        found[f"partition, {round_to=}"] = list(chosen)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    files = parser.add_mutually_exclusive_group(required=True)
+    files.add_argument("--write", type=Path)
+    files.add_argument("--against", type=Path)
+    args = parser.parse_args()
+    found = results()
+    if args.write is not None:
+        torch.save(found, args.write)
+        return
+    others = torch.load(args.against)
+    differ = [
+        name
+        for name, tensors in found.items()
+        if not all(torch.equal(a, b) for a, b in zip(tensors, others[name], strict=True))
+    ]
+    if differ:
+        raise SystemExit("other bits: " + "; ".join(differ))
+    print(f"the same bits: {len(found)} calls")
+
+
+if __name__ == "__main__":
+    main()
