@@ -70,8 +70,8 @@ OCSFAST_HOST_DEVICE inline int32_t band_width(const Matrix& m, int32_t row) {
   return left < m.width ? static_cast<int32_t>(left) : m.width;
 }
 
-// Task number `task` of all matrices together.
-OCSFAST_HOST_DEVICE inline Task find_task(const Matrix* matrices, int32_t count, int32_t task) {
+// Task number `task` of all matrices together. Host only.
+inline Task find_task(const Matrix* matrices, int32_t count, int32_t task) {
   int32_t low = 0, high = count - 1;
   while (low < high) {  // the last matrix whose first task is at most `task`; empty ones have no task
     const int32_t middle = (low + high + 1) / 2;

@@ -10,13 +10,13 @@
 #include <type_traits>
 
 #include "../matrix.h"
+#include "warp.cuh"
 
 namespace ocsfast::cuda {
 
 // Threads of a block. A block waits for itself several times a tile, and an SM stays busy meanwhile only
 // if other blocks are resident: of four blocks of 256 three go on, of one block of 1024 none would.
 constexpr int kThreads = 256;
-constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 
 // Resident blocks per SM that an op's `__launch_bounds__` promises: as many as leave its vector loops

@@ -108,8 +108,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<OptimizerStep<Rule, kPe
   walk(work, Op{settings}, shared);
   if constexpr (kPenalized) {
     if (!work.mask || !work.gathers) return;
-    cooperative_groups::this_grid()
-        .sync();  // until here blocks may still read the squares before the step
+    // Until here blocks may still read the squares of the weights before the step.
+    cooperative_groups::this_grid().sync();
     gather_slices<Sum, A>(
         work, false, [](int32_t) { return true; }, static_cast<A*>(work.slice_sq),
         static_cast<A*>(nullptr));

@@ -36,9 +36,6 @@ struct dim3 {
 struct uint3 {
   unsigned x, y, z;
 };
-struct alignas(16) uint4 {
-  unsigned x, y, z, w;
-};
 
 extern __thread uint3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -95,12 +92,6 @@ T __shfl_xor_sync(uint32_t mask, T value, int lanes, emulated::Place place = EMU
   return emulated::lane_of<T>(values, (threadIdx.x % 32) ^ lanes);
 }
 template <class T>
-T __shfl_down_sync(uint32_t mask, T value, unsigned lanes, emulated::Place place = EMULATED_HERE) {
-  const uint64_t* values = emulated::exchange(mask, emulated::bits_of(value), place);
-  const unsigned lane = threadIdx.x % 32;
-  return emulated::lane_of<T>(values, lane + lanes < 32 ? lane + lanes : lane);
-}
-template <class T>
 T __shfl_up_sync(uint32_t mask, T value, unsigned lanes, emulated::Place place = EMULATED_HERE) {
   const uint64_t* values = emulated::exchange(mask, emulated::bits_of(value), place);
   const unsigned lane = threadIdx.x % 32;
@@ -145,9 +136,6 @@ inline int __ffs(int bits) {
 }
 inline float __fdividef(float a, float b) {
   return a / b;
-}
-inline double __dadd_rn(double a, double b) {
-  return a + b;
 }
 inline double __dmul_rn(double a, double b) {
   return a * b;
