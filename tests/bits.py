@@ -13,17 +13,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from helpers.builders import Case, chain, draw_mask, mixed_case, scalar
+from helpers.builders import Case, chain, draw, draw_mask, mixed_case, scalar
 from torch import Tensor
 
 from ocsfast.ops import functions as ops
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-def like_weights(made: Case, seed: int) -> list[Tensor]:
-    gen = torch.Generator().manual_seed(seed)
-    return [torch.empty_like(w).copy_(torch.randn(w.shape, generator=gen)) for w in made.weights]
 
 
 def of_weights(made: Case) -> dict[str, list[Tensor]]:
@@ -33,10 +28,10 @@ def of_weights(made: Case) -> dict[str, list[Tensor]]:
     ops.shrink_(made.bound(weights), draw_mask(made.plan, 0.5), scalar(0.3, "cpu"))
     found["shrink_"] = weights
     for nesterov in (False, True):
-        weights, momenta = [w.clone() for w in made.weights], like_weights(made, 1)
+        weights, momenta = [w.clone() for w in made.weights], draw(made, 1)
         ops.sgd_step_(
             made.bound(weights),
-            like_weights(made, 2),
+            draw(made, 2),
             momenta,
             lr,
             momentum=0.9,
@@ -44,9 +39,9 @@ def of_weights(made: Case) -> dict[str, list[Tensor]]:
             nesterov=nesterov,
         )
         found[f"sgd_step_, nesterov={nesterov}"] = weights + momenta
-    weights, averages = [w.clone() for w in made.weights], like_weights(made, 1)
+    weights, averages = [w.clone() for w in made.weights], draw(made, 1)
     squares, steps = [m.square() for m in averages], [torch.tensor(3.0) for _ in averages]
-    ops.adamw_step_(made.bound(weights), like_weights(made, 2), averages, squares, steps, lr)
+    ops.adamw_step_(made.bound(weights), draw(made, 2), averages, squares, steps, lr)
     found["adamw_step_"] = weights + averages + squares + steps
     return found
 

@@ -8,26 +8,13 @@ from __future__ import annotations
 import argparse
 
 import torch
-from helpers.builders import Case, chain, comparison, draw_mask, mixed_case, one_of_each
+from helpers.builders import Case, every_call, mixed_case
 from torch import Tensor
-
-from ocsfast.ops import functions as ops
 
 
 def results(made: Case) -> dict[str, list[Tensor]]:
     """What each op leaves behind."""
-    device = str(made.plan.tables.device)
-    found = {name: [t.clone() for t in call()] for name, call in one_of_each(made).items()}
-    plan, cost = chain([300, 70, 5], device)
-    scores = torch.linspace(1, 0, 375, device=device)
-    most, budget = torch.tensor([299, 69, 4], device=device), cost([150, 35, 3])
-    mask, reached, status = ops.partition(
-        plan, cost, scores, most, torch.tensor(budget, device=device), 1
-    )
-    found["partition"] = [mask, reached, status]
-    a, b = draw_mask(made.plan, 0.5), draw_mask(made.plan, 0.7, 1)
-    found["compare"] = [comparison(made.plan, a, b, b)()]
-    return found
+    return {name: [t.clone() for t in call()] for name, call in every_call(made).items()}
 
 
 def main(words: list[str] | None = None) -> None:

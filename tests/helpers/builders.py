@@ -166,7 +166,7 @@ def scalar(value: float, device: str, dtype: torch.dtype = torch.float32) -> Ten
     return torch.tensor(value, dtype=dtype, device=device)
 
 
-def one_of_each(made: Case, numbers: str | None = None) -> dict[str, Callable[[], object]]:
+def one_of_each(made: Case, numbers: str | None = None) -> dict[str, Callable[[], list[Tensor]]]:
     """Every op that walks the weights, on its own copies of them; numbers lie where `numbers` says."""
     device = numbers or str(made.plan.tables.device)
     mask, half = draw_mask(made.plan, 0.5), scalar(0.5, device)
@@ -207,6 +207,21 @@ def one_of_each(made: Case, numbers: str | None = None) -> dict[str, Callable[[]
         "lasso_grad_": lasso,
         "sgd_step_": sgd_step,
         "adamw_step_": adamw_step,
+    }
+
+
+def every_call(made: Case) -> dict[str, Callable[[], list[Tensor]]]:
+    """All ops, those that take tables alone too."""
+    device = str(made.plan.tables.device)
+    plan, cost = chain([300, 70, 5], device)
+    scores, most = torch.linspace(1, 0, 375, device=device), torch.tensor([299, 69, 4], device=device)
+    budget = torch.tensor(cost([150, 35, 3]), device=device)
+    a, b = draw_mask(made.plan, 0.5), draw_mask(made.plan, 0.7, 1)
+    compare = comparison(made.plan, a, b, b)
+    return {
+        **one_of_each(made),
+        "partition": lambda: list(ops.partition(plan, cost, scores, most, budget, 1)),
+        "compare": lambda: [compare()],
     }
 
 

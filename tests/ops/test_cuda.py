@@ -6,18 +6,15 @@ import gc
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import pytest
 import torch
-from helpers import builders
-from helpers.builders import Case, case, chain, draw_mask, families, mixed_case, one_of_each, scalar
+from helpers.builders import case, draw_mask, every_call, families, mixed_case, one_of_each, scalar
 from helpers.on_gpu import launched, trained
 from helpers.tolerance import DTYPES
-from torch import Tensor
 
 from ocsfast.choice.selection import choose
 from ocsfast.ops import functions as ops
@@ -83,20 +80,6 @@ def waits_are_allowed_again() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def every_call(made: Case) -> dict[str, Callable[[], list[Tensor]]]:
-    """All ops, those that take tables alone too."""
-    plan, cost = chain([300, 70, 5], "cuda")
-    scores, most = torch.linspace(1, 0, 375, device="cuda"), torch.tensor([299, 69, 4], device="cuda")
-    budget = torch.tensor(cost([150, 35, 3]), device="cuda")
-    a, b = draw_mask(made.plan, 0.5), draw_mask(made.plan, 0.7, 1)
-    compare = builders.comparison(made.plan, a, b, b)
-    return {
-        **cast(dict[str, Callable[[], list[Tensor]]], one_of_each(made)),
-        "partition": lambda: list(ops.partition(plan, cost, scores, most, budget, 1)),
-        "compare": lambda: [compare()],
-    }
-
-
 @pytest.mark.parametrize(
     "name", ["group_saliency", "shrink_", "lasso_grad_", "sgd_step_", "adamw_step_"]
 )
@@ -107,10 +90,10 @@ def test_an_op_replays_in_a_graph(name: str) -> None:
     called()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = cast(list[Tensor], captured())
+        results = captured()
     for _ in range(10):
         graph.replay()
-        expected = cast(list[Tensor], called())
+        expected = called()
         for a, b in zip(results, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -247,14 +230,12 @@ def test_more_than_two_to_the_31_elements() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_a_device_that_is_not_the_current_one() -> None:
     with torch.cuda.device(0):
-        expected = [
-            t.cpu() for t in cast(list[Tensor], one_of_each(mixed_case(device="cuda:0"))["shrink_"]())
-        ]
+        expected = [t.cpu() for t in one_of_each(mixed_case(device="cuda:0"))["shrink_"]()]
         for name, call in one_of_each(mixed_case(device="cuda:1")).items():
             call()
             if name == "shrink_":
                 other = one_of_each(mixed_case(device="cuda:1"))[name]()
-                for a, b in zip(expected, cast(list[Tensor], other), strict=True):
+                for a, b in zip(expected, other, strict=True):
                     assert torch.equal(a, b.cpu())
         assert torch.cuda.current_device() == 0
         assert torch.zeros(1, device="cuda").device.index == 0

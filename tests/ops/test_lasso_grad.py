@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.builders import Case, case, draw_mask, families, mixed_case
+from helpers.builders import Case, case, draw, draw_mask, families, mixed_case
 from helpers.tolerance import DTYPES, assert_as_good_as_torch, assert_same_bits
 from torch import Tensor
 
@@ -25,11 +25,6 @@ def equation_8(made: Case, mask: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, weights))
 
 
-def random_grads(made: Case) -> list[Tensor]:
-    gen = torch.Generator().manual_seed(5)
-    return [torch.empty_like(w).copy_(torch.randn(w.shape, generator=gen)) for w in made.weights]
-
-
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -40,7 +35,7 @@ def test_gradients_grow_by_equation_8(
     made.parameters["big.weight"][:, 3] = 0  # slices of norm 0
     made.parameters["scale.weight"][0] = 0
     mask = draw_mask(made.plan, share)
-    grads = random_grads(made)
+    grads = draw(made, 5)
     ours, torchs = [g.clone() for g in grads], [g.clone() for g in grads]
     ops.lasso_grad_(made.bound(), ours, mask, STRENGTH.to(device))
     reference.lasso_grad_(made.bound(), torchs, mask, STRENGTH.to(device))
@@ -51,7 +46,7 @@ def test_gradients_grow_by_equation_8(
 def test_missing_gradients_are_left_out(device: str) -> None:
     made = mixed_case(device=device)
     mask = draw_mask(made.plan, 0.5)
-    whole = random_grads(made)
+    whole = draw(made, 5)
     some: list[Tensor | None] = [g.clone() if t % 2 else None for t, g in enumerate(whole)]
     ops.lasso_grad_(made.bound(), whole, mask, STRENGTH.to(device))
     ops.lasso_grad_(made.bound(), some, mask, STRENGTH.to(device))
@@ -62,7 +57,7 @@ def test_missing_gradients_are_left_out(device: str) -> None:
 def test_gradients_may_have_other_strides(device: str) -> None:
     made = mixed_case(device=device)
     mask = draw_mask(made.plan, 0.5)
-    plain = random_grads(made)
+    plain = draw(made, 5)
     other = [g.clone(memory_format=torch.channels_last) if g.dim() == 4 else g.clone() for g in plain]
     strides = [g.stride() for g in other]
     ops.lasso_grad_(made.bound(), plain, mask, STRENGTH.to(device))
@@ -83,7 +78,7 @@ def test_gradients_beside_pruned_slices_stay_as_they_are(device: str) -> None:
 
 def test_the_gradients_version_is_raised(device: str) -> None:
     made = mixed_case(device=device)
-    grads = random_grads(made)
+    grads = draw(made, 5)
     before = [g._version for g in grads]
     ops.lasso_grad_(made.bound(), grads, draw_mask(made.plan, 0.5), STRENGTH.to(device))
     assert all(g._version > version for g, version in zip(grads, before, strict=True))
@@ -92,7 +87,7 @@ def test_the_gradients_version_is_raised(device: str) -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_every_run_gives_the_same_bits(device: str, channels_last: bool) -> None:
     made = mixed_case(channels_last=channels_last, device=device)
-    mask, grads = draw_mask(made.plan, 0.4), random_grads(made)
+    mask, grads = draw_mask(made.plan, 0.4), draw(made, 5)
 
     def run() -> list[Tensor]:
         copies = [g.clone() for g in grads]
@@ -105,7 +100,7 @@ def test_every_run_gives_the_same_bits(device: str, channels_last: bool) -> None
 def test_the_op_passes_opcheck(device: str) -> None:
     made = mixed_case(device=device)
     mask, bound = draw_mask(made.plan, 0.4), made.bound()
-    arguments = (bound.ticket, random_grads(made), mask, STRENGTH.to(device), False)
+    arguments = (bound.ticket, draw(made, 5), mask, STRENGTH.to(device), False)
     torch.library.opcheck(torch.ops.ocsfast.lasso_grad_.default, arguments)
 
 
@@ -116,7 +111,7 @@ def test_wrong_gradients_change_nothing() -> None:
         (lambda g: g.double(), r"grads\[3\] is a Double tensor .* its weight a Float tensor"),
         (lambda g: g[:, 1:].contiguous(), r"grads\[3\] is a Float tensor of shape \(10, 77\)"),
     ):
-        grads = random_grads(made)
+        grads = draw(made, 5)
         grads[3] = spoil(grads[3])
         before = [g.clone() for g in grads]
         with pytest.raises(RuntimeError, match=r"ocsfast\.lasso_grad_: " + message):
@@ -125,4 +120,4 @@ def test_wrong_gradients_change_nothing() -> None:
     with pytest.raises(ValueError, match="0 tensors for 12 weights"):
         ops.lasso_grad_(made.bound(), [], mask, STRENGTH)
     with pytest.raises(RuntimeError, match="lam is Long, expected Float"):
-        ops.lasso_grad_(made.bound(), random_grads(made), mask, torch.tensor(1))
+        ops.lasso_grad_(made.bound(), draw(made, 5), mask, torch.tensor(1))
