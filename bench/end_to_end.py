@@ -17,6 +17,7 @@ from typing import Any
 
 import records
 import torch
+from timing import warm_up
 from torch import nn
 from torch.nn import functional as F
 
@@ -65,13 +66,7 @@ def graph_of(
     A graph keeps nothing alive but what was allocated in its capture. Replays write to model and
     optimizer, which would be gone with this call, and their memory somebody else's.
     """
-    step = step_of(model, optimizer, x, y)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
+    warm_up(step_of(model, optimizer, x, y))
     optimizer.zero_grad(set_to_none=True)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

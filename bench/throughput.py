@@ -17,7 +17,7 @@ from typing import Any
 import records
 import torch
 import torchvision
-from timing import in_turn
+from timing import in_turn, warm_up
 from torch import nn
 from torch.nn import functional as F
 
@@ -69,12 +69,7 @@ def graph_of(step: Callable[[], None]) -> Callable[[], None]:
 
     The graph keeps neither the model nor the optimizer alive, which its replays write to: `step` does.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
+    warm_up(step)
     torch.cuda.empty_cache()  # a graph has memory of its own
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

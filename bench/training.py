@@ -20,6 +20,7 @@ from typing import Any
 import records
 import torch
 from images import Split, load
+from timing import warm_up
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -80,16 +81,14 @@ class Trainee:
         self.scaler.scale(loss).backward()
         return loss.detach()
 
+    def launched(self, x: Tensor, y: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.forward_backward(x, y)
+
     def capture(self, x: Tensor, y: Tensor) -> None:
         """Forward and backward as a graph; its gradients are the model's from then on."""
         self.x, self.y = x.clone(), y.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self.optimizer.zero_grad(set_to_none=True)
-                self.forward_backward(self.x, self.y)
-        torch.cuda.current_stream().wait_stream(side)
+        warm_up(lambda: self.launched(self.x, self.y))
         self.optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -104,8 +103,7 @@ class Trainee:
                 print(f"{self.name}: no graph, step by step instead: {error}", flush=True)
                 self.graphed = False
         if self.graph is None:
-            self.optimizer.zero_grad(set_to_none=True)
-            return self.forward_backward(x, y)
+            return self.launched(x, y)
         self.x.copy_(x)
         self.y.copy_(y)
         self.graph.replay()
