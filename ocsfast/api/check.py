@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from ocsfast.api.parts import Parts
@@ -18,7 +19,7 @@ from ocsfast.run.report import StepReport
 
 
 def make_check(parts: Parts, coupled: Coupled, forced: bool) -> StepReport:
-    """Choose anew. If the report says `cut`, that has yet to be made.
+    """Choose anew. If the report says `cut`, that has yet to be made; between two calls none does.
 
     Args:
         coupled: the plan, as the weights lie now.
@@ -32,6 +33,7 @@ def make_check(parts: Parts, coupled: Coupled, forced: bool) -> StepReport:
     aim = parts.aim.without(parts.freezing.families) if parts.freezing.families else parts.aim
     choice = _choice(parts, coupled, aim)
     now, state = parts.state.progress, parts.state
+    now.waits = False
     if choice.stability is not None:
         now.indices.append(choice.stability)
     now.check += 1
@@ -49,6 +51,8 @@ def make_check(parts: Parts, coupled: Coupled, forced: bool) -> StepReport:
     if forced and choice.cost == aim.now:
         raise StateError("nothing can be cut: all that might go is frozen (requires_grad=False)")
     decision = decide(parts.config, parts.timetable, now, stage, choice, aim, forced)
+    if decision.cut and now.between:
+        decision, now.waits = replace(decision, ready=False, late=False), True
     if decision.late and not decision.ready and not forced:
         level, text = messages.deadline_came(now.check, choice.residual, parts.config.max_residual)
         parts.processes.log(text, level)
@@ -95,6 +99,7 @@ def _report(parts: Parts, choice: Choice, decision: Decision) -> StepReport:
     return StepReport(
         stage="pruned" if cut else now.stage,
         check=now.check,
+        steps=now.steps,
         stability=choice.stability,
         mean_stability=stability.mean_stability(now.indices, parts.config.window),
         lam=float(parts.hooks.lam(parts.hooks.rate())) if shrinks else 0.0,

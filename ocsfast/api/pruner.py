@@ -74,7 +74,7 @@ class Pruner:
         self._timetable, self._processes = self._parts.timetable, self._parts.processes
         self._processes.begin(self._parts.facts())
         self._least = self._parts.require_reachable()
-        self._hooks.register()
+        self._hooks.register(self._check_between)
         self._load_hooks = LoadHooks(self._parts)
         self._watch = Watch(self._state.progress, config.length(), speaks=self._processes.is_first)
         self._farewell = warn_at_end(self, self._watch)
@@ -139,9 +139,11 @@ class Pruner:
     def step(self, accuracy: float | None = None) -> StepReport:
         """Make a check if one is due, and cut if it says so.
 
-        check_every="auto": calls that lie several optimizer steps apart are one check each; calls after
-        every optimizer step make 50 in the whole run, and one per 500 steps at least. An integer: a
-        check every that many steps.
+        check_every="auto": 200 checks in the whole run, once its length is known. Those that fall
+        between two calls are made at the end of an optimizer step. Any of them may begin sparsity
+        learning, but only those in a call cut. In a run of unknown length: one in each call, or one per
+        500 steps where calls come after every step. "call": one in each call. An integer: one every so
+        many steps, in the next call.
 
         Args:
             accuracy: what your last validation gave, in any unit: kept in the report, said at the cut.
@@ -165,8 +167,25 @@ class Pruner:
         self._timetable.note(now)
         report = self._evaluate(forced=False) if self._timetable.is_due(now) else self._state.report
         self._watch.failed = -1
+        now.length = self._timetable.total_steps(now)
         now.calls, now.at_call = now.all_calls(), now.steps
         return report
+
+    def _check_between(self) -> None:
+        """After an optimizer step: make a check if one is due.
+
+        What goes wrong is left to the next call of `step`, whose errors a training loop expects.
+        """
+        now = self._state.progress
+        now.between = True
+        try:
+            self._timetable.note(now)
+            if self._timetable.is_due(now):
+                self._evaluate(forced=False)
+        except Exception:
+            now.waits = True
+        finally:
+            now.between = False
 
     def cut(self) -> StepReport:
         """Decide by the weights as they are, and cut now, in whatever stage.

@@ -86,7 +86,8 @@ class Config:
         total_steps: Optimizer steps of the whole run; None asks the scheduler.
         epochs: Epochs of the whole run, counted from its first, if `ocsfast.step` is called once in
             each.
-        check_every: Optimizer steps between checks; "auto": see `Pruner.step`.
+        check_every: Optimizer steps between checks; "call": a check in each call of `step`, the paper's
+            epoch; "auto": as many in every run, however long its epochs; see `Pruner.step`.
         capturable: Whether optimizer steps are captured in a CUDA graph.
         again: Cut a model further that was cut before; `ratio` is still of the dense model.
         grouping: "labels" (ours) or "torch-pruning" (its DepGraph, for models that do not export).
@@ -215,6 +216,7 @@ class Config:
         if data not in ("cifar", "imagenet"):
             raise ConfigError(f"Config.paper({data!r}): use 'cifar' or 'imagenet'")
         preset: dict[str, Any] = {
+            "check_every": "call",
             "strength": "paper",
             "growth": "linear",
             "lambda0": 1e-4,
@@ -283,8 +285,8 @@ def _check_numbers(config: Config) -> None:
         )
     elif config.deadline is not None:
         _check_integer("deadline", config.deadline, 1)
-    if config.check_every != "auto":
-        _check_integer("check_every", config.check_every, 1, "'auto' or an integer")
+    if config.check_every not in ("auto", "call"):
+        _check_integer("check_every", config.check_every, 1, "'auto', 'call' or an integer")
 
 
 def _check_target(target: object) -> None:

@@ -73,7 +73,7 @@ class PruneCallback(Callback):
                 LightningModule itself.
             also: copies of the network and further optimizers that are cut with it, as for
                 `ocsfast.step`.
-            **options: fields of `Config`. Unless `check_every` is given, there are 50 checks in the run,
+            **options: fields of `Config`. Unless `check_every` is given, a run has 200 checks,
                 whose length Lightning tells. Pass `epochs=` if this run is only a part of a longer one.
 
         Raises, when training begins:

@@ -20,7 +20,6 @@ from ocsfast.cut.record import record_of
 from ocsfast.optim.owners import tells_by_steps
 from ocsfast.run.report import StepReport, unattached
 from ocsfast.run.state import read_report
-from ocsfast.run.timetable import INNER_LOOP_CHECKS
 
 
 class PruneRun:
@@ -117,16 +116,13 @@ class PruneRun:
         return self.report
 
     def _planned(self, steps: int | None, per_epoch: int | None) -> Config:
-        """The options, with the run's length in optimizer steps and the interval of checks filled in."""
+        """The options, with the run's length in optimizer steps filled in."""
         given = {name: value for name, value in self.options.items() if name != "config"}
         options = options_of(self.options.get("config"), given)
         if options.epochs is not None and per_epoch is not None:
             options = replace(options, epochs=None, total_steps=options.epochs * per_epoch)
         elif options.epochs is None and options.total_steps is None:
             options = replace(options, total_steps=steps)
-        if options.total_steps is not None and options.check_every == "auto":
-            every = max(1, options.total_steps // INNER_LOOP_CHECKS)
-            options = replace(options, check_every=every)
         return options
 
     def _inputs(self, model: nn.Module) -> Any:

@@ -67,7 +67,7 @@ class PruneCallback(TrainerCallback, ExportableState):
             example_inputs: one batch as the model takes it, without labels: a dict of keyword arguments,
                 or a tensor or a tuple of positional ones. It is moved to the model's device.
             also: copies of the model and further optimizers that are cut with it, as for `ocsfast.step`.
-            **options: fields of `Config`. Unless `check_every` is given, there are 50 checks in the run,
+            **options: fields of `Config`. Unless `check_every` is given, a run has 200 checks,
                 whose length the Trainer tells. Pass `epochs=` if this run is only a part of a longer
                 one. With `uniform=True` only such groups go as the model's config can describe, so that
                 `from_pretrained` reads what `save_pretrained` wrote. Without it, use `ocsfast.save` and

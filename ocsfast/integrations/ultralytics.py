@@ -112,7 +112,7 @@ class PruneCallback:
                 with (`imgsz`).
             also: further copies of the model and optimizers that are cut with it, as for `ocsfast.step`;
                 the trainer's own average need not be named.
-            **options: fields of `Config`. Unless `check_every` is given, there are 50 checks in the run,
+            **options: fields of `Config`. Unless `check_every` is given, a run has 200 checks,
                 whose length the trainer tells, but for `time=`. `forward` is this module's, if none is
                 given.
 

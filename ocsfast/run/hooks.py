@@ -62,12 +62,20 @@ class StepHooks:
         self.coupled: Coupled | None = bind(parameters())
         self._clock = self._new_clock()
 
-    def register(self) -> None:
-        """Begin to listen to the optimizer."""
+    def register(self, and_then: Callable[[], None]) -> None:
+        """Begin to listen to the optimizer.
+
+        Args:
+            and_then: a method, called after each of its steps; not where a CUDA graph may capture them.
+        """
+        listen = self._optimizer.register_step_post_hook
         self._handles = [
             self._optimizer.register_step_pre_hook(weak_hook(self._before)),
-            self._optimizer.register_step_post_hook(weak_hook(self._after)),
+            listen(weak_hook(self._after)),
         ]
+        if self._clock is None:
+            follow = weak_hook(and_then)
+            self._handles.append(listen(lambda optimizer, args, kwargs: follow()))
 
     @property
     def registered(self) -> bool:

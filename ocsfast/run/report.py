@@ -24,6 +24,7 @@ class StepReport:
     Attributes:
         stage: "observe", "sparsify" or "pruned", after this call.
         check: Number of this check, counted from 1.
+        steps: Optimizer steps of the run up to it.
         stability: Eq. 3, in [0, 1]; None before check lag + 1.
         mean_stability: Eq. 4, in [0, 1]; None as long.
         lam: lambda in force from here on, for the mean learning rate.
@@ -49,6 +50,7 @@ class StepReport:
 
     stage: str
     check: int = 0
+    steps: int = 0
     stability: float | None = None
     mean_stability: float | None = None
     lam: float = 0.0

@@ -17,7 +17,7 @@ from ocsfast.core.families import Families, Frozen
 from ocsfast.optim.param_groups import Scalar
 from ocsfast.run.report import STAGES, StepReport
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 
 @dataclass
@@ -32,7 +32,10 @@ class Progress:
     begun: int = 0  # optimizer steps taken before the first call that could make a check
     calls: int = 0  # calls of `step` that could make a check and came after new optimizer steps
     listened: int = 0  # calls of `step` before a check was possible
-    every: int = 0  # steps between checks where `step` is called after each; 0: to be found
+    every: int = 0  # check_every="auto": steps to the next check; 0: to be found
+    between: bool = False  # whether an optimizer step makes a check, between two calls of `step`
+    length: int | None = None  # optimizer steps of the whole run, as the last call knew it
+    waits: bool = False  # whether the cut was found due between two calls: the next one looks again
     t_sl: int | None = None  # check at which sparsity learning began
     t_cut: int | None = None  # check at which the cut came
     start: int | None = None  # optimizer step at which sparsity learning began
@@ -45,7 +48,7 @@ class Progress:
 
     def all_calls(self) -> int:
         """`calls`, with the one that is being made."""
-        return self.calls + (self.steps > self.at_call)
+        return self.calls + (self.steps > self.at_call and not self.between)
 
 
 @dataclass(eq=False)

@@ -15,9 +15,11 @@ from ocsfast.run import messages, schedulers
 from ocsfast.run.stage import Stage, plan_stage
 from ocsfast.run.state import Progress
 
-# check_every="auto", called after every optimizer step: so many checks in a run, and never more steps
-# between two of them than this.
-INNER_LOOP_CHECKS, INNER_LOOP_STEPS = 50, 500
+# check_every="auto": so many checks in a run. `lag` and `window` are then 1 and 1.5 % of it, as in the
+# paper's own runs, which have 130 and 300.
+CHECKS = 200
+# Where nothing tells the run's length, and step is called after every optimizer step: steps to a check.
+STEPS = 500
 
 
 class Timetable:
@@ -78,28 +80,34 @@ class Timetable:
             )
 
     def is_due(self, now: Progress) -> bool:
-        """Whether a call of `Pruner.step` makes a check; see there."""
+        """Whether a call of `Pruner.step` makes a check, or an optimizer step between two; see there."""
         since_call, since_check = now.steps - now.at_call, now.steps - now.at_check
-        if self.config.check_every == "auto":
-            return since_call > 1 or since_check >= (now.every or INNER_LOOP_STEPS)
-        return since_check >= int(self.config.check_every)
+        if now.waits:
+            return not now.between
+        if self.config.check_every == "call":
+            return not now.between and since_check > 0
+        if self.config.check_every != "auto":
+            return not now.between and since_check >= int(self.config.check_every)
+        if now.every:
+            return since_check >= now.every
+        return not now.between and (since_call > 1 or since_check >= STEPS)
 
     def note(self, now: Progress) -> None:
-        """Where calls come after every optimizer step, write down how many steps there are to a check.
+        """Write down how many steps there are to the next check, where that is known.
 
         `is_due` goes by it. Estimates of a run's length move; a check that moved with them might never
         come.
         """
-        inner = self.config.check_every == "auto" and now.steps - now.at_call <= 1
-        if inner and now.every == 0:
+        if self.config.check_every == "auto" and now.every == 0:
             self.note_position(now)
             total = self.total_steps(now)
             if total is not None:
-                now.every = min(INNER_LOOP_STEPS, max(1, total // INNER_LOOP_CHECKS))
+                now.every = max(1, total // CHECKS)
 
     def note_position(self, now: Progress) -> None:
         """Write down where optimizer and scheduler stood when both were first seen."""
-        if self.config.total_steps is None and self.config.epochs is None and now.position is None:
+        told = self.config.total_steps is not None or self.config.epochs is not None
+        if not told and not now.between and now.position is None:
             scheduled = self._scheduled(now)
             now.position = None if scheduled is None else scheduled[1]
 
@@ -126,6 +134,8 @@ class Timetable:
         """Optimizer steps of the whole run, or None if nothing tells."""
         if self.config.total_steps is not None:
             return self.config.total_steps
+        if now.between:  # an epoch is half over, and a scheduler may have yet to move
+            return now.length
         if self.config.epochs is not None:
             return _steps_of(self.config.epochs, now)
         scheduler = self._find_scheduler(now)

@@ -18,7 +18,7 @@ from ocsfast.core.errors import StateError
 from ocsfast.grouping.macs import count_macs
 from ocsfast.train.data.source import Data, Source, iterations
 from ocsfast.train.recipes import Recipe, make_optimizer, make_scheduler
-from ocsfast.train.report.records import Cut, EpochRow, FamilyWidth, NormSnapshot, RunResult
+from ocsfast.train.report.records import Check, Cut, EpochRow, FamilyWidth, NormSnapshot, RunResult
 
 Training = Generator[EpochRow, None, RunResult]  # yields one row per epoch, returns the result
 
@@ -59,7 +59,6 @@ def prepare_one_cycle(model: nn.Module, data: Data, recipe: Recipe, ratio: float
         config=preset(recipe),
         example_inputs=torch.zeros(2, *data.shape, device=device),
         total_steps=recipe.epochs * iterations(data.train, recipe.batch_size),
-        check_every=iterations(data.train, recipe.batch_size),
     )
     seconds = time.perf_counter() - start
     return Run("one-cycle", model, run.optimizer, run.scheduler, ratio, pruner, seconds)
@@ -124,22 +123,29 @@ def train(run: Run, data: Data, recipe: Recipe, seed: int) -> Training:
         )
         rows.append(row)
         yield row
-    return _result(run, rows, snapshots, macs, cut)
+    return _result(run, rows, snapshots, macs, cut, iterations(data.train, recipe.batch_size))
 
 
 def _result(
-    run: Run, rows: list[EpochRow], snapshots: list[NormSnapshot], macs: int, cut: Cut | None
+    run: Run,
+    rows: list[EpochRow],
+    snapshots: list[NormSnapshot],
+    macs: int,
+    cut: Cut | None,
+    epoch_steps: int,
 ) -> RunResult:
     """What is known of a run at its end."""
     pruner = run.pruner
+    history = pruner.history if pruner else []
+    checks = tuple(Check(r.steps / epoch_steps, r.stability, r.mean_stability) for r in history)
     return RunResult(
         rows=tuple(rows),
         params=count_parameters(run.model),
         macs=macs,
         set_up_seconds=run.set_up_seconds,
         cut=cut,
-        t_sl=pruner.t_sl if pruner else None,
-        t_cut=pruner.t_cut if pruner else None,
+        t_sl=checks[pruner.t_sl - 1].epoch if pruner and pruner.t_sl else None,
+        checks=checks,
         widths=_widths(pruner) if pruner else (),
         snapshots=tuple(snapshots),
         frozen=tuple(f"{f.where}: {f.reason}" for f in pruner.families.frozen) if pruner else (),

@@ -13,7 +13,8 @@ from ocsfast import Pruner
 
 
 def attach(model: nn.Module, optimizer: Optimizer, ratio: float = 0.5, **options: Any) -> Pruner:
-    """A pruner of a model that takes `helpers.networks.batch`."""
+    """A pruner of a model that takes `helpers.networks.batch`; each call of `step` is a check."""
+    options = {"check_every": "call", **options}
     return ocsfast.attach(model, ratio, optimizer=optimizer, example_inputs=batch(0)[0], **options)
 
 

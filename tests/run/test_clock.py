@@ -77,6 +77,7 @@ def test_a_captured_run_is_the_run(
             optimizer=optimizer,
             example_inputs=batch(0, torch.float64)[0],
             total_steps=70,
+            check_every="call",
             max_residual=None,
             capturable=capturable,
             **options,

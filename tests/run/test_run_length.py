@@ -147,8 +147,8 @@ def test_check_every_counts_optimizer_steps():
 
 
 def test_inner_loop_calls_check_once_per_five_hundred(monkeypatch):
-    monkeypatch.setattr("ocsfast.run.timetable.INNER_LOOP_STEPS", 6)
-    model, optimizer, pruner = run(total_steps=None)
+    monkeypatch.setattr("ocsfast.run.timetable.STEPS", 6)
+    model, optimizer, pruner = run(total_steps=None, check_every="auto")
     checks = []
     for k in range(13):
         train(model, optimizer, 1, first=k)
@@ -156,8 +156,8 @@ def test_inner_loop_calls_check_once_per_five_hundred(monkeypatch):
     assert checks == [0] * 5 + [1] * 6 + [2] * 2
 
 
-def test_inner_loop_calls_check_fifty_times_in_a_run_of_known_length():
-    model, optimizer, pruner = run(total_steps=150)
+def test_inner_loop_calls_check_two_hundred_times_in_a_run_of_known_length():
+    model, optimizer, pruner = run(total_steps=600, check_every="auto")
     for k in range(12):
         train(model, optimizer, 1, first=k)
         assert pruner.step().check == (k + 1) // 3

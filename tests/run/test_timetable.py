@@ -25,7 +25,7 @@ def uneven(drive, count, model, optimizer, sizes=(EPOCH,)):
 
 
 # Neither Eq. 5 nor Eq. 6 comes before the plan's own limits.
-LATE = {"lag": 9, "epsilon": 0.0, "max_residual": 1e-9}
+LATE = {"lag": 9, "epsilon": 0.0, "max_residual": 1e-9, "check_every": "call"}
 
 
 def test_by_step():
@@ -185,7 +185,7 @@ def test_the_plan_of_now_counts(plan, expected):
     model, optimizer, pruner = run(**LATE)  # total_steps of 20 epochs
     epochs(model, optimizer, pruner, 3)
     state = pruner.state_dict()
-    other, others, resumed = run(**{"total_steps": None, **plan, **LATE})
+    other, others, resumed = run(**{"total_steps": None, **LATE, **plan})
     resumed.load_state_dict(state)
     epochs(other, others, resumed, expected[1] - 3, first=3)
     assert (resumed.t_sl, resumed.t_cut) == expected
@@ -206,13 +206,13 @@ def test_a_plan_that_changes_while_groups_shrink():
 
 
 def test_an_interval_of_another_plan_is_measured_anew():
-    model, optimizer, pruner = run(total_steps=150)  # a check in 3 steps
+    model, optimizer, pruner = run(total_steps=600, check_every="auto")  # a check in 3 steps
     for k in range(2):
         train(model, optimizer, 1, first=k)
         pruner.step()
     state = pruner.state_dict()
     assert state["progress"]["every"] == 3
-    other, others, resumed = run(total_steps=300)
+    other, others, resumed = run(total_steps=1200, check_every="auto")
     resumed.load_state_dict(state)
     checks = []
     for k in range(2, 7):
@@ -274,11 +274,11 @@ def test_a_callback_is_told_epochs():
         config = pruning.pruner.config
         return config.total_steps, config.epochs, config.check_every
 
-    assert planned(300, 30) == (300, None, 6)
-    assert planned(300, 30, epochs=20) == (600, None, 12)
-    assert planned(None, 30, epochs=20) == (600, None, 12)
+    assert planned(300, 30) == (300, None, "auto")
+    assert planned(300, 30, epochs=20) == (600, None, "auto")
+    assert planned(None, 30, epochs=20) == (600, None, "auto")
     assert planned(300, 30, config=Config(epochs=20), check_every=4) == (600, None, 4)
-    assert planned(300, 30, total_steps=900) == (900, None, 18)
+    assert planned(300, 30, total_steps=900) == (900, None, "auto")
     assert planned(None, None, epochs=20) == (None, 20, "auto")  # refused at the first step
     assert planned(None, None) == (None, None, "auto")
 

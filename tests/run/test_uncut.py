@@ -94,7 +94,7 @@ def test_without_any_call_of_step(ended):
 
 
 def test_calls_in_the_inner_loop_that_were_too_few(ended):
-    model, optimizer, pruner = run(total_steps=None)
+    model, optimizer, pruner = run(total_steps=None, check_every="auto")
     for k in range(7):
         train(model, optimizer, 1, first=k)
         pruner.step()
@@ -240,7 +240,7 @@ SCRIPT = """
         model = net()
         optimizer = sgd(model)
         if kind == "attached":
-            options = dict(optimizer=optimizer, example_inputs=batch(0)[0])
+            options = dict(optimizer=optimizer, example_inputs=batch(0)[0], check_every="call")
             pruner = ocsfast.attach(model, 0.5, total_steps=100, **options)
         for _ in range(1 if kind == "listening" else 2):
             train(model, optimizer, EPOCH)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ocsfast.train.report.figures import save_filters, save_norms, save_stability
-from ocsfast.train.report.records import Cut, EpochRow, FamilyWidth, NormSnapshot, RunResult
+from ocsfast.train.report.records import Check, Cut, EpochRow, FamilyWidth, NormSnapshot, RunResult
 from ocsfast.train.report.table import comparison_table, progress_line
 
 image = pytest.importorskip("PIL.Image")
@@ -46,8 +46,8 @@ RED, BLUE = (214, 39, 40), (31, 119, 180)  # matplotlib's tab:red and tab:blue
 
 
 def test_stability(tmp_path: Path) -> None:
-    rows = [row(n, stability=None if n < 3 else 1 - 1 / n) for n in range(1, 20)]
-    save_stability(rows, 6, 15, tmp_path / "a.png")
+    checks = [Check(n / 2, None if n < 3 else 1 - 1 / n, None if n < 3 else 0.8) for n in range(1, 20)]
+    save_stability(checks, 1.5, 8, 10, tmp_path / "a.png")
     assert {RED, BLUE} <= colours(tmp_path / "a.png")
 
 
@@ -68,7 +68,7 @@ def test_filters(tmp_path: Path) -> None:
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
-    save_stability([], None, None, tmp_path / "a.png")
+    save_stability([], None, None, 1, tmp_path / "a.png")
     save_norms([], tmp_path / "b.png")
     save_filters([], tmp_path / "c.png")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocsfast.train.report.records import EpochRow, FamilyWidth, NormSnapshot
+from ocsfast.train.report.records import Check, FamilyWidth, NormSnapshot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,25 +25,25 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_stability(rows: Sequence[EpochRow], t_sl: int | None, t_cut: int | None, path: Path) -> None:
-    """Fig. 3: the stability score at each epoch, raw (dotted) and averaged (solid).
+def save_stability(
+    checks: Sequence[Check], t_sl: float | None, t_cut: int | None, epochs: int, path: Path
+) -> None:
+    """Fig. 3: the stability score at each check, raw (dotted) and averaged (solid).
 
-    Vertical lines mark t_sl and t*, unless they are None.
+    Vertical lines mark t_sl and t*, in epochs, unless they are None.
     """
     figure = _figure(7, 4)
     axes = figure.subplots()
-    raw = [(row.epoch, row.stability) for row in rows if row.stability is not None]
-    mean = [(row.epoch, row.mean_stability) for row in rows if row.mean_stability is not None]
+    raw = [(check.epoch, check.stability) for check in checks if check.stability is not None]
+    mean = [(check.epoch, check.mean_stability) for check in checks if check.mean_stability is not None]
     for points, style, label in ((raw, ":", "J"), (mean, "-", "J, averaged")):
         if points:
             axes.plot(*zip(*points, strict=True), style, color=_KEPT, label=label)
-    for check, color, label in ((t_sl, "tab:orange", "$t_{sl}$"), (t_cut, _PRUNED, "$t^*$ (cut)")):
-        if check is not None:
-            axes.axvline(check, color=color, linestyle="--", label=f"{label} = {check}")
-    axes.set(
-        xlabel="epoch", ylabel="stability score", xlim=(0, max((r.epoch for r in rows), default=1) + 1)
-    )
-    axes.set_title("Which groups are kept: agreement with the epochs before", fontsize=10)
+    for epoch, color, label in ((t_sl, "tab:orange", "$t_{sl}$"), (t_cut, _PRUNED, "$t^*$ (cut)")):
+        if epoch is not None:
+            axes.axvline(epoch, color=color, linestyle="--", label=f"{label} = {epoch:.3g}")
+    axes.set(xlabel="epoch", ylabel="stability score", xlim=(0, epochs + 1))
+    axes.set_title("Which groups are kept: agreement with the checks before", fontsize=10)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right")
     axes.grid(alpha=0.3)

@@ -33,6 +33,15 @@ class EpochRow:
 
 
 @dataclass(frozen=True)
+class Check:
+    """One check of a run."""
+
+    epoch: float  # epochs that were over by then, and the share of the one under way
+    stability: float | None  # J, Eq. 3
+    mean_stability: float | None  # Eq. 4
+
+
+@dataclass(frozen=True)
 class Cut:
     """The cut of a run."""
 
@@ -69,8 +78,8 @@ class RunResult:
     macs: int  # of one sample's forward pass, at the end
     set_up_seconds: float  # of attaching, which is not part of the training time
     cut: Cut | None = None
-    t_sl: int | None = None  # the check at which sparsity learning began, Eq. 5
-    t_cut: int | None = None  # the check at which the cut was made, Eq. 6
+    t_sl: float | None = None  # the epoch in which sparsity learning began, Eq. 5, as `Check.epoch`
+    checks: tuple[Check, ...] = ()
     widths: tuple[FamilyWidth, ...] = ()
     snapshots: tuple[NormSnapshot, ...] = ()
     frozen: tuple[str, ...] = ()  # "layer: reason"
