@@ -3,9 +3,9 @@
     python bench/stages.py OUT.jsonl --task digits --seeds 0 1 2 --only today earlier
     python bench/stages.py OUT.jsonl --table
 
-A run is one network trained dense, or once with half of its MACs removed on the way. What differs between
-variants is how often checks are made and when the stages fall. A line of JSON is written after each run,
-and a run whose line is there is not made again.
+A run is one network trained dense, or once with half of its MACs removed on the way. Variants differ in
+how often checks are made and in when the stages fall. A line of JSON is written after each run, and a run
+whose line is there is not made again.
 
 `seconds` are of processor time in the training loop, of one thread, which another program on the machine
 disturbs little; validation is not among them, checks and the cut are.
@@ -118,7 +118,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
         def mean(values: list[float]) -> str:
             if not values:
-                return "–"
+                return "-"
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             return f"{statistics.fmean(values):.3f} ± {spread:.3f}"
 
@@ -128,8 +128,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells += [mean([r[name] for r in mine if name in r]) for name in ("accuracy", "t_sl", "cut")]
         cells += [mean(lost), mean(cost), str(sum(r.get("forced", False) for r in mine))]
         lines.append("| " + " | ".join(cells) + " |")
-    head = "| task | variant | seeds | accuracy | shrink from | cut at | accuracy - dense | cost / dense | forced |"
-    return "\n".join([head, "|" + "---|" * 9, *lines])
+    titles = ("task", "variant", "seeds", "accuracy", "shrink from", "cut at")
+    titles += ("accuracy - dense", "cost / dense", "forced")
+    return "\n".join(["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles), *lines])
 
 
 def main() -> None:
