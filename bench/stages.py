@@ -4,8 +4,8 @@
     python bench/stages.py OUT.jsonl --table
 
 A run is one network trained dense, or once with half of its MACs removed on the way. Variants differ in
-how often checks are made and in when the stages fall. A line of JSON is written after each run, and a run
-whose line is there is not made again.
+how often checks are made and in when the stages fall. A line of JSON is written after each run; a run
+that has its line already is not made again.
 
 `seconds` are of processor time in the training loop, of one thread, which another program on the machine
 disturbs little; validation is not among them, checks and the cut are.

@@ -69,6 +69,8 @@ class Config:
         window: r of Eq. 4 and 5, in checks: the length of the moving average.
         tau: Eq. 5: sparsity learning begins once the mean stability rises by no more than this.
         epsilon: Eq. 6: the cut comes once the mean stability is at least 1 - epsilon.
+        observe: The share of the run that Eq. 5 waits for, in [0, 1): before it, choices rest on weights
+            that have hardly been trained.
         sparsify_from: The check at which sparsity learning begins; None leaves it to Eq. 5.
         max_residual: The cut waits until the pruned groups' mean saliency is below this share of the
             kept ones'; None does not wait.
@@ -122,6 +124,7 @@ class Config:
     window: int = 3
     tau: float = 1e-4
     epsilon: float = 1e-3
+    observe: float = 0.1
     sparsify_from: int | None = None
     max_residual: float | None = 0.05
     deadline: float | int | None = 0.6
@@ -224,6 +227,7 @@ class Config:
             "delta_every": 1 if data == "cifar" else 2,
             "tau": 1e-4,
             "epsilon": 1e-3,
+            "observe": 0.0,
             "sparsify_from": 30 if data == "cifar" else None,
             "deadline": 110 if data == "cifar" else 50,
             "max_residual": None,
@@ -271,6 +275,7 @@ def _check_numbers(config: Config) -> None:
     _check_number("max_family_ratio", config.max_family_ratio, "in (0, 1]", lambda x: 0 < x <= 1)
     _check_number("time_limit", config.time_limit, "above 0", lambda x: x > 0)
     _check_number("span", config.span, "in (0, 1)", lambda x: 0 < x < 1)
+    _check_number("observe", config.observe, "in [0, 1)", lambda x: 0 <= x < 1)
     if config.max_residual is not None:
         _check_number("max_residual", config.max_residual, "above 0, or None", lambda x: x > 0)
     for name in ("sparsify_from", "total_steps", "epochs"):

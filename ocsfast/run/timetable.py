@@ -120,7 +120,9 @@ class Timetable:
         """Eq. 5; or `sparsify_from` in its place, or the latest start that the plan allows."""
         if self.config.sparsify_from is not None:
             return now.check >= self.config.sparsify_from
-        if stability.has_settled(now.indices, self.config.window, self.config.tau):
+        total = self.total_steps(now)
+        seen = total is None or now.steps >= self.config.observe * total
+        if seen and stability.has_settled(now.indices, self.config.window, self.config.tau):
             return True
         return self.config.strength == "auto" and now.steps >= stage.latest_start
 

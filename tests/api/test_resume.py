@@ -22,7 +22,7 @@ from ocsfast.train.models import build_model
 
 
 def started(model, optimizer, **options):
-    options = {"total_steps": 20 * EPOCH, **options}
+    options = {"total_steps": 20 * EPOCH, "check_every": "call", **options}
     return ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], **options)
 
 

@@ -31,7 +31,7 @@ def by_one_line(model, epochs):
 def test_the_one_line_is_enough():
     model = net()
     reports = by_one_line(model, 20)
-    assert [r.check for r in reports[:3]] == [0, 1, 2]
+    assert [r.check for r in reports[:3]] == [0, 1, 6]  # 200 in the run: here one a step
     assert reports[-1].stage == "pruned"
     assert sum(r.cut for r in reports) == 1
     assert 2 * reports[-1].cost <= reports[-1].cost_dense

@@ -14,6 +14,7 @@ from ocsfast import StateError
 
 
 def attach(model, optimizer, **options):
+    options = {"check_every": "call", **options}
     return ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], **options)
 
 

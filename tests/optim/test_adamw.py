@@ -271,7 +271,13 @@ def test_a_pruned_run_is_that_of_torchs_adamw_with_hooks(
         optimizer = kind(split if groups == 2 else model.parameters(), **{"lr": 0.01, **settings})
         x = batch(0, torch.float64)[0]
         pruner = ocsfast.attach(
-            model, 0.5, optimizer=optimizer, example_inputs=x, total_steps=60, penalty=penalty
+            model,
+            0.5,
+            optimizer=optimizer,
+            example_inputs=x,
+            check_every="call",
+            total_steps=60,
+            penalty=penalty,
         )
         reports = []
         for epoch in range(14):
@@ -296,7 +302,13 @@ def test_one_launch_a_step() -> None:
     model = net()
     optimizer = optim.AdamW(model.parameters(), lr=0.01)
     pruner = ocsfast.attach(
-        model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], total_steps=60, sparsify_from=1
+        model,
+        0.5,
+        optimizer=optimizer,
+        example_inputs=batch(0)[0],
+        check_every="call",
+        total_steps=60,
+        sparsify_from=1,
     )
     for stage in ("observe", "sparsify"):
         assert pruner.stage == stage

@@ -176,7 +176,13 @@ def test_a_pruned_run_is_that_of_torchs_sgd_with_hooks(
         split = [{"params": rest}, {"params": flat, "weight_decay": 0.01, "lr": lr}]
         optimizer = kind(split if groups == 2 else model.parameters(), **{"lr": 0.02, **settings})
         pruner = ocsfast.attach(
-            model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], total_steps=60, penalty=penalty
+            model,
+            0.5,
+            optimizer=optimizer,
+            example_inputs=batch(0)[0],
+            check_every="call",
+            total_steps=60,
+            penalty=penalty,
         )
         reports = []
         for epoch in range(14):
@@ -196,7 +202,13 @@ def test_one_launch_a_step() -> None:
     model = net()
     optimizer = optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     pruner = ocsfast.attach(
-        model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], total_steps=60, sparsify_from=1
+        model,
+        0.5,
+        optimizer=optimizer,
+        example_inputs=batch(0)[0],
+        check_every="call",
+        total_steps=60,
+        sparsify_from=1,
     )
     for stage in ("observe", "sparsify"):
         assert pruner.stage == stage
@@ -258,6 +270,7 @@ def test_it_unscales_and_skips_in_its_pass(kind: type[torch.optim.Optimizer], da
             optimizer=optimizer,
             example_inputs=batch(0)[0],
             total_steps=20,
+            check_every="call",
             sparsify_from=1,
             capturable=by_itself,  # or steps that are skipped would be counted
         )
@@ -287,6 +300,7 @@ def test_steps_that_are_skipped_shrink_nothing() -> None:
             optimizer=optimizer,
             example_inputs=batch(0)[0],
             total_steps=40,
+            check_every="call",
             sparsify_from=1,
             strength="paper",
         )
