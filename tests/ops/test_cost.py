@@ -115,7 +115,7 @@ LOOKUP = Lookup(torch.arange(2), None, (1, 2), (1,), ((4,), (9,)), "layer x")
         ({"row_grid": (0, 2)}, "row_grid=(0, 2): integers from 1 to 2**20"),
         ({"row_grid": (1, 2**20 + 1)}, "row_grid=(1, 1048577): integers from 1 to 2**20"),
         ({"row_grid": (1, 2.0)}, "row_grid=(1, 2.0): integers from 1 to 2**20"),
-        ({"col_grid": (2,)}, "col_grid=(2,), but no labels of cols: (1,) is expected"),
+        ({"col_grid": (2,)}, "col_grid=(2,), but no labels there: (1,) is expected"),
         ({"values": ((4,),)}, "1 rows of [1] values for grids of 2 and 1"),
         ({"values": ((4,), ())}, "2 rows of [0, 1] values for grids of 2 and 1"),
         ({"values": ((4,), (None,))}, "values[1][0]=None: an integer of at least 0"),
