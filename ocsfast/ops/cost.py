@@ -35,9 +35,9 @@ TABLES = (
     "grid",  # [*] counts
     "values",  # [*]
 )
-# csrc/plan.h: what 64 bits have room for.
+# csrc/plan.h: what 64 bits, and a double, have room for.
 MAX_GRID_COUNT = 2**20
-MAX_LOOKUPS = 2**62
+MAX_LOOKUPS = 2**53
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +200,7 @@ def _check_lookups(lookups: Sequence[Lookup]) -> None:
         total += lookup.values[-1][-1]
         if total > MAX_LOOKUPS:
             raise ConfigError(
-                f"{lookup.where}: with its table the costs of all tables sum to {total}, above 2**62. "
+                f"{lookup.where}: with its table the costs of all tables sum to {total}, above 2**53. "
                 "Count in a larger unit"
             )
 
