@@ -11,7 +11,7 @@ from peers import TorchPruning
 
 from ocsfast import Config
 from ocsfast.choice.selection import choose
-from ocsfast.core.families import Families, Family, Product
+from ocsfast.core.families import Families, Family, Lookup, Product
 from ocsfast.grouping.engines import group
 from ocsfast.ops import functions as ops
 from ocsfast.ops.cost import build_cost_model
@@ -51,6 +51,36 @@ def bench_partition(name: str, device: str, measure: Any) -> None:
         "ocsfast",
         lambda: ops.partition(made.plan, made.cost_model, scores, made.limits, made.budget),
     )
+
+
+def bench_partition_of_tables(name: str, device: str, measure: Any) -> None:
+    """The same where each layer's cost is read from a table of five counts by five."""
+    if name != "ResNet50":
+        pytest.skip("once is enough")
+    made = case(name, device)
+    tables = [tabled(product) for product in made.families.macs]
+    cost_model = build_cost_model(made.families, tables, "ns")
+    scores, _ = ops.group_saliency(made.bound)
+    budget = torch.tensor(cost_model(made.families.sizes) // 2, device=device)
+    on_device = cost_model.to(torch.device(device))
+    measure(
+        f"partition by {len(tables)} tables",
+        "ocsfast",
+        lambda: ops.partition(made.plan, on_device, scores, made.limits, budget),
+    )
+
+
+def tabled(product: Product) -> Lookup:
+    """What a layer may take: by its MACs, and some of it whatever its size."""
+    grids = [
+        (1,) if labels is None else tuple(sorted({max(1, labels.numel() * k // 5) for k in range(1, 6)}))
+        for labels in (product.rows, product.cols)
+    ]
+    values = tuple(
+        tuple(10_000 + product.coefficient * rows * cols // 100 for cols in grids[1])
+        for rows in grids[0]
+    )
+    return Lookup(product.rows, product.cols, *grids, values, product.where)
 
 
 def bench_partition_of_many(name: str, device: str, measure: Any) -> None:

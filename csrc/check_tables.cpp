@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 
 #include "checks.h"
@@ -44,6 +45,32 @@ void check_csr(const char* op, const char* table, const T* starts, int64_t n, in
 void check_counts(const char* op, const char* what, const std::vector<int64_t>& layout, int counts) {
   for (int k = 0; k < counts; ++k) {
     if (layout[k] < 0 || layout[k] > kMaxExtent) fail(op, what, '[', k, "] is ", layout[k]);
+  }
+}
+
+// Grids that ascend, a value for each of their points, and sums that fit into 64 bits.
+void check_lookups(const char* op, const CostModel& cost, int64_t counts, int64_t values) {
+  const int64_t lookups = cost.lookups;
+  check_range(op, "lookup_rows", cost.lookup_rows, lookups, 0, cost.axes);
+  check_range(op, "lookup_cols", cost.lookup_cols, lookups, 0, cost.axes);
+  check_csr(op, "grid_start", cost.grid_start, 2 * lookups, counts);
+  check_csr(op, "value_start", cost.value_start, lookups, values);
+  check_range(op, "grid", cost.grid, counts, 1, kMaxGridCount + 1);
+  check_range(op, "values", cost.values, values, 0, kMaxLookups + 1);
+  int64_t sum = 0;
+  for (int64_t k = 0; k < lookups; ++k) {
+    const int64_t* const start = cost.grid_start + 2 * k;
+    const int64_t rows = start[1] - start[0], cols = start[2] - start[1];
+    const int64_t first = cost.value_start[k], size = cost.value_start[k + 1] - first;
+    bool ascends = true;
+    for (int64_t i = start[0] + 1; i < start[2]; ++i)
+      ascends &= i == start[1] || cost.grid[i - 1] < cost.grid[i];
+    if (rows < 1 || cols < 1 || rows * cols != size || !ascends)
+      fail(op, "tables: lookup ", k, " has ", size, " values for grids of ", rows, " and ", cols,
+           ascends ? "" : ", which do not ascend");
+    const int64_t most = *std::max_element(cost.values + first, cost.values + first + size);
+    if (most > kMaxLookups - sum) fail(op, "tables: values of all lookups exceed ", kMaxLookups);
+    sum += most;
   }
 }
 
@@ -121,26 +148,37 @@ CostModel check_cost(const char* op, const Tensor& tables, const std::vector<int
     fail(op, "cost_layout has ", layout.size(), " entries, expected ", kCostCounts + kCostTables);
   }
   check_counts(op, "cost_layout", layout, kCostCounts);
-  const int64_t axes = layout[0], entries = layout[1], terms = layout[2];
-  const std::array<int64_t, kCostTables> lengths{axes, axes + 1, entries, entries, terms, terms, terms};
+  const int64_t axes = layout[0], entries = layout[1], terms = layout[2], lookups = layout[3];
+  const std::array<int64_t, kCostTables> lengths{
+      axes,    axes + 1, entries,         entries,     terms, terms, terms,
+      lookups, lookups,  2 * lookups + 1, lookups + 1, -1,    -1};
   check_offsets(op, "cost_layout", layout, kCostCounts, lengths, tables.numel());
   const auto* base = static_cast<const int64_t*>(tables.const_data_ptr());
   const auto table = [&](int k) { return base + layout[kCostCounts + k]; };
-  const CostModel cost{static_cast<int32_t>(axes),
-                       static_cast<int32_t>(entries),
-                       static_cast<int32_t>(terms),
-                       table(0),
-                       table(1),
-                       table(2),
-                       table(3),
-                       table(4),
-                       table(5),
-                       table(6)};
+  CostModel cost{};
+  cost.axes = static_cast<int32_t>(axes);
+  cost.entries = static_cast<int32_t>(entries);
+  cost.terms = static_cast<int32_t>(terms);
+  cost.lookups = static_cast<int32_t>(lookups);
+  cost.axis_fixed = table(0);
+  cost.axis_start = table(1);
+  cost.entry_family = table(2);
+  cost.entry_count = table(3);
+  cost.term_coefficient = table(4);
+  cost.term_rows = table(5);
+  cost.term_cols = table(6);
+  cost.lookup_rows = table(7);
+  cost.lookup_cols = table(8);
+  cost.grid_start = table(9);
+  cost.value_start = table(10);
+  cost.grid = table(11);
+  cost.values = table(12);
   if (tables.is_cpu()) {
     check_csr(op, "axis_start", cost.axis_start, axes, entries);
     check_range(op, "entry_family", cost.entry_family, entries, 0, families);
     check_range(op, "term_rows", cost.term_rows, terms, 0, axes);
     check_range(op, "term_cols", cost.term_cols, terms, 0, axes);
+    check_lookups(op, cost, cost.values - cost.grid, base + tables.numel() - cost.values);
   }
   return cost;
 }

@@ -38,14 +38,19 @@ struct Plan {
 };
 
 // CostModel.layout: kCostCounts counts, then the start of each table in CostModel.tables.
-constexpr int kCostCounts = 3;  // axes, entries, terms
-constexpr int kCostTables = 7;
+constexpr int kCostCounts = 4;   // axes, entries, terms, lookups
+constexpr int kCostTables = 13;  // the pointers of CostModel below, in this order
+// The most that a grid of counts holds: its cube fits into 64 bits (cost.h).
+constexpr int64_t kMaxGridCount = int64_t{1} << 20;
+// The most that all lookups cost together.
+constexpr int64_t kMaxLookups = int64_t{1} << 62;
 
 // cost = Σ over terms of coefficient · kept(rows axis) · kept(columns axis), where an axis keeps
 // axis_fixed indices and entry_count for each kept group of entry_family, summed over the axis's
-// entries.
+// entries; and Σ over lookups of the value of its table there, interpolated bilinearly between the
+// points of its two grids and rounded down.
 struct CostModel {
-  int32_t axes, entries, terms;
+  int32_t axes, entries, terms, lookups;
   const int64_t* axis_fixed;        // [axes]
   const int64_t* axis_start;        // [axes + 1]
   const int64_t* entry_family;      // [entries]
@@ -53,6 +58,12 @@ struct CostModel {
   const int64_t* term_coefficient;  // [terms]
   const int64_t* term_rows;         // [terms]
   const int64_t* term_cols;         // [terms]
+  const int64_t* lookup_rows;       // [lookups]
+  const int64_t* lookup_cols;       // [lookups]
+  const int64_t* grid_start;        // [2 * lookups + 1] CSR: a lookup's rows, and then its columns
+  const int64_t* value_start;       // [lookups + 1] CSR: a lookup's values, row by row
+  const int64_t* grid;              // [*] counts, ascending in each grid
+  const int64_t* values;            // [*]
 };
 
 // partition's status, bit by bit.

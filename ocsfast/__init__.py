@@ -9,7 +9,7 @@ from ocsfast.api.pruner import Pruner
 from ocsfast.api.step import attach, detach, group, step
 from ocsfast.core.config import Config
 from ocsfast.core.errors import CheckpointError, ConfigError, GroupingError, OcsfastError, StateError
-from ocsfast.core.families import Families, Frozen, Product
+from ocsfast.core.families import Families, Frozen, Lookup, Product
 from ocsfast.cut.optimizer_state import register_slicer
 from ocsfast.cut.removal import cut_model
 from ocsfast.grouping.rules.registry import register_rule
@@ -27,6 +27,7 @@ __all__ = [
     "Frozen",
     "GroupingError",
     "Inspection",
+    "Lookup",
     "OcsfastError",
     "Product",
     "Pruner",

@@ -10,6 +10,7 @@ agree to rounding only; the ops' tests see to these.
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -52,12 +53,12 @@ def results() -> dict[str, list[Tensor]]:
         for channels_last in (False, True):
             of_dtype = of_weights(mixed_case(dtype, channels_last=channels_last))
             found |= {f"{op}, {dtype}, {channels_last=}": made for op, made in of_dtype.items()}
-    plan, cost = chain([300, 70, 5])
-    most, budget = torch.tensor([299, 69, 4]), torch.tensor(cost([150, 35, 3]))
     scores = torch.rand(375, generator=torch.Generator().manual_seed(1)).round(decimals=2)  # many equal
-    for round_to in (1, 2):
+    for round_to, tables in product((1, 2), (None, 0, 1)):
+        plan, cost = chain([300, 70, 5], tables=tables)
+        most, budget = torch.tensor([299, 69, 4]), torch.tensor(cost([150, 35, 3]))
         chosen = ops.partition(plan, cost, scores, most, budget, round_to)
-        found[f"partition, {round_to=}"] = list(chosen)
+        found[f"partition, {round_to=}, {tables=}"] = list(chosen)
     return found
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from helpers.builders import draw_lookup
 from torch import Tensor
 
 import ocsfast
@@ -155,11 +156,14 @@ def right_choice(pick: random.Random, families: Families, plan: Plan, mask: Tens
     """A partition to some budget, and how far it is from another mask."""
     scores = torch.rand(len(mask), dtype=pick.choice([torch.float32, torch.float64]))
     sizes = [f.size for f in families.families]
-    products = tuple(
-        Product(pick.randint(1, 9), torch.arange(f.first, f.first + f.size), None, f.name)
-        for f in families.families
-    )
-    model = build_cost_model(families, products, "units")
+    gen, summands = torch.Generator().manual_seed(pick.randrange(2**31)), []
+    for f in families.families:
+        rows = torch.arange(f.first, f.first + f.size)
+        if pick.random() < 0.3:
+            summands.append(draw_lookup(gen, rows, pick.choice([None, rows]), f.name))
+        else:
+            summands.append(Product(pick.randint(1, 9), rows, None, f.name))
+    model = build_cost_model(families, summands, "units")
     limits = torch.tensor([pick.randint(-1, s + 1) for s in sizes])
     budget = torch.tensor(pick.randint(-1, model(sizes) + 1))
     arguments = (plan, model, scores, limits, budget, pick.choice([1, 1, 4]))
@@ -272,8 +276,11 @@ def spoilt_state(pick: random.Random, bound: ops.Bound) -> bool:
 def spoilt_choice(pick: random.Random, families: Families, plan: Plan, mask: Tensor) -> bool:
     """A plan and a cost model with wrong numbers in their tables."""
     wrong = spoil(pick, plan)
-    products = (Product(1, torch.arange(len(mask)), None, "all"),) if len(families.families) == 1 else ()
-    model = build_cost_model(families, products, "units")
+    summands, all_groups = [], torch.arange(len(mask))
+    if len(families.families) == 1:
+        gen = torch.Generator().manual_seed(pick.randrange(2**31))
+        summands = [Product(1, all_groups, None, "all"), draw_lookup(gen, all_groups, None, "table")]
+    model = build_cost_model(families, summands, "units")
     if model.tables.numel() and pick.random() < 0.5:
         model.tables[pick.randrange(model.tables.numel())] = pick.choice([-1, 2**40, 5])
     limits = torch.ones(len(families.families), dtype=torch.int64)

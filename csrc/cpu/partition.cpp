@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../cost.h"
 #include "../order.h"
 
 namespace ocsfast::cpu {
@@ -15,16 +16,10 @@ namespace {
 // The cost where family f keeps kept[f] groups. axis: [axes] scratch.
 int64_t compute_cost(const CostModel& cost, const std::vector<int64_t>& kept,
                      std::vector<int64_t>& axis) {
-  for (int32_t a = 0; a < cost.axes; ++a) {
-    axis[a] = cost.axis_fixed[a];
-    for (int64_t e = cost.axis_start[a]; e < cost.axis_start[a + 1]; ++e) {
-      axis[a] += cost.entry_count[e] * kept[cost.entry_family[e]];
-    }
-  }
+  for (int32_t a = 0; a < cost.axes; ++a) axis[a] = axis_size(cost, a, kept.data());
   int64_t sum = 0;
-  for (int32_t k = 0; k < cost.terms; ++k) {
-    sum += cost.term_coefficient[k] * axis[cost.term_rows[k]] * axis[cost.term_cols[k]];
-  }
+  for (int32_t k = 0; k < cost.terms; ++k) sum += term_cost(cost, k, axis.data());
+  for (int32_t k = 0; k < cost.lookups; ++k) sum += lookup_cost(cost, k, axis.data());
   return sum;
 }
 

@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "../cost.h"
 #include "counter.cuh"
 #include "runtime.h"
 
@@ -172,16 +173,11 @@ class Search {
     for (int32_t f = thread_; f < plan_.families; f += kThreads)
       kept_[f] = size(f) - to_prune(f, kept_[f]);
     __syncthreads();
-    for (int32_t x = thread_; x < c.axes; x += kThreads) {
-      int64_t kept = c.axis_fixed[x];
-      for (int64_t e = c.axis_start[x]; e < c.axis_start[x + 1]; ++e)
-        kept += c.entry_count[e] * kept_[c.entry_family[e]];
-      axis_[x] = kept;
-    }
+    for (int32_t x = thread_; x < c.axes; x += kThreads) axis_[x] = axis_size(c, x, kept_);
     __syncthreads();
     int64_t mine = 0;
-    for (int32_t k = thread_; k < c.terms; k += kThreads)
-      mine += c.term_coefficient[k] * axis_[c.term_rows[k]] * axis_[c.term_cols[k]];
+    for (int32_t k = thread_; k < c.terms; k += kThreads) mine += term_cost(c, k, axis_);
+    for (int32_t k = thread_; k < c.lookups; k += kThreads) mine += lookup_cost(c, k, axis_);
     mine = warp_sum(mine);
     if (lane_ == 0) shared_.sums[warp_] = mine;
     __syncthreads();

@@ -70,10 +70,9 @@ def make_aim(
         record: of the cut that the model has behind it: then the ratio is of what it cost before.
     """
     if callable(config.target):
-        products, unit = tuple(config.target(families)), "cost units"
+        model = build_cost_model(families, tuple(config.target(families)), "cost units")
     else:
-        products, unit = target_products(config.target, families, parameters)
-    model = build_cost_model(families, products, unit)
+        model = build_cost_model(families, *target_products(config.target, families, parameters))
     now = model(families.sizes)
     dense = dense_cost(record, config.target, now)
     limits = tuple(

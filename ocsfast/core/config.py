@@ -11,9 +11,9 @@ from torch import nn
 
 from ocsfast.core.criteria import CRITERIA, Criterion
 from ocsfast.core.errors import ConfigError
-from ocsfast.core.families import DEFAULT_KINDS, KINDS, Families, Product
+from ocsfast.core.families import DEFAULT_KINDS, KINDS, Families, Lookup, Product
 
-Target = str | Mapping[str, float] | Callable[[Families], Sequence[Product]]
+Target = str | Mapping[str, float] | Callable[[Families], Sequence[Product | Lookup]]
 
 # What a cost can be counted in, and the unit of each.
 UNITS = {"flops": "MACs", "params": "parameters", "bytes": "bytes"}
@@ -48,7 +48,7 @@ class Config:
     Attributes:
         target: What `ratio` is a share of: "flops" (multiply-accumulates of a forward pass), "params",
             "bytes", weights for several of these as in {"flops": 2, "params": 1}, or a function from
-            `Families` to the summands of a cost, a sequence of `Product`.
+            `Families` to the summands of a cost, a sequence of `Product` and `Lookup`.
         max_family_ratio: The largest share of one family's groups that may go, in (0, 1]. One group
             always stays.
         round_to: Each kept count is a multiple of this, if the family loses any group.
@@ -298,7 +298,8 @@ def _check_target(target: object) -> None:
         return
     raise ConfigError(
         f"target={target!r} is not known: use one of {', '.join(TARGETS)}, their weights as in "
-        "{'flops': 2, 'params': 1}, or a callable that turns Families into a sequence of Product"
+        "{'flops': 2, 'params': 1}, or a callable that turns Families into a sequence of Product and "
+        "Lookup"
     )
 
 

@@ -57,7 +57,7 @@ class Attribute:
 class Product:
     """One summand of a cost: coefficient * kept(rows) * kept(cols).
 
-    `Config.target` may be a function that makes a sequence of these from `Families`.
+    `Config.target` may be a function that makes a sequence of these, and of `Lookup`, from `Families`.
 
     Attributes:
         coefficient: What one row and one column cost together; at least 0.
@@ -74,6 +74,38 @@ class Product:
     coefficient: int
     rows: Tensor | None
     cols: Tensor | None
+    where: str
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """One summand of a cost, read from a table of measured values.
+
+    The cost is bilinear interpolation between the four points around (kept(rows), kept(cols)), rounded
+    down; beyond an end of a grid it is that of the end. Integers only, and exact: a layer that keeps
+    more never costs less.
+
+    Attributes:
+        rows: Labels as in `Product`, or None.
+        cols: The same.
+        row_grid: The counts of kept rows that were measured, ascending, from 1 to 2**20; (1,) where
+            `rows` is None.
+        col_grid: The same of columns.
+        values: What each pair costs, [len(row_grid)][len(col_grid)]: integers of at least 0 that never
+            fall along a row or a column. The largest values of all lookups sum to 2**62 at most.
+        where: The layer that costs this.
+
+    Examples:
+        >>> rows = torch.arange(64)  # nanoseconds of a layer with 32 and with 64 rows
+        >>> Lookup(rows, None, (32, 64), (1,), ((1000,), (1600,)), "conv1").values[-1][-1]
+        1600
+    """
+
+    rows: Tensor | None
+    cols: Tensor | None
+    row_grid: tuple[int, ...]
+    col_grid: tuple[int, ...]
+    values: tuple[tuple[int, ...], ...]
     where: str
 
 

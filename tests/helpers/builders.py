@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ocsfast.core.families import Axis, Families, Family, Product
+from ocsfast.core.families import Axis, Families, Family, Lookup, Product
 from ocsfast.ops import functions as ops
 from ocsfast.ops.bound import Bound
 from ocsfast.ops.cost import CostModel, build_cost_model
@@ -234,19 +234,44 @@ def comparison(
     return lambda: ops.compare(plan, mask, sizes, cost, status, first, last)
 
 
-def chain(sizes: list[int], device: str = "cpu") -> tuple[Plan, CostModel]:
-    """Layers one behind the other: each family is the columns of one and the rows of the next."""
+def draw_lookup(
+    gen: torch.Generator, rows: Tensor | None, cols: Tensor | None, where: str, most: int = 10**4
+) -> Lookup:
+    """A lookup with grids over less or more than its labels, and values that rise or stay."""
+
+    def grid(labels: Tensor | None) -> Tensor:
+        if labels is None:
+            return torch.ones(1, dtype=torch.int64)
+        points = int(torch.randint(1, 6, (), generator=gen))
+        return torch.unique(torch.randint(1, labels.numel() + 4, (points,), generator=gen))
+
+    sides = [grid(labels) for labels in (rows, cols)]
+    share = torch.randint(0, 9, (len(sides[0]), len(sides[1])), generator=gen).double()
+    rising = share.cumsum(0).cumsum(1)
+    values = (rising / rising.max().clamp(min=1) * most).long()
+    table = tuple(map(tuple, values.tolist()))
+    return Lookup(rows, cols, tuple(sides[0].tolist()), tuple(sides[1].tolist()), table, where)
+
+
+def chain(sizes: list[int], device: str = "cpu", *, tables: int | None = None) -> tuple[Plan, CostModel]:
+    """Layers one behind the other: each family is the columns of one and the rows of the next.
+
+    tables: every other layer costs what a table says, drawn by this seed.
+    """
     first, groups = 0, []
     for size in sizes:
         groups.append(torch.arange(first, first + size))
         first += size
-    products = [
+    summands: list[Product | Lookup] = [
         Product(9 + k, rows, cols, f"layer{k}")
         for k, (cols, rows) in enumerate(zip([None, *groups], [*groups, None], strict=True))
     ]
+    if tables is not None:
+        gen = torch.Generator().manual_seed(tables)
+        for k in range(0, len(summands), 2):
+            summands[k] = draw_lookup(gen, summands[k].rows, summands[k].cols, f"layer{k}")
     labels = {f"w{k}": {0: rows} for k, rows in enumerate(groups)}
-    found = families(sizes, labels, macs=products)
+    found = families(sizes, labels)
     parameters = {f"w{k}": torch.zeros(len(rows), device=device) for k, rows in enumerate(groups)}
-    return build_plan(found, parameters), build_cost_model(found, found.macs, "MACs").to(
-        torch.device(device)
-    )
+    model = build_cost_model(found, summands, "MACs")
+    return build_plan(found, parameters), model.to(torch.device(device))

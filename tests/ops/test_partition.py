@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.builders import chain
+from helpers.builders import chain, families
 from helpers.tolerance import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ocsfast.core.families import Lookup
 from ocsfast.ops import functions as ops
 from ocsfast.ops import reference
-from ocsfast.ops.cost import CostModel
+from ocsfast.ops.cost import CostModel, build_cost_model
 
 
 def run(
@@ -21,9 +22,10 @@ def run(
     budget: float,
     limits: list[int] | None = None,
     round_to: int = 1,
+    tables: int | None = None,
 ) -> tuple[list[bool], int, int]:
     """Our answer, once it is the reference's too; budget: the share of the dense cost."""
-    plan, cost = chain(sizes, str(scores.device.type))
+    plan, cost = chain(sizes, str(scores.device.type), tables=tables)
     highest = torch.tensor(int(budget * cost(sizes)), device=scores.device)
     most = torch.tensor(sizes if limits is None else limits, device=scores.device)
     ours = ops.partition(plan, cost, scores, most, highest, round_to)
@@ -48,7 +50,8 @@ def test_the_choice_is_the_best_of_every_threshold(data: st.DataObject) -> None:
         data.draw(st.lists(values, min_size=sum(sizes), max_size=sum(sizes))), dtype=torch.float64
     ).to(dtype)
     limits = [data.draw(st.integers(-1, size + 1)) for size in sizes]
-    run(sizes, scores, data.draw(st.floats(0, 1)), limits, data.draw(st.integers(1, 5)))
+    tables = data.draw(st.none() | st.integers(0, 1000))
+    run(sizes, scores, data.draw(st.floats(0, 1)), limits, data.draw(st.integers(1, 5)), tables)
 
 
 def test_the_smallest_pruning_that_reaches_the_budget(device: str) -> None:
@@ -192,9 +195,32 @@ def test_wrong_arguments_are_refused(changes: dict[str, object], message: str) -
 
 
 def test_cost_tables_that_point_outside_are_refused() -> None:
-    plan, cost = chain([4, 4])
-    for table in ("entry_family", "term_rows", "term_cols"):
+    plan, cost = chain([4, 4], tables=0)
+    names = {"entry_family": 99, "term_rows": 99, "term_cols": 99, "lookup_rows": 99, "lookup_cols": -1}
+    names |= {"grid_start": 2, "value_start": 1, "grid": 0, "values": -1}
+    for table, value in names.items():
         spoilt = CostModel(cost.tables.clone(), cost.layout, cost.unit)
-        spoilt.table(table)[0] = 99
+        spoilt.table(table)[0] = value
         with pytest.raises(RuntimeError, match=f"tables: {table}"):
             ops.partition(plan, spoilt, torch.zeros(8), torch.tensor([3, 3]), torch.tensor(1))
+
+
+@pytest.mark.parametrize(
+    ("table", "place", "value", "message"),
+    [
+        ("grid_start", 1, 0, "lookup 0 has 2 values for grids of 0 and 3"),
+        ("grid", 1, 1, "lookup 0 has 2 values for grids of 2 and 1, which do not ascend"),
+        ("value_start", 1, 1, "lookup 0 has 1 values for grids of 2 and 1"),
+        ("values", 1, 2**62 - 1, "values of all lookups exceed"),
+    ],
+)
+def test_lookups_that_no_table_gives_are_refused(
+    table: str, place: int, value: int, message: str
+) -> None:
+    plan, _ = chain([4])
+    rows = torch.arange(4)
+    lookups = [Lookup(rows, None, (1, 4), (1,), ((1,), (9,)), name) for name in "ab"]
+    cost = build_cost_model(families([4], {}), lookups, "ns")
+    cost.table(table)[place] = value
+    with pytest.raises(RuntimeError, match=message):
+        ops.partition(plan, cost, torch.zeros(4), torch.tensor([3]), torch.tensor(1))
