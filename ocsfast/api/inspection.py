@@ -11,10 +11,10 @@ from torch import nn
 
 from ocsfast.api.arguments import Inputs, families_of, plain, require_whole, unpacked
 from ocsfast.api.calls import Call
+from ocsfast.api.latency import with_latency
 from ocsfast.choice.budget import Aim, group_shares, make_aim, overshoot, quantity
 from ocsfast.choice.selection import choose
 from ocsfast.choice.targets import parameter_products
-from ocsfast.api.latency import with_latency
 from ocsfast.core.config import LATENCY, UNITS, Config
 from ocsfast.core.families import Families, Frozen
 from ocsfast.core.latency import LatencyRecord

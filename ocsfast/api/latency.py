@@ -62,8 +62,8 @@ class LatencyTable(LatencyRecord):
 
     Examples:
         >>> import ocsfast
-        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 2))
-        >>> table = ocsfast.LatencyTable.measure(model, torch.randn(32, 64), clock=lambda call: 1e-3)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> table = ocsfast.LatencyTable.measure(model, torch.randn(4, 8), clock=lambda call: 1e-3)
         >>> table.dense
         1000000
     """
@@ -92,7 +92,8 @@ class LatencyTable(LatencyRecord):
             progress: whether to show on a terminal how far it is.
             clock: seconds of one call, where another than this process tells them: a function of the
                 call, which has `operator` and `shapes`, and runs when it is called.
-            config: options as one object; those count that say what may go, and `round_to`.
+            config: options as one object; those count that say what may go, `max_family_ratio` (no less
+                is timed than may be kept) and `round_to`.
             **config_fields: fields of `Config`; they override `config`.
 
         Raises:
@@ -125,6 +126,10 @@ def with_latency(
     Raises:
         ConfigError, GroupingError, StateError: as `LatencyTable.measure`, on every process.
     """
+    if isinstance(options.target, LatencyRecord):
+        if processes is None or processes.is_first:
+            logger.info("the ratio is of the latency on %s", options.target.says())
+        return options
     if options.target != LATENCY or not families.families:
         return options
     if inputs is None or is_sharded(model):
@@ -173,17 +178,18 @@ def _measured(
         raise GroupingError("nothing in this model can be pruned, so there is no latency to measure")
     if not families.operations:
         raise GroupingError(
-            "the model was not traced by labels (grouping='torch-pruning'), so that its operators are not "
-            "known: target='latency' needs grouping='labels'"
+            "the model was not traced by labels (grouping='torch-pruning'), so that its operators are "
+            "not known: target='latency' needs grouping='labels'"
         )
-    device = next(model.parameters()).device
-    begun = time.perf_counter()
+    device, begun = next(model.parameters()).device, time.perf_counter()
     with nullcontext() if options.forward is None else forward_as(model, options.forward):
         jobs = jobs_of(sites_of(model, *inputs, families), families)
-        logger.info("measuring the latency of %d different operators, %g s at most", len(jobs), time_limit)
+        text = "measuring the latency of %d different operators, %g s at most"
+        logger.info(text, len(jobs), time_limit)
         with undisturbed(model, training=False, real=True), torch.no_grad():
             args, kwargs = own_inputs(*inputs)
-            shapes = tuple(tuple(x.shape) for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+            tensors = (x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+            shapes = tuple(tuple(x.shape) for x in tensors)
             whole = Call("model", shapes, device, lambda: model(*args, **kwargs))
             measured = Measurement(
                 jobs,
@@ -191,6 +197,7 @@ def _measured(
                 clock or clock_for(device),
                 grid=grid,
                 round_to=options.round_to,
+                most_gone=options.max_family_ratio,
                 time_limit=time_limit,
                 progress=Progress(progress),
             ).run()

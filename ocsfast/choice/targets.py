@@ -99,8 +99,8 @@ def dense_cost(record: Record | None, target: object, now: int, families: Famili
             return target.dense
         if name != LATENCY:
             raise ConfigError(
-                "ratio= is of the dense model, and how long that took is not known, as the model was cut "
-                "by another target: pass a LatencyTable that was measured on the dense model as target="
+                "ratio= is of the dense model, and how long that took is not known, as the model was "
+                "cut by another target: pass target= a LatencyTable that was measured before"
             )
     return now * int(record["dense"][name]) // max(1, int(record["left"][name]))
 

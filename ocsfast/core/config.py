@@ -306,8 +306,8 @@ def _check_target(target: object) -> None:
         return
     raise ConfigError(
         f"target={target!r} is not known: use one of {', '.join(UNITS)}, weights as in "
-        "{'flops': 2, 'params': 1}, a LatencyTable, or a callable that turns Families into a sequence of Product and "
-        "Lookup"
+        "{'flops': 2, 'params': 1}, a LatencyTable, or a callable that turns Families into a sequence "
+        "of Product and Lookup"
     )
 
 

@@ -125,9 +125,9 @@ class Statistic:
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """One call of an operator in the traced graph, and which of its tensors' indices go with which group.
+    """One call of an operator in the traced graph, with the groups along its tensors' dimensions.
 
-    `tensors` of its arguments, each once and in their order, then of its results.
+    Its tensors are those among its arguments, each once and in their order, then its results.
     """
 
     node: str  # its name in the graph
@@ -173,8 +173,8 @@ class Families:
         multiple: Each kept count is a multiple of this, if any group goes: an operator wants it.
         notes: What a user should know of how these were found.
         unsure: Attributes that may count some of these groups. Nothing proves it: the cut leaves them.
-        operations: The operators that a forward pass in evaluation mode calls, in their order; none where
-            the model was not traced by labels.
+        operations: The operators that a forward pass in evaluation mode calls, in their order; none
+            where the model was not traced by labels.
 
     Examples:
         >>> import ocsfast

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +56,8 @@ class Entry:
         nanoseconds: What one call takes, [rows][columns]; with more kept it never gets less.
 
     Examples:
-        >>> entry = Entry("aten.relu.default", ("relu",), ((8, 64),), Extent(0, 1, (32, 64)), None, ((5,), (9,)))
+        >>> widths = Extent(0, 1, (32, 64))
+        >>> entry = Entry("aten.relu.default", ("relu",), ((8, 64),), widths, None, ((5,), (9,)))
         >>> entry.nanoseconds[-1][-1]
         9
     """
@@ -85,7 +87,7 @@ class LatencyRecord:
     dense: int
     spread: float
     rest: int
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry, ...] = field(repr=False)
 
     def __post_init__(self) -> None:
         """Check every number, and make sequences tuples."""
@@ -128,9 +130,10 @@ class LatencyRecord:
             raise ConfigError(f"this is no latency table: its format is not {FORMAT!r}")
         if value.get("version") != VERSION:
             raise ConfigError(
-                f"the latency table has version {value.get('version')!r}, this is {VERSION}: measure anew"
+                f"the latency table has version {value.get('version')!r}, here it is {VERSION}: measure "
+                "anew"
             )
-        wanted = {field.name for field in fields(LatencyRecord)}
+        wanted = {one.name for one in fields(LatencyRecord)}
         given = set(value) - {"format", "version"}
         if given != wanted:
             name = min(given ^ wanted)
@@ -140,7 +143,9 @@ class LatencyRecord:
         try:
             entries = tuple(_entry(entry) for entry in value["entries"])
         except (TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"the latency table's entries are not as they should be: {error!r}") from error
+            raise ConfigError(
+                f"the latency table's entries are not as they should be: {error!r}"
+            ) from error
         return cls(**{**{name: value[name] for name in wanted}, "entries": entries})
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -196,7 +201,7 @@ def _checked_entry(entry: Entry) -> Entry:
     for name, side in (("rows", entry.rows), ("cols", entry.cols)):
         if side is None:
             continue
-        rises = all(a < b for a, b in zip(side.kept, side.kept[1:], strict=False))
+        rises = all(a < b for a, b in pairwise(side.kept))
         if not side.kept or not all(_is_count(n, 1) for n in side.kept) or not rises:
             raise ConfigError(f"{where}: {name} {list(side.kept)} are not whole numbers that rise")
         _require(_is_count(side.tensor, 0) and _is_count(side.dim, 0), where, side, "a place")
@@ -210,10 +215,8 @@ def _checked_entry(entry: Entry) -> Entry:
     for row in table:
         for value in row:
             _require(_is_count(value, 0), where, value, "whole nanoseconds, of at least 0")
-    falls = any(a > b for row in table for a, b in zip(row, row[1:], strict=False)) or any(
-        a > b
-        for above, row in zip(table, table[1:], strict=False)
-        for a, b in zip(above, row, strict=True)
+    falls = any(a > b for row in table for a, b in pairwise(row)) or any(
+        a > b for above, row in pairwise(table) for a, b in zip(above, row, strict=True)
     )
     if falls:
         raise ConfigError(

@@ -18,7 +18,7 @@ from ocsfast.cut.model_config import describes_itself
 ATTRIBUTE = "_ocsfast_cut"  # where a model keeps its record
 IN_CONFIG = "ocsfast_cut"  # where its `config` does
 
-# {"dense": {target: cost while dense}, "left": {target: cost now}, of "latency" where the cut was for it,
+# {"dense": {target: cost while dense}, "left": {target: cost now}, of "latency" if that was cut,
 #  "kept": [[family, groups kept, groups before]],
 #  "widths": [[tensor, axis, indices left]], for some of the axes that were cut}
 Record = Mapping[str, Any]

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocsfast.grouping.trace.nodes import Node, operator_name
+from ocsfast.grouping.trace.nodes import operator_name
 from ocsfast.latency.graph import Layout, Site
 from ocsfast.latency.sides import Side
 
+# What may copy where memory does not lie as the new shape wants it.
+COPYING = frozenset({"reshape", "view", "_unsafe_view", "flatten", "unflatten", "contiguous"})
 COLD = 64 * 2**20  # bytes of weights that pass before one is met again: more than caches hold
 
 
@@ -91,32 +93,39 @@ def make_call(
             for layout, tensor in zip(layouts, made, strict=True)
         ]
         known = dict(zip(sources, tensors, strict=True))
-        args, kwargs = torch.fx.node.map_arg((arguments, named), lambda n: known.get(n, n.meta.get("val")))
+        args, kwargs = torch.fx.node.map_arg(
+            (arguments, named), lambda n: known.get(n, n.meta.get("val"))
+        )
         return target(*args, **kwargs)
 
     target, arguments, named = _adapted(site, layouts)
     return Call(site.operation.operator, tuple(x.shape for x in layouts), memory.device, run)
 
 
-def _adapted(site: Site, layouts: Sequence[Layout]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+def _adapted(
+    site: Site, layouts: Sequence[Layout]
+) -> tuple[Callable[..., object], list[Any], dict[str, Any]]:
     """The operator and its arguments, with those that count indices set to the cropped widths."""
-    node: Node = site.node
-    target: Any = node.target
-    name = operator_name(target)
-    given = list(node.args)
-    if name in ("reshape", "view", "_unsafe_view", "flatten", "contiguous", "unflatten"):
-        # It copies here, or it would be free: one tensor, whatever shape it gets.
-        return _copied, (node.all_input_nodes[0],), {}
+    target: Any = site.node.target
+    if operator_name(target) in COPYING:  # it copies here, or it would be free
+        return _copied, [site.node.all_input_nodes[0]], {}
+    given: list[Any] = list(site.node.args)
     places = {argument.name: n for n, argument in enumerate(target._schema.arguments)}
-    if "groups" in places and len(layouts) > 1 and places["groups"] < len(given):
-        transposed = "transpose" in name or (len(given) > 6 and given[6] is True)
-        weight = layouts[1].shape
-        given[places["groups"]] = layouts[0].shape[-len(weight) + 1] // weight[1 - transposed] \
-            if not transposed else given[places["groups"]]
-    if "normalized_shape" in places:
-        count = len(given[1])
-        given[1] = list(layouts[0].shape[-count:])
-    return target, tuple(given), dict(node.kwargs)
+    for name in ("groups", "num_groups"):
+        place = places.get(name, len(given))
+        if place < len(given) and given[place] > 1:
+            given[place] = _groups_left(given[place], name, site, layouts)
+    if places.get("normalized_shape", len(given)) < len(given):
+        place = places["normalized_shape"]
+        given[place] = list(layouts[0].shape[-len(given[place]) :])
+    return target, given, dict(site.node.kwargs)
+
+
+def _groups_left(groups: int, name: str, site: Site, layouts: Sequence[Layout]) -> int:
+    """How many of a convolution's or a norm's groups are left: whole ones go, or none."""
+    channels = 1 if name == "num_groups" else 1 - len(layouts[1].shape)
+    size, left = site.tensors[0].shape[channels], layouts[0].shape[channels]
+    return groups * left // size if groups * left % size == 0 else groups
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -140,9 +149,9 @@ def _left(site: Site, sides: Sequence[Side], kept: Sequence[int], t: int, d: int
 
 def _extent(layout: Layout) -> int:
     """Elements from the first to the last one of a tensor."""
-    return 1 + sum((n - 1) * s for n, s in zip(layout.shape, layout.stride, strict=True)) if math.prod(
-        layout.shape
-    ) else 1
+    if not math.prod(layout.shape):
+        return 1
+    return 1 + sum((n - 1) * s for n, s in zip(layout.shape, layout.stride, strict=True))
 
 
 def _strides(layout: Layout, shape: Sequence[int]) -> tuple[int, ...]:

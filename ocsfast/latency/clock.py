@@ -26,12 +26,12 @@ def _by_wall(call: Call) -> float:
 
 
 def _by_events(call: Call) -> float:
-    """Of several calls in a row, as a model launches its operators: the host's time where it is longer."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    """Of several calls in a row, as a model launches its operators: the host's time if it is longer."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize(call.device)
     start.record()
     for _ in range(QUEUED):
         call()
     end.record()
     torch.cuda.synchronize(call.device)
-    return start.elapsed_time(end) / 1e3 / QUEUED
+    return float(start.elapsed_time(end)) / 1e3 / QUEUED

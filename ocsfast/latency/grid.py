@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from ocsfast.latency.sides import Side
 
+# Of the least that may be kept: the lowest count, so that whatever is kept lies within the grid.
+BELOW = 0.8
 
-def kept_counts(side: Side, points: int, round_to: int = 1) -> tuple[int, ...]:
+
+def kept_counts(side: Side, points: int, round_to: int = 1, most_gone: float = 0.75) -> tuple[int, ...]:
     """The numbers of indices to time a side at: ascending, evenly spaced, the last is all of it.
 
     Counts are what a cut can leave: what never goes, and whole units. Between the multiples of 8 or 16
@@ -20,10 +23,13 @@ def kept_counts(side: Side, points: int, round_to: int = 1) -> tuple[int, ...]:
     Args:
         points: how many, at most.
         round_to: kept counts of groups are multiples of this.
+        most_gone: the largest share that may go.
     """
     unit = side.unit * round_to
-    most = (side.size - side.fixed) // side.unit // round_to  # so many units may go
-    wanted = {max(1, round(most * k / points)) for k in range(1, points)}
+    units = (side.size - side.fixed) // side.unit // round_to
+    least = BELOW * (1 - most_gone)
+    shares = (least + (1 - least) * k / (points - 1) for k in range(points - 1))
+    wanted = {max(1, round(units * share)) for share in shares}
     counts = {side.fixed + unit * n for n in wanted}
     return tuple(sorted({*(count for count in counts if count < side.size), side.size}))
 

@@ -16,7 +16,7 @@ from itertools import product
 
 import torch
 
-from ocsfast.core.errors import StateError
+from ocsfast.core.errors import OcsfastError, StateError
 from ocsfast.core.families import Families
 from ocsfast.core.latency import Entry, Extent
 from ocsfast.latency.calls import Call, Memory, make_call
@@ -106,6 +106,7 @@ class Measurement:
         clock: seconds of a call.
         grid: points along each side, at most.
         round_to: kept counts of groups are multiples of this.
+        most_gone: the largest share of a family that may go.
         time_limit: seconds that it may take.
     """
 
@@ -117,11 +118,13 @@ class Measurement:
         *,
         grid: int,
         round_to: int,
+        most_gone: float,
         time_limit: float,
         progress: Progress,
     ) -> None:
         self.jobs, self.model, self.clock = list(jobs), model, clock
-        self.grid, self.round_to, self.time_limit = grid, round_to, time_limit
+        self.grid, self.time_limit = grid, time_limit
+        self.round_to, self.most_gone = round_to, most_gone
         self.progress, self.memory = progress, Memory(model.device)
         self._dense: list[float] = []
 
@@ -157,6 +160,8 @@ class Measurement:
         for job in self.jobs:
             try:
                 seconds = self._visited(job, job.whole, 2)
+            except OcsfastError:  # not of the operator
+                raise
             except Exception as error:  # whatever an operator raises that is called alone
                 logger.debug("%s is not timed: %s", job.site.operation.operator, error)
                 continue
@@ -173,7 +178,7 @@ class Measurement:
         """The finest grid that the time limit has room for, and all its points."""
         for grid in range(self.grid, LEAST_GRID - 1, -1):
             for job in self.jobs:
-                job.kept = [kept_counts(side, grid, self.round_to) for side in job.sides]
+                job.kept = [kept_counts(side, grid, self.round_to, self.most_gone) for side in job.sides]
             points = [(job, point) for job in self.jobs for point in job.points()]
             each = sum(job.share(point) * job.seconds[job.whole][0] for job, point in points)
             needed = each * (1 + PASSES * VISITS)
@@ -194,13 +199,15 @@ class Measurement:
             self.progress.show(number * len(points) + n, PASSES * len(points))
             if number == 0 and time.perf_counter() - begun > 2 * self.time_limit:
                 raise StateError(
-                    f"measuring takes longer than time_limit={self.time_limit:g} s: {len(points) - n} of "
-                    f"{len(points)} points are missing. Raise it, or pass a smaller batch"
+                    f"measuring takes longer than time_limit={self.time_limit:g} s: {len(points) - n} "
+                    f"of {len(points)} points are missing. Raise it, or pass a smaller batch"
                 )
             if job.linear and point != job.whole:
                 continue
             try:
                 seconds = self._visited(job, point, VISITS + (number == 0))
+            except OcsfastError:
+                raise
             except Exception as error:
                 logger.debug("%s counts by its size: %s", job.site.operation.operator, error)
                 job.linear = True

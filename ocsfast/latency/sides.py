@@ -1,7 +1,7 @@
 """Along which widths an operator's time is measured: at most two, its sides.
 
-Dimensions with the same groups in the same proportion are one side: a convolution's output channels
-are dim 0 of its weight, its bias and dim 1 of its result; the heads of a query and of the keys that serve
+Dimensions with the same groups in the same proportion are one side: a convolution's output channels are
+dim 0 of its weight, its bias and dim 1 of its result; the heads of a query and of the keys that serve
 several of them are one side too.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ocsfast.core.families import Families, Operation
 
-# Operators that compute products: both their sides count. Of all others the sides of the largest tensor do.
+# Operators that compute products: both their sides count. Of others those of the largest tensor do.
 PRODUCTS = ("conv", "linear", "mm", "matmul", "addmm", "bmm", "einsum", "scaled_dot_product_attention")
 
 Profile = tuple[tuple[int, int], ...]  # (family, or -1 for what stays, its indices along a dimension)

@@ -88,9 +88,7 @@ def _summand(entry: Entry, operation: Operation, profiles: Profiles) -> Lookup |
     return Lookup(row_labels, col_labels, row_grid, col_grid, values, where)
 
 
-def _along(
-    side: Extent | None, operation: Operation, profiles: Profiles
-) -> tuple[Tensor | None, int]:
+def _along(side: Extent | None, operation: Operation, profiles: Profiles) -> tuple[Tensor | None, int]:
     """The groups along a side, None where all of it stays, and its size."""
     if side is None:
         return None, 1
