@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocsfast.grouping.graph.program import RESHAPING
 from ocsfast.grouping.trace.nodes import operator_name
 from ocsfast.latency.graph import Layout, Site
 from ocsfast.latency.sides import Side
 
 # What may copy where memory does not lie as the new shape wants it.
-COPYING = frozenset({"reshape", "view", "_unsafe_view", "flatten", "unflatten", "contiguous"})
+COPYING = frozenset({*RESHAPING, "flatten", "contiguous"})
 COLD = 64 * 2**20  # bytes of weights that pass before one is met again: more than caches hold
 
 
