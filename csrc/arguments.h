@@ -28,6 +28,13 @@ struct SaliencyArguments {
 struct PartitionArguments {
   Plan plan;
   CostModel cost;
+  const void* scores;  // [groups] float or double
+  bool in_double;
+  const int64_t* limits;  // [families]
+  int64_t round_to;
+  const int64_t* budget;
+  const int64_t* ties;  // [families] the first family it is tied to, or itself; null: none is tied
+  bool give_back;
 };
 
 struct CompareArguments {

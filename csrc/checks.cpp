@@ -31,6 +31,19 @@ const Criterion& check_criterion(const char* op, const std::string& name) {
   fail(op, "criterion '", name, "' is not known");
 }
 
+// Tied families are alike: of one size and limit, they can lose equally many.
+void check_ties(const char* op, const PartitionArguments& a) {
+  const auto size = [&](int64_t f) { return a.plan.family_start[f + 1] - a.plan.family_start[f]; };
+  for (int64_t f = 0; f < a.plan.families; ++f) {
+    const int64_t first = a.ties[f];
+    if (first < 0 || first > f || a.ties[first] != first)
+      fail(op, "ties[", f, "] is ", first, ", expected ", f, " or the first family it is tied to");
+    if (size(f) != size(first) || a.limits[f] != a.limits[first])
+      fail(op, "ties: families ", first, " and ", f, " have ", size(first), " and ", size(f),
+           " groups and may lose ", a.limits[first], " and ", a.limits[f]);
+  }
+}
+
 }  // namespace
 
 int64_t check_ticket(const char* op, const Tensor& ticket) {
@@ -53,15 +66,28 @@ SaliencyArguments check_saliency(const char* op, const Bound& bound, const Tenso
 PartitionArguments check_partition(const char* op, const Tensor& scores, const Tensor& tables,
                                    const std::vector<int64_t>& layout, const Tensor& cost_tables,
                                    const std::vector<int64_t>& cost_layout, const Tensor& limits,
-                                   int64_t round_to, const Tensor& budget) {
-  const Plan plan = check_plan(op, tables, layout);
-  check_families(op, plan, tables);
-  const CostModel cost = check_cost(op, cost_tables, cost_layout, tables, plan.families);
-  check_values(op, "scores", scores, plan, tables);
-  check_array(op, limits, {"limits", ScalarType::Long, plan.families, 1}, tables);
+                                   int64_t round_to, const Tensor& budget,
+                                   const std::optional<Tensor>& ties, bool give_back) {
+  PartitionArguments a{};
+  a.plan = check_plan(op, tables, layout);
+  check_families(op, a.plan, tables);
+  a.cost = check_cost(op, cost_tables, cost_layout, tables, a.plan.families);
+  check_values(op, "scores", scores, a.plan, tables);
+  check_array(op, limits, {"limits", ScalarType::Long, a.plan.families, 1}, tables);
   check_array(op, budget, {"budget", ScalarType::Long, 1, 0}, tables);
   if (round_to < 1 || round_to > INT32_MAX) fail(op, "round_to is ", round_to, ", expected 1 or more");
-  return {plan, cost};
+  a.scores = scores.const_data_ptr();
+  a.in_double = scores.scalar_type() == ScalarType::Double;
+  a.limits = limits.const_data_ptr<int64_t>();
+  a.round_to = round_to;
+  a.budget = budget.const_data_ptr<int64_t>();
+  a.give_back = give_back;
+  if (ties) {
+    check_array(op, *ties, {"ties", ScalarType::Long, a.plan.families, 1}, tables);
+    a.ties = ties->const_data_ptr<int64_t>();
+    if (tables.is_cpu()) check_ties(op, a);
+  }
+  return a;
 }
 
 CompareArguments check_compare(const char* op, const Tensor& mask, const Tensor& sizes,

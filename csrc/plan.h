@@ -42,8 +42,8 @@ constexpr int kCostCounts = 4;   // axes, entries, terms, lookups
 constexpr int kCostTables = 13;  // the pointers of CostModel below, in this order
 // The most that a grid of counts holds: its cube fits into 64 bits (cost.h).
 constexpr int64_t kMaxGridCount = int64_t{1} << 20;
-// The most that all lookups cost together.
-constexpr int64_t kMaxLookups = int64_t{1} << 62;
+// The most that all lookups cost together: compare tells costs as doubles.
+constexpr int64_t kMaxLookups = int64_t{1} << 53;
 
 // cost = Σ over terms of coefficient · kept(rows axis) · kept(columns axis), where an axis keeps
 // axis_fixed indices and entry_count for each kept group of entry_family, summed over the axis's

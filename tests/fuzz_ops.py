@@ -166,7 +166,10 @@ def right_choice(pick: random.Random, families: Families, plan: Plan, mask: Tens
     model = build_cost_model(families, summands, "units")
     limits = torch.tensor([pick.randint(-1, s + 1) for s in sizes])
     budget = torch.tensor(pick.randint(-1, model(sizes) + 1))
-    arguments = (plan, model, scores, limits, budget, pick.choice([1, 1, 4]))
+    ties = [sizes.index(size) if pick.random() < 0.5 else f for f, size in enumerate(sizes)]
+    ties = torch.tensor([first if ties[first] == first else f for f, first in enumerate(ties)])
+    options = (pick.choice([1, 1, 4]), pick.choice([None, ties]), pick.random() < 0.7)
+    arguments = (plan, model, scores, limits[ties], budget, *options)
     got = ops.partition(*arguments)
     for a, b in zip(got, reference.partition(*arguments), strict=True):
         assert torch.equal(a, b), "partition"
@@ -286,7 +289,8 @@ def spoilt_choice(pick: random.Random, families: Families, plan: Plan, mask: Ten
     limits = torch.ones(len(families.families), dtype=torch.int64)
     scores, budget = torch.rand(len(mask)), torch.tensor(0)
     status = torch.tensor(0, dtype=torch.int32)
-    return harmless(lambda: ops.partition(wrong, model, scores, limits, budget)) | harmless(
+    ties = pick.choice([None, torch.tensor([pick.randint(-1, 3) for _ in limits])])
+    return harmless(lambda: ops.partition(wrong, model, scores, limits, budget, 1, ties)) | harmless(
         lambda: ops.compare(wrong, mask, scores, budget, status, mask, mask)
     )
 

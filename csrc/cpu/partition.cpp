@@ -53,49 +53,75 @@ std::vector<int32_t> ascending(const Score* scores, int32_t groups) {
   return order;
 }
 
+// Which groups go, as docs/method.md defines it. All counts are of groups that go, a family.
 template <class Score>
 class Partition {
  public:
-  Partition(const Plan& plan, const CostModel& cost, const Score* scores, const int64_t* limits,
-            int64_t round_to)
-      : plan_(plan),
-        cost_(cost),
-        limits_(limits),
-        round_to_(round_to),
-        kept_(plan.families),
-        axis_(cost.axes),
-        order_(ascending(scores, plan.groups)) {
-    std::vector<int32_t> family(plan.groups);
-    for (int32_t f = 0; f < plan.families; ++f) {
-      std::fill(family.begin() + plan.family_start[f], family.begin() + plan.family_start[f + 1], f);
+  Partition(const PartitionArguments& arguments, const Score* scores)
+      : a_(arguments),
+        plan_(arguments.plan),
+        held_(plan_.families, kOpen),
+        below_(plan_.families),
+        kept_(plan_.families),
+        axis_(a_.cost.axes),
+        order_(ascending(scores, plan_.groups)) {
+    std::vector<int32_t> family(plan_.groups);
+    for (int32_t f = 0; f < plan_.families; ++f) {
+      std::fill(family.begin() + plan_.family_start[f], family.begin() + plan_.family_start[f + 1], f);
     }
     // The groups of each family in ascending order, as positions in the order of all groups.
-    position_.resize(plan.groups);
-    std::vector<int32_t> next(plan.family_start, plan.family_start + plan.families);
-    for (int32_t p = 0; p < plan.groups; ++p) position_[next[family[order_[p]]]++] = p;
+    position_.resize(plan_.groups);
+    std::vector<int32_t> next(plan_.family_start, plan_.family_start + plan_.families);
+    for (int32_t p = 0; p < plan_.groups; ++p) position_[next[family[order_[p]]]++] = p;
   }
 
-  // How many groups of family f are pruned if only the `threshold` lowest of all groups may be.
-  int64_t pruned(int32_t f, int32_t threshold) const {
-    const auto begin = position_.begin() + plan_.family_start[f];
-    const auto end = position_.begin() + plan_.family_start[f + 1];
-    return groups_to_prune(end - begin, std::lower_bound(begin, end, threshold) - begin, limits_[f],
-                           round_to_);
-  }
-
-  int64_t cost(int32_t threshold) {
-    for (int32_t f = 0; f < plan_.families; ++f) {
-      kept_[f] = plan_.family_start[f + 1] - plan_.family_start[f] - pruned(f, threshold);
+  // The cost that is reached; the mask is written.
+  int64_t run(bool* mask) {
+    int32_t threshold = search(plan_.groups);
+    int64_t reached = cost(threshold);
+    while (a_.give_back && reached <= *a_.budget && hold()) {
+      threshold = search(threshold);
+      reached = cost(threshold);
     }
-    return compute_cost(cost_, kept_, axis_);
+    for (int32_t f = 0; f < plan_.families; ++f) {
+      const int64_t n = size(f) - kept_[f];
+      for (int64_t k = 0; k < n; ++k) mask[order_[position_[plan_.family_start[f] + k]]] = true;
+    }
+    return reached;
   }
 
-  // The smallest threshold whose cost is at most the budget; if there is none, all groups.
-  int32_t search(int64_t budget) {
-    int32_t low = 0, high = plan_.groups;
+ private:
+  static constexpr int64_t kOpen = -1;
+
+  int64_t size(int32_t f) const { return plan_.family_start[f + 1] - plan_.family_start[f]; }
+  int32_t tied(int32_t f) const { return a_.ties ? static_cast<int32_t>(a_.ties[f]) : f; }
+
+  int64_t to_prune(int32_t f, int64_t below) const {
+    return groups_to_prune(size(f), below, a_.limits[f], a_.round_to);
+  }
+
+  // The cost if the `threshold` lowest of all groups may go, and of families that are held as many as
+  // they are held at. Leaves what each family keeps in kept_.
+  int64_t cost(int32_t threshold) {
+    std::fill(below_.begin(), below_.end(), 0);
+    for (int32_t f = 0; f < plan_.families; ++f) {
+      if (held_[f] != kOpen) continue;
+      const auto begin = position_.begin() + plan_.family_start[f];
+      const auto end = position_.begin() + plan_.family_start[f + 1];
+      int64_t& below = below_[tied(f)];
+      below = std::max<int64_t>(below, std::lower_bound(begin, end, threshold) - begin);
+    }
+    for (int32_t f = 0; f < plan_.families; ++f)
+      kept_[f] = size(f) - (held_[f] != kOpen ? held_[f] : to_prune(f, below_[tied(f)]));
+    return compute_cost(a_.cost, kept_, axis_);
+  }
+
+  // The smallest threshold, of at most `high`, whose cost is at most the budget; `high` if none is.
+  int32_t search(int32_t high) {
+    int32_t low = 0;
     while (low < high) {
       const int32_t middle = low + (high - low) / 2;
-      if (cost(middle) <= budget) {
+      if (cost(middle) <= *a_.budget) {
         high = middle;
       } else {
         low = middle + 1;
@@ -104,59 +130,66 @@ class Partition {
     return low;
   }
 
-  void write(int32_t threshold, bool* mask) const {
-    for (int32_t f = 0; f < plan_.families; ++f) {
-      const int64_t n = pruned(f, threshold);
-      for (int64_t k = 0; k < n; ++k) mask[order_[position_[plan_.family_start[f] + k]]] = true;
+  // Holds every open family that cannot lose one unit less at this threshold: it would be held as soon
+  // as the threshold fell to its next group, as the cost only rises until then. kept_ is of the
+  // threshold. Whether a family is still open.
+  bool hold() {
+    bool open = false;
+    const std::vector<int64_t> kept = kept_;
+    for (int32_t root = 0; root < plan_.families; ++root) {
+      if (held_[root] != kOpen || tied(root) != root) continue;
+      const int64_t gone = size(root) - kept[root];
+      const auto set = [&](std::vector<int64_t>& counts, int64_t value) {
+        for (int32_t f = root; f < (a_.ties ? plan_.families : root + 1); ++f)
+          if (tied(f) == root) counts[f] = value;
+      };
+      if (gone > 0) {
+        set(kept_, size(root) - to_prune(root, gone - 1));
+        const bool fits = compute_cost(a_.cost, kept_, axis_) <= *a_.budget;
+        set(kept_, kept[root]);
+        open |= fits;
+        if (fits) continue;
+      }
+      set(held_, gone);
     }
+    return open;
   }
 
- private:
+  const PartitionArguments& a_;
   const Plan& plan_;
-  const CostModel& cost_;
-  const int64_t* limits_;
-  int64_t round_to_;
-  std::vector<int64_t> kept_, axis_;  // scratch of `cost`
+  std::vector<int64_t> held_;         // [families] how many a family that is held loses, or kOpen
+  std::vector<int64_t> below_;        // [families] scratch of `cost`
+  std::vector<int64_t> kept_, axis_;  // [families], [axes] of the last cost
   std::vector<int32_t> order_;        // [groups] all groups in ascending order
   std::vector<int32_t> position_;     // [groups] family by family, positions in order_
 };
 
 template <class Score>
-std::pair<int64_t, int32_t> run(const Plan& plan, const CostModel& cost, const Score* scores,
-                                const int64_t* limits, int64_t round_to, int64_t budget, bool* mask) {
+std::pair<int64_t, int32_t> run(const PartitionArguments& a, const Score* scores, bool* mask) {
+  const Plan& plan = a.plan;
   std::fill_n(mask, plan.groups, false);
   if (std::any_of(scores, scores + plan.groups, [](Score s) { return std::isnan(s); })) {
-    std::vector<int64_t> kept(plan.families), axis(cost.axes);
+    std::vector<int64_t> kept(plan.families), axis(a.cost.axes);
     for (int32_t f = 0; f < plan.families; ++f)
       kept[f] = plan.family_start[f + 1] - plan.family_start[f];
-    return {compute_cost(cost, kept, axis), kNanScore};
+    return {compute_cost(a.cost, kept, axis), kNanScore};
   }
-  Partition<Score> partition(plan, cost, scores, limits, round_to);
-  const int32_t threshold = partition.search(budget);
-  partition.write(threshold, mask);
-  const int64_t reached = partition.cost(threshold);
-  return {reached, reached <= budget ? 0 : kUnreachable};
+  const int64_t reached = Partition<Score>(a, scores).run(mask);
+  return {reached, reached <= *a.budget ? 0 : kUnreachable};
 }
 
-std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& scores, const Tensor& tables,
-                                             const std::vector<int64_t>& layout,
-                                             const Tensor& cost_tables,
-                                             const std::vector<int64_t>& cost_layout,
-                                             const Tensor& limits, int64_t round_to,
-                                             const Tensor& budget) {
-  constexpr const char* kOp = "partition";
-  const auto& [plan, cost] =
-      check_partition(kOp, scores, tables, layout, cost_tables, cost_layout, limits, round_to, budget);
-  Tensor mask = torch::stable::new_empty(tables, {plan.groups}, ScalarType::Bool);
+std::tuple<Tensor, Tensor, Tensor> partition(
+    const Tensor& scores, const Tensor& tables, const std::vector<int64_t>& layout,
+    const Tensor& cost_tables, const std::vector<int64_t>& cost_layout, const Tensor& limits,
+    int64_t round_to, const Tensor& budget, const std::optional<Tensor>& ties, bool give_back) {
+  const PartitionArguments a = check_partition("partition", scores, tables, layout, cost_tables,
+                                               cost_layout, limits, round_to, budget, ties, give_back);
+  Tensor mask = torch::stable::new_empty(tables, {a.plan.groups}, ScalarType::Bool);
   Tensor reached = torch::stable::new_empty(tables, {}, ScalarType::Long);
   Tensor status = torch::stable::new_empty(tables, {}, ScalarType::Int);
-  const auto* limit = limits.const_data_ptr<int64_t>();
-  const int64_t highest = *budget.const_data_ptr<int64_t>();
   auto* masked = mask.mutable_data_ptr<bool>();
-  const auto [value, bits] =
-      scores.scalar_type() == ScalarType::Double
-          ? run(plan, cost, scores.const_data_ptr<double>(), limit, round_to, highest, masked)
-          : run(plan, cost, scores.const_data_ptr<float>(), limit, round_to, highest, masked);
+  const auto [value, bits] = a.in_double ? run(a, static_cast<const double*>(a.scores), masked)
+                                         : run(a, static_cast<const float*>(a.scores), masked);
   *reached.mutable_data_ptr<int64_t>() = value;
   *status.mutable_data_ptr<int32_t>() = bits;
   return {mask, reached, status};

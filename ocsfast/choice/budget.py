@@ -24,6 +24,16 @@ from ocsfast.ops.cost import CostModel, build_cost_model
 
 
 @dataclass(frozen=True, eq=False)
+class Placed:
+    """What the partition reads of an aim, on a device."""
+
+    cost_model: CostModel
+    limits: Tensor  # [families] int64
+    budget: Tensor  # 0-dim int64
+    ties: Tensor | None  # [families] int64: `Ranking.ties`, where families are tied
+
+
+@dataclass(frozen=True, eq=False)
 class Aim:
     """A ratio of a model's cost, in integers."""
 
@@ -34,25 +44,33 @@ class Aim:
     limits: tuple[int, ...]  # most groups each family may lose
     round_to: int  # of which kept counts are multiples
     ranking: Ranking
-    _placed: dict[torch.device, tuple[CostModel, Tensor, Tensor]] = field(
-        default_factory=dict, init=False
-    )
+    give_back: bool  # whether what the threshold took beyond the budget stays where it can
+    _placed: dict[torch.device, Placed] = field(default_factory=dict, init=False)
     _without: dict[frozenset[int], Aim] = field(default_factory=dict, init=False)
 
-    def on(self, device: torch.device) -> tuple[CostModel, Tensor, Tensor]:
-        """Cost model, limits [families] and budget on a device; kept there, as copying would wait."""
+    def on(self, device: torch.device) -> Placed:
+        """What the partition reads, on a device; kept there, as copying would wait."""
         if device not in self._placed:
-            self._placed[device] = (
+            ties = self.ranking.ties if self.ranking.tied else None
+            self._placed[device] = Placed(
                 self.cost_model.to(device),
                 torch.tensor(self.limits, dtype=torch.int64, device=device),
                 torch.tensor(self.budget, dtype=torch.int64, device=device),
+                None if ties is None else torch.tensor(ties, dtype=torch.int64, device=device),
             )
         return self._placed[device]
 
     def without(self, families: frozenset[int]) -> Aim:
-        """The same, but nothing of these families may go; kept too, with what it has on a device."""
+        """The same, but nothing of these families may go; kept too, with what it has on a device.
+
+        Tied families go along: they lose equally many groups, which is none.
+        """
         if families not in self._without:
-            limits = tuple(0 if f in families else limit for f, limit in enumerate(self.limits))
+            ties = self.ranking.ties
+            held = {ties[f] for f in families}
+            limits = tuple(
+                0 if first in held else limit for first, limit in zip(ties, self.limits, strict=True)
+            )
             self._without[families] = replace(self, limits=limits)
         return self._without[families]
 
@@ -81,7 +99,8 @@ def make_aim(
     )
     ranking = make_ranking(families, config.normalize, config.uniform)
     round_to = math.lcm(config.round_to, families.multiple)
-    return Aim(model, dense, now, budget_of(dense, ratio), limits, round_to, ranking)
+    budget = budget_of(dense, ratio)
+    return Aim(model, dense, now, budget, limits, round_to, ranking, config.give_back)
 
 
 def budget_of(dense_cost: int, ratio: float) -> int:

@@ -13,7 +13,7 @@ from ocsfast.core.families import Families
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """What happens to scores before the partition, and to the mask after it.
+    """What happens to scores before the partition, and which families it keeps alike.
 
     normalize: "none" ranks all groups by their score. "kind" divides by the mean score of all groups of
         the same kind (head, neuron, ...), whose raw norms are not alike. "isomorphic" ranks groups only
@@ -24,6 +24,7 @@ class Ranking:
     normalize: str
     classes: Tensor  # [groups] int64: groups whose scores compare
     tied: tuple[Tensor, ...]  # each [tied families, groups of a family]: group numbers
+    ties: tuple[int, ...]  # by family: the first one that it is tied to, or itself
     _placed: dict[torch.device, tuple[Tensor, tuple[Tensor, ...]]] = field(
         default_factory=dict, init=False
     )
@@ -62,13 +63,6 @@ class Ranking:
         share = (place - first[classes] + 1) / counts[classes]
         return torch.where(scores.isnan(), scores, share.to(scores.dtype))
 
-    def evened(self, mask: Tensor, scores: Tensor) -> Tensor:
-        """The mask with tied families losing equally many: a threshold may fall between equal scores."""
-        for groups in self._on(mask.device)[1]:
-            order = groups.gather(1, scores[groups].argsort(dim=1, stable=True))
-            mask = mask.index_put((order,), mask[order].any(0).expand(order.shape))
-        return mask
-
 
 def make_ranking(families: Families, normalize: str, uniform: bool) -> Ranking:
     """The ranking that two options ask for.
@@ -84,12 +78,16 @@ def make_ranking(families: Families, normalize: str, uniform: bool) -> Ranking:
         names = [family.kind for family in families.families]
     numbers = {name: n for n, name in enumerate(dict.fromkeys(names))}
     classes = torch.tensor([numbers[name] for name in names], dtype=torch.int64)
-    alike: dict[tuple[str, int], list[Tensor]] = {}
-    for family in families.families if uniform else ():
-        groups = torch.arange(family.first, family.first + family.size)
-        alike.setdefault((family.kind, family.size), []).append(groups)
-    tied = tuple(torch.stack(groups) for groups in alike.values() if len(groups) > 1)
-    return Ranking(normalize, classes[families.family_of_groups()], tied)
+    alike: dict[object, list[int]] = {}
+    for f, family in enumerate(families.families):
+        alike.setdefault((family.kind, family.size) if uniform else f, []).append(f)
+    first = {f: members[0] for members in alike.values() for f in members}
+    groups = [torch.arange(family.first, family.first + family.size) for family in families.families]
+    tied = tuple(
+        torch.stack([groups[f] for f in members]) for members in alike.values() if len(members) > 1
+    )
+    ties = tuple(first[f] for f in range(len(groups)))
+    return Ranking(normalize, classes[families.family_of_groups()], tied, ties)
 
 
 def structures(families: Families) -> list[str]:

@@ -56,12 +56,20 @@ def choose(
             something.
     """
     plan = bound.plan
-    cost_model, limits, budget = aim.on(plan.tables.device)
+    placed = aim.on(plan.tables.device)
     bound.forget()  # a check is rare, and what it decides is final: it reads the weights themselves
     raw, sizes = saliency(bound, criterion, optimizer)
     scores = aim.ranking.ranked(raw)
-    mask, cost, status = ops.partition(plan, cost_model, scores, limits, budget, aim.round_to)
-    mask = aim.ranking.evened(mask, scores)
+    mask, cost, status = ops.partition(
+        plan,
+        placed.cost_model,
+        scores,
+        placed.limits,
+        placed.budget,
+        aim.round_to,
+        placed.ties,
+        aim.give_back,
+    )
     full = len(before) == lag
     first, last = before[0] if full else None, before[-1] if before else None
     facts = ops.compare(plan, mask, sizes, cost, status, first, last)
@@ -73,15 +81,14 @@ def choose(
         raise StateError(f"{what}: the training has diverged")
     mean_kept = (of_all - of_gone) / max(1.0, mask.numel() - gone_read)
     mean_gone = of_gone / max(1.0, gone_read)
-    kept_read = [int(count) for count in kept_read]
     return Choice(
         scores,
         mask,
-        aim.cost_model(kept_read) if aim.ranking.tied else int(cost_read),
+        int(cost_read),
         mean_gone / mean_kept if mean_kept > 0 else 0.0,
         index_read if full else None,
         int(changed_read),
-        tuple(kept_read),
+        tuple(int(count) for count in kept_read),
     )
 
 

@@ -29,6 +29,7 @@ _CHOICES = {
     "grouping": ("labels", "torch-pruning"),
     "normalize": ("none", "kind", "isomorphic"),
     "uniform": (False, True),
+    "give_back": (False, True),
 }
 
 
@@ -55,6 +56,9 @@ class Config:
         max_family_ratio: The largest share of one family's groups that may go, in (0, 1]. One group
             always stays.
         round_to: Each kept count is a multiple of this, if the family loses any group.
+        give_back: Whether groups stay that the budget has room for: where the last group to go is a
+            coarse one, as a head of all layers, those with the highest scores of other families are not
+            needed beside it.
         keep: Modules, or shell patterns of module or parameter names, that stay as they are.
         only: The same; if given, no other layer may lose outputs.
         kinds: Which kinds of groups may go: of "head", "head_dim", "width", "channel", "neuron".
@@ -109,6 +113,7 @@ class Config:
     target: Target = "flops"
     max_family_ratio: float = 0.75
     round_to: int = 1
+    give_back: bool = True
     keep: tuple[str | nn.Module, ...] = ()
     only: tuple[str | nn.Module, ...] = ()
     kinds: tuple[str, ...] = DEFAULT_KINDS
@@ -212,7 +217,8 @@ class Config:
         Lambda grows by `delta` every `delta_every` checks, as the paper's prose says and the code that
         gave its figures does; `growth="recursive"` is Eq. 7 as printed, which sums those increments up
         and ends some twenty times higher. Checks must come once an epoch. `deadline` is the authors'
-        script's `sl_end_epoch`; no residual is asked for. Any field may be overridden.
+        script's `sl_end_epoch`; no residual is asked for, and nothing is given back. Any field may be
+        overridden.
 
         Raises:
             ConfigError: another name, or an unknown field.
@@ -230,6 +236,7 @@ class Config:
             "sparsify_from": 30 if data == "cifar" else None,
             "deadline": 110 if data == "cifar" else 50,
             "max_residual": None,
+            "give_back": False,
         }
         return make_config({**preset, **overrides})
 

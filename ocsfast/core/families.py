@@ -91,8 +91,9 @@ class Lookup:
         row_grid: The counts of kept rows that were measured, ascending, from 1 to 2**20; (1,) where
             `rows` is None.
         col_grid: The same of columns.
-        values: What each pair costs, [len(row_grid)][len(col_grid)]: integers of at least 0 that never
-            fall along a row or a column. The largest values of all lookups sum to 2**62 at most.
+        values: What each pair of counts costs, a tuple for each of `row_grid` with one entry for each of
+            `col_grid`: integers of at least 0 that never fall along a row or a column. The largest
+            values of all lookups sum to 2**53 at most.
         where: The layer that costs this.
 
     Examples:

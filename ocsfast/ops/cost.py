@@ -35,9 +35,9 @@ TABLES = (
     "grid",  # [*] counts
     "values",  # [*]
 )
-# csrc/plan.h: what 64 bits have room for.
+# csrc/plan.h: what 64 bits, and a double, have room for.
 MAX_GRID_COUNT = 2**20
-MAX_LOOKUPS = 2**62
+MAX_LOOKUPS = 2**53
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,18 +200,18 @@ def _check_lookups(lookups: Sequence[Lookup]) -> None:
         total += lookup.values[-1][-1]
         if total > MAX_LOOKUPS:
             raise ConfigError(
-                f"{lookup.where}: with its table the costs of all tables sum to {total}, above 2**62. "
+                f"{lookup.where}: with its table the costs of all tables sum to {total}, above 2**53. "
                 "Count in a larger unit"
             )
 
 
 def _fault(lookup: Lookup) -> str:
     """What is wrong with a table, for people; "" where nothing is."""
-    for side, labels in (("row", lookup.rows), ("col", lookup.cols)):
-        grid = getattr(lookup, f"{side}_grid")
-        name = f"{side}_grid={tuple(grid)!r}"
+    sides = (("row_grid", lookup.row_grid, lookup.rows), ("col_grid", lookup.col_grid, lookup.cols))
+    for field, grid, labels in sides:
+        name = f"{field}={tuple(grid)!r}"
         if labels is None and tuple(grid) != (1,):
-            return f"has {name}, but no labels of {side}s: (1,) is expected"
+            return f"has {name}, but no labels there: (1,) is expected"
         if not grid or not all(_is_integer(n) and 1 <= n <= MAX_GRID_COUNT for n in grid):
             return f"has {name}: integers from 1 to 2**20 are expected"
         if any(a >= b for a, b in pairwise(grid)):

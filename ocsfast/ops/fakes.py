@@ -28,6 +28,8 @@ def _partition(
     limits: Tensor,
     round_to: int,
     budget: Tensor,
+    ties: Tensor | None,
+    give_back: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         tables.new_empty(layout[COUNTS.index("groups")], dtype=torch.bool),

@@ -93,23 +93,36 @@ def partition(
     limits: Tensor,
     budget: Tensor,
     round_to: int = 1,
+    ties: Tensor | None = None,
+    give_back: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the groups to prune so that the cost is at most `budget`, and no more than that takes.
 
     Groups are in one order: by score (-0.0 equals 0.0), then by index. For a threshold in it, each
     family loses its lowest groups up to the threshold, `limits` of them at most, and then fewer until it
     keeps a multiple of `round_to` (or loses none). The lowest threshold whose cost is within the budget
-    decides.
+    decides, and then gives back what that took beyond the budget, the highest scores first:
+
+    1. The family of the group at the threshold is held: it loses so many groups from now on.
+    2. The lowest threshold within the budget is found again, for the families that are not held.
+    3. Both are repeated until every family that loses something is held.
+
+    So no family can lose one unit less within the budget: the next multiple, or none. Scores of at least
+    0 that shrink, all chosen ones by one factor, leave the choice as it is.
     Exact; on CUDA one launch without synchronisation.
 
     Args:
         plan: the tables.
-        cost_model: the cost of kept counts, on the device of the plan.
+        cost_model: the cost of kept counts, on the device of the plan. It may not fall where more stays.
         scores: [groups] float32 or float64.
         limits: [families] int64, the most groups each family may lose; values beyond 0 .. its size
             stand for the nearest of the two.
         budget: 0-dim int64, the highest allowed cost.
         round_to: kept counts are multiples of this.
+        ties: [families] int64, the first family that each is tied to, or itself; None: all are free.
+            Tied families are of one size and limit. Each loses as many as the one with most groups up to
+            the threshold, and they are held together.
+        give_back: whether to give back; False: the lowest threshold within the budget decides alone.
 
     Returns:
         mask [groups] bool, true where a group goes; its cost, 0-dim int64; status, 0-dim int32:
@@ -128,6 +141,8 @@ def partition(
         limits,
         round_to,
         budget,
+        ties,
+        give_back,
     )
     return mask, cost, status
 

@@ -41,36 +41,52 @@ def partition(
     limits: Tensor,
     budget: Tensor,
     round_to: int = 1,
+    ties: Tensor | None = None,
+    give_back: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Try every threshold in ascending order; see `ocsfast.ops.functions.partition`. Quadratic."""
+    """Lower the threshold group by group; see `ocsfast.ops.functions.partition`. Quadratic."""
     sizes = plan.table("family_start").diff().tolist()
+    families = range(len(sizes))
     family = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).tolist()
-    none = torch.zeros(len(family), dtype=torch.bool)
-
-    def result(mask: Tensor, cost: int, status: int) -> tuple[Tensor, Tensor, Tensor]:
-        device = scores.device
-        return (
-            mask.to(device),
-            torch.tensor(cost, device=device),
-            torch.tensor(status, dtype=torch.int32, device=device),
-        )
-
-    if bool(scores.isnan().any()):
-        return result(none, cost_model(sizes), 2)
+    first = list(families) if ties is None else ties.tolist()
     values = scores.tolist()
     order = sorted(range(len(values)), key=lambda g: (values[g], g))
-    for threshold in range(len(order) + 1):
-        mask, kept = none.clone(), []
-        for f, size in enumerate(sizes):
-            below = [g for g in order[:threshold] if family[g] == f]
-            gone = min(len(below), max(0, int(limits[f])))
-            while gone > 0 and (size - gone) % round_to != 0:
-                gone -= 1
-            mask[below[:gone]] = True
-            kept.append(size - gone)
-        if cost_model(kept) <= int(budget):
-            return result(mask, cost_model(kept), 0)
-    return result(mask, cost_model(kept), 1)
+    held: dict[int, int] = {}  # the first of tied families -> how many groups each of them loses
+
+    def gone(threshold: int) -> list[int]:
+        """How many groups each family loses."""
+        most = [0 for _ in families]
+        for f in families:
+            below = sum(family[g] == f for g in order[:threshold])
+            most[first[f]] = max(most[first[f]], below)
+        counts = [min(most[first[f]], max(0, int(limits[f]))) for f in families]
+        for f in families:
+            while counts[f] > 0 and (sizes[f] - counts[f]) % round_to != 0:
+                counts[f] -= 1
+        return [held.get(first[f], counts[f]) for f in families]
+
+    def cost(counts: Sequence[int]) -> int:
+        return cost_model([size - n for size, n in zip(sizes, counts, strict=True)])
+
+    def result(counts: Sequence[int], status: int) -> tuple[Tensor, Tensor, Tensor]:
+        lowest = [[g for g in order if family[g] == f][:n] for f, n in enumerate(counts)]
+        mask = torch.zeros(len(family), dtype=torch.bool)
+        mask[[g for groups in lowest for g in groups]] = True
+        number = torch.tensor(cost(counts), device=scores.device)
+        return mask.to(scores.device), number, torch.tensor(status, dtype=torch.int32).to(scores.device)
+
+    if bool(scores.isnan().any()):
+        return result([0 for _ in families], 2)
+    threshold = len(order)
+    if cost(gone(threshold)) > int(budget):
+        return result(gone(threshold), 1)
+    while True:
+        while threshold > 0 and cost(gone(threshold - 1)) <= int(budget):
+            threshold -= 1
+        if threshold == 0 or not give_back:
+            return result(gone(threshold), 0)
+        f = family[order[threshold - 1]]
+        held[first[f]] = gone(threshold)[f]
 
 
 def shrink_(bound: Bound, mask: Tensor, factor: Tensor) -> None:

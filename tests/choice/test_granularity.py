@@ -62,7 +62,7 @@ def gpt():
 
 def test_what_a_group_takes():
     model = gpt()
-    dense = ocsfast.inspect(model, X, 0.5)
+    dense = ocsfast.inspect(model, X, 0.5, give_back=False)
     families = ocsfast.group(model, X)
     assert [f.size for f in families.families] == [6, 192, 192]
     for facts, family in zip(dense.families, families.families, strict=True):
@@ -82,16 +82,34 @@ def test_what_a_group_takes():
     assert ocsfast.inspect(model, X).overshoot is None
 
 
+@pytest.mark.parametrize("uniform", [False, True])
+def test_finer_groups_stay_beside_a_coarse_one(uniform):
+    """All neurons that may go do, and then a head of all layers, which takes more than is missing."""
+    model, options = gpt(), {"uniform": uniform}
+    less = ocsfast.inspect(model, X, 0.5, give_back=False, **options)
+    more = ocsfast.inspect(model, X, 0.58, give_back=False, **options)
+    assert less.macs_left == more.macs_left  # what lies between them cannot be asked for
+    assert [f.kept for f in less.families] == [5, 48, 48]  # neurons at their limit
+    found = ocsfast.inspect(model, X, 0.5, **options)
+    assert found.families[0].kept == 5
+    assert min(f.kept for f in found.families[1:]) > 75
+    finest = min(f.step for f in found.families) * (2 if uniform else 1)
+    assert 0 <= found.overshoot < finest
+    assert found.macs_left <= found.macs // 2
+
+
 def test_a_coarse_cut_is_warned_of(caplog):
     model = gpt()
     optimizer = torch.optim.AdamW(model.parameters())
+    # Nothing finer may go, which could stay for what the last head took.
+    run = {"kinds": ("head", "width"), "example_inputs": X, "total_steps": 9}
     with caplog.at_level(logging.WARNING, logger="ocsfast"):
-        report = ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=X, total_steps=9).cut()
+        report = ocsfast.attach(model, 0.5, optimizer=optimizer, **run).cut()
     over = (report.cost_dense // 2 - report.cost_at_cut) / report.cost_dense
     step = ocsfast.inspect(gpt(), X).families[0].step
     (said,) = [r.getMessage() for r in caplog.records if "more than asked for" in r.getMessage()]
     assert said == (
-        f"the cut takes {100 * over:.1f} % of the cost more than asked for: one group of wte (a head in "
+        f"the cut takes {100 * over:.3g} % of the cost more than asked for: one group of wte (a head in "
         f"8 layers) is {100 * step:.1f} % of the dense cost. It may be finer with "
         "ocsfast.as_graph(model, x), or a head count of its own in each layer"
     )
@@ -101,6 +119,7 @@ def test_a_coarse_cut_is_warned_of(caplog):
 def test_narrow_layers_are_coarse_and_wide_ones_are_not(widths, caplog):
     torch.manual_seed(0)
     model, here = Net(widths), {"example_inputs": batch(0)[0], "target": "params", "total_steps": 9}
+    here["give_back"] = False  # with it, other layers' groups stay for what the last one took
     report = ocsfast.attach(model, 0.3, optimizer=sgd(model), **here).cut()
     over = 0.7 - report.cost_at_cut / report.cost_dense
     assert (over > 0.02) == (widths[0] == 8)

@@ -86,6 +86,7 @@ def test_the_presets_are_the_papers():
     assert cifar.strength == imagenet.strength == "paper"
     assert cifar.growth == imagenet.growth == "linear"
     assert cifar.max_residual is None
+    assert (cifar.give_back, imagenet.give_back, Config().give_back) == (False, False, True)
     assert Config.paper("cifar", deadline=90).deadline == 90
     with pytest.raises(ConfigError, match="'cifar' or 'imagenet'"):
         Config.paper("mnist")

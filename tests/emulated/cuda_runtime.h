@@ -121,6 +121,14 @@ T atomicMin(T* address, T value) {
   return old;
 }
 template <class T>
+T atomicMax(T* address, T value) {
+  T old = __atomic_load_n(address, __ATOMIC_RELAXED);
+  while (old < value &&
+         !__atomic_compare_exchange_n(address, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return old;
+}
+template <class T>
 constexpr T min(T a, T b) {
   return b < a ? b : a;
 }

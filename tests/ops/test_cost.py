@@ -83,8 +83,8 @@ def measured(draw, most=10**12, count=10**5):
     return Lookup(rows, cols, *grids, values, "layer x")
 
 
-@settings(max_examples=60, deadline=None)
-@given(first=measured(), second=measured(2**62 // 26, 2**20))
+@settings(max_examples=30, deadline=None)
+@given(first=measured(), second=measured(2**53 // 25, 2**20))
 def test_lookups_are_interpolated_exactly_and_never_fall(first, second):
     """The cost model, the plain function and the op give the integer of the definition."""
     found = families([3, 2], {"w": {0: torch.arange(5)}})
@@ -115,14 +115,14 @@ LOOKUP = Lookup(torch.arange(2), None, (1, 2), (1,), ((4,), (9,)), "layer x")
         ({"row_grid": (0, 2)}, "row_grid=(0, 2): integers from 1 to 2**20"),
         ({"row_grid": (1, 2**20 + 1)}, "row_grid=(1, 1048577): integers from 1 to 2**20"),
         ({"row_grid": (1, 2.0)}, "row_grid=(1, 2.0): integers from 1 to 2**20"),
-        ({"col_grid": (2,)}, "col_grid=(2,), but no labels of cols: (1,) is expected"),
+        ({"col_grid": (2,)}, "col_grid=(2,), but no labels there: (1,) is expected"),
         ({"values": ((4,),)}, "1 rows of [1] values for grids of 2 and 1"),
         ({"values": ((4,), ())}, "2 rows of [0, 1] values for grids of 2 and 1"),
         ({"values": ((4,), (None,))}, "values[1][0]=None: an integer of at least 0"),
         ({"values": ((4.0,), (9,))}, "values[0][0]=4.0: an integer of at least 0"),
         ({"values": ((-1,), (9,))}, "values[0][0]=-1: an integer of at least 0"),
         ({"values": ((4,), (3,))}, "falls from 4 to 3 at values[1][0]"),
-        ({"values": ((4,), (2**62 + 1,))}, "sum to 4611686018427387905, above 2**62"),
+        ({"values": ((4,), (2**53 + 1,))}, "sum to 9007199254740993, above 2**53"),
     ],
 )
 def test_bad_tables_are_refused_by_the_name_of_their_layer(changes, message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from helpers.builders import chain, families
@@ -10,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ocsfast.core.families import Lookup
+from ocsfast.core.families import Lookup, Product
 from ocsfast.ops import functions as ops
 from ocsfast.ops import reference
 from ocsfast.ops.cost import CostModel, build_cost_model
+from ocsfast.ops.planning import build_plan
 
 
 def run(
@@ -22,14 +25,19 @@ def run(
     budget: float,
     limits: list[int] | None = None,
     round_to: int = 1,
+    *,
     tables: int | None = None,
+    ties: list[int] | None = None,
+    give_back: bool = True,
 ) -> tuple[list[bool], int, int]:
     """Our answer, once it is the reference's too; budget: the share of the dense cost."""
-    plan, cost = chain(sizes, str(scores.device.type), tables=tables)
-    highest = torch.tensor(int(budget * cost(sizes)), device=scores.device)
-    most = torch.tensor(sizes if limits is None else limits, device=scores.device)
-    ours = ops.partition(plan, cost, scores, most, highest, round_to)
-    expected = reference.partition(plan, cost, scores, most, highest, round_to)
+    device = str(scores.device.type)
+    plan, cost = chain(sizes, device, tables=tables)
+    highest = torch.tensor(int(budget * cost(sizes)), device=device)
+    most = torch.tensor(sizes if limits is None else limits, device=device)
+    tied = None if ties is None else torch.tensor(ties, device=device)
+    arguments = (plan, cost, scores, most, highest, round_to, tied, give_back)
+    ours, expected = ops.partition(*arguments), reference.partition(*arguments)
     for a, b in zip(ours, expected, strict=True):
         assert a.dtype == b.dtype
         assert a.tolist() == b.tolist()
@@ -41,17 +49,144 @@ def run(
 values = st.sampled_from([-1.5, -0.0, 0.0, 0.25, 0.5, 1.0, 1e-40, 3e38, float("inf"), float("-inf")])
 
 
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_the_choice_is_the_best_of_every_threshold(data: st.DataObject) -> None:
-    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
-    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
-    scores = torch.tensor(
-        data.draw(st.lists(values, min_size=sum(sizes), max_size=sum(sizes))), dtype=torch.float64
-    ).to(dtype)
-    limits = [data.draw(st.integers(-1, size + 1)) for size in sizes]
-    tables = data.draw(st.none() | st.integers(0, 1000))
-    run(sizes, scores, data.draw(st.floats(0, 1)), limits, data.draw(st.integers(1, 5)), tables)
+@dataclass
+class Problem:
+    """What a partition is asked, and its answer by trying every threshold, as docs/method.md says."""
+
+    sizes: list[int]
+    limits: list[int]
+    ties: list[int]
+    round_to: int
+    tables: int | None
+    budget: float
+    scores: Tensor
+
+    def __post_init__(self) -> None:
+        self.cost = chain(self.sizes, tables=self.tables)[1]
+        self.highest = int(self.budget * self.cost(self.sizes))
+        self.family = [f for f, size in enumerate(self.sizes) for _ in range(size)]
+        self.order = sorted(range(len(self.family)), key=lambda g: (float(self.scores[g]), g))
+
+    def rounded(self, f: int, below: int) -> int:
+        """How many groups family f loses where so many lie below the threshold."""
+        most = max(0, min(below, self.limits[f], self.sizes[f]))
+        return max(n for n in range(most + 1) if n == 0 or (self.sizes[f] - n) % self.round_to == 0)
+
+    def at(self, threshold: int, held: dict[int, int]) -> list[int]:
+        lowest = [self.family[g] for g in self.order[:threshold]]
+        tied = [[k for k, first in enumerate(self.ties) if first == t] for t in self.ties]
+        return [
+            held[t] if t in held else self.rounded(f, max(lowest.count(k) for k in tied[f]))
+            for f, t in enumerate(self.ties)
+        ]
+
+    def fits(self, gone: list[int]) -> bool:
+        return self.cost([n - g for n, g in zip(self.sizes, gone, strict=True)]) <= self.highest
+
+    def answer(self, give_back: bool = True) -> list[int]:
+        held: dict[int, int] = {}
+        every = range(len(self.order) + 1)
+        while True:
+            threshold = next((t for t in every if self.fits(self.at(t, held))), len(self.order))
+            gone = self.at(threshold, held)
+            if threshold == 0 or not give_back or not self.fits(gone):
+                return gone
+            f = self.family[self.order[threshold - 1]]
+            held[self.ties[f]] = gone[f]
+
+    def ours(self, scores: Tensor | None = None, give_back: bool = True) -> tuple[list[int], Tensor]:
+        mask, _, status = run(
+            self.sizes,
+            self.scores if scores is None else scores,
+            self.budget,
+            self.limits,
+            self.round_to,
+            tables=self.tables,
+            ties=self.ties,
+            give_back=give_back,
+        )
+        chosen = torch.tensor(mask)
+        gone = [int(part.sum()) for part in chosen.split(self.sizes)]
+        assert status == (0 if self.fits(gone) else 1)
+        return gone, chosen
+
+
+@st.composite
+def problems(draw: st.DrawFn, scores: st.SearchStrategy[float] = values) -> Problem:
+    sizes = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    if draw(st.booleans()):  # as many as can be are tied
+        sizes = [sizes[0] if draw(st.booleans()) else size for size in sizes]
+    ties = [sizes.index(size) if draw(st.booleans()) else f for f, size in enumerate(sizes)]
+    ties = [first if ties[first] == first else f for f, first in enumerate(ties)]
+    limits = [draw(st.integers(-1, size + 1)) for size in sizes]
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    numbers = draw(st.lists(scores, min_size=sum(sizes), max_size=sum(sizes)))
+    return Problem(
+        sizes,
+        [limits[first] for first in ties],
+        ties,
+        draw(st.integers(1, 5)),
+        draw(st.none() | st.integers(0, 1000)),
+        draw(st.floats(0, 1)),
+        torch.tensor(numbers, dtype=torch.float64).to(dtype),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), give_back=st.booleans())
+def test_the_choice_is_the_best_of_every_threshold(problem: Problem, give_back: bool) -> None:
+    assert problem.ours(give_back=give_back)[0] == problem.answer(give_back)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems())
+def test_no_family_can_lose_a_unit_less(problem: Problem) -> None:
+    gone, _ = problem.ours()
+    if not problem.fits(gone):
+        return
+    for first in {t for t, n in zip(problem.ties, gone, strict=True) if n > 0}:
+        less = problem.rounded(first, gone[first] - 1)
+        back = [less if t == first else n for t, n in zip(problem.ties, gone, strict=True)]
+        assert not problem.fits(back)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    problem=problems(st.sampled_from([0.0, 1e-40, 0.25, 0.5, 1.0, 3e38]) | st.floats(0, 1)),
+    factor=st.sampled_from([0.0, 1e-3, 0.5, 0.9, 1.0]),
+)
+def test_the_choice_stays_as_the_chosen_shrink(problem: Problem, factor: float) -> None:
+    _, chosen = problem.ours()
+    shrunk = torch.where(chosen, problem.scores * factor, problem.scores)
+    assert torch.equal(problem.ours(shrunk)[1], chosen)
+
+
+def test_what_a_coarse_group_takes_too_much_is_given_back(device: str) -> None:
+    """Neurons of low scores go first, then a head that costs more than all of them."""
+    found = families([2, 6], {"w": {0: torch.arange(8)}})
+    heads, neurons = torch.arange(2), torch.arange(2, 8)
+    summands = [Product(50, heads, None, "heads"), Product(5, neurons, None, "neurons")]
+    plan = build_plan(found, {"w": torch.zeros(8, device=device)})
+    cost = build_cost_model(found, summands, "units").to(torch.device(device))
+    scores = torch.tensor([9.0, 8.0, 1, 2, 3, 4, 5, 6], device=device)
+    limits = torch.tensor([1, 5], device=device)
+    for budget, gone in ((100, [1, 0]), (79, [1, 1]), (80, [1, 0]), (70, [1, 2]), (55, [1, 5])):
+        asked = (plan, cost, scores, limits, torch.tensor(budget, device=device))
+        mask, reached, status = ops.partition(*asked)
+        assert [int(part.sum()) for part in mask.split([2, 6])] == gone
+        assert (int(reached), int(status)) == (130 - 50 * gone[0] - 5 * gone[1], 0)
+        plain, *_ = ops.partition(*asked, give_back=False)
+        assert [int(part.sum()) for part in plain.split([2, 6])] == [1, 5]  # as for budget 55
+
+
+def test_tied_families_are_given_back_together(device: str) -> None:
+    """A threshold falls between their groups, in which both still lose as many."""
+    scores = torch.tensor([1.0, 5, 6, 7, 2, 3, 8, 9, 4, 10], device=device)
+    for budget in (0.9, 0.7, 0.5, 0.3):
+        mask, _, status = run([4, 4, 2], scores, budget, [3, 3, 1], ties=[0, 0, 2])
+        gone = [sum(part) for part in (mask[:4], mask[4:8])]
+        assert status == 0
+        assert gone[0] == gone[1]
 
 
 def test_the_smallest_pruning_that_reaches_the_budget(device: str) -> None:
@@ -111,24 +246,26 @@ def test_limits_and_rounding_cut_many_families_short(
     for budget in (0.1, 0.4, 0.8):
         run(sizes, scores, budget, limits)
         run(sizes, scores, budget, round_to=3)
+        run(sizes, scores, budget, give_back=False)
 
 
-def test_more_families_than_shared_memory_has_room_for(device: str) -> None:
-    sizes = [1] * 1100
-    plan, cost = chain(sizes, device)
-    budget = cost(sizes) // 2
-    scores = torch.rand(len(sizes), generator=torch.Generator().manual_seed(2)).to(device)
-    limits = torch.ones(len(sizes), dtype=torch.int64, device=device)
-    mask, reached, status = ops.partition(
-        plan, cost, scores, limits, torch.tensor(budget, device=device)
-    )
-    order = scores.sort(stable=True).indices
-    gone = int(mask.sum())
-    assert torch.equal(mask.nonzero().flatten(), order[:gone].sort().values)
-    assert int(status) == 0
-    assert cost((~mask).long()) == int(reached) <= budget
-    mask[order[gone - 1]] = False
-    assert cost((~mask).long()) > budget
+def test_more_counts_than_shared_memory_has_room_for(device: str) -> None:
+    """Axes of which nothing goes, each of another length, beside those of a few families."""
+    sizes = [5, 9, 2, 7, 7, 3]
+    found = families(sizes, {"w": {0: torch.arange(sum(sizes))}})
+    labels = torch.arange(sum(sizes)).split(sizes)
+    summands = [Product(3 + f, rows, None, "w") for f, rows in enumerate(labels)]
+    summands += [Product(1, torch.full((n,), -1), None, "dense") for n in range(2100)]
+    plan = build_plan(found, {"w": torch.zeros(sum(sizes), device=device)})
+    cost = build_cost_model(found, summands, "units").to(torch.device(device))
+    scores = torch.rand(sum(sizes), generator=torch.Generator().manual_seed(2)).to(device)
+    dense, least = cost(sizes), cost([1] * len(sizes))
+    ties = torch.tensor([0, 1, 2, 3, 3, 5], device=device)
+    for share in (0.2, 0.5, 0.9):
+        budget = torch.tensor(int(least + share * (dense - least)), device=device)
+        arguments = (plan, cost, scores, torch.tensor(sizes, device=device) - 1, budget, 1, ties)
+        for a, b in zip(ops.partition(*arguments), reference.partition(*arguments), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_many_groups_are_ranked_at_once(device: str) -> None:
@@ -166,6 +303,8 @@ def test_the_op_passes_opcheck(device: str) -> None:
         torch.tensor([3, 3], device=device),
         1,
         torch.tensor(100, device=device),
+        None,
+        True,
     )
     torch.library.opcheck(torch.ops.ocsfast.partition.default, arguments)
 
@@ -180,6 +319,16 @@ def test_the_op_passes_opcheck(device: str) -> None:
         ({"budget": torch.tensor(1.0)}, "budget is Float, expected Long"),
         ({"budget": torch.tensor([1])}, "budget has shape .*, expected a 0-dim tensor"),
         ({"round_to": 0}, "round_to is 0, expected 1 or more"),
+        ({"ties": torch.tensor([0, 0, 0])}, r"ties has shape \(3\), expected \(2,\)"),
+        (
+            {"ties": torch.tensor([1, 1])},
+            r"ties\[0\] is 1, expected 0 or the first family it is tied to",
+        ),
+        ({"ties": torch.tensor([0, -1])}, r"ties\[1\] is -1, expected 1 or the first"),
+        (
+            {"ties": torch.tensor([0, 0]), "limits": torch.tensor([3, 2])},
+            "ties: families 0 and 1 have 4 and 4 groups and may lose 3 and 2",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(changes: dict[str, object], message: str) -> None:
@@ -211,7 +360,7 @@ def test_cost_tables_that_point_outside_are_refused() -> None:
         ("grid_start", 1, 0, "lookup 0 has 2 values for grids of 0 and 3"),
         ("grid", 1, 1, "lookup 0 has 2 values for grids of 2 and 1, which do not ascend"),
         ("value_start", 1, 1, "lookup 0 has 1 values for grids of 2 and 1"),
-        ("values", 1, 2**62 - 1, "values of all lookups exceed"),
+        ("values", 1, 2**53 - 1, "values of all lookups exceed"),
     ],
 )
 def test_lookups_that_no_table_gives_are_refused(
