@@ -2,10 +2,12 @@
 
 import copy
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers.clocks import EACH, WeightClock, weights_of
+from helpers.fully_sharded import OPTIMIZERS, sharded
 from helpers.networks import EPOCH, Net, batch, epochs, net, sgd, train
 from helpers.ranks import same_everywhere, smooth
 from torch.nn import functional as F
@@ -253,3 +255,34 @@ def replicated(rank):
 
 def test_rank_0_measures_for_all(ranks):
     ranks(replicated)
+
+
+def fully_sharded(rank, saved):
+    model, families = sharded()
+    optimizer = OPTIMIZERS["SGD"](model.parameters())
+    given = {"optimizer": optimizer, "families": families, "total_steps": 40}
+    with pytest.raises(StateError, match="before it is sharded"):
+        ocsfast.attach(model, 0.5, target="latency", **given)
+    told = LatencyTable.from_plain(saved)
+    with pytest.raises(StateError, match="drifted apart: latency of rank 1"):
+        ocsfast.attach(model, 0.5, target=replace(told, rest=told.rest + rank), **given)
+    report = ocsfast.attach(model, 0.5, target=told, **given).cut()
+    assert report.cost <= told.dense / 2
+    same_everywhere(report.cost)
+
+
+def test_a_sharded_model_is_cut_by_a_table_from_before(ranks):
+    model = smooth()
+    ranks(fully_sharded, LatencyTable.measure(model, X, clock=WeightClock(model)).plain())
+
+
+def test_a_file_remembers_the_latency(table, tmp_path):
+    model = net()
+    report = attached(model, target=table).cut()
+    ocsfast.save(model, str(tmp_path / "cut.safetensors"))
+    loaded = net()
+    ocsfast.load(loaded, str(tmp_path / "cut.safetensors"))
+    train(loaded, sgd(loaded), 1)
+    for target in (table, "latency"):
+        said = ocsfast.step(loaded, 0.5, target=target)
+        assert (said.cost, said.cost_dense, said.unit) == (report.cost, table.dense, "nanoseconds")
