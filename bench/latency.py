@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--cpu-time", action="store_true")
     args = parser.parse_args()
+    args.cpu_time |= args.quick and args.device == "cpu"  # a dry run needs no quiet machine
     if args.threads or args.cpu_time:
         torch.set_num_threads(1 if args.cpu_time else args.threads)
     torch.backends.cudnn.benchmark = False

@@ -89,9 +89,9 @@ def jobs_of(sites: Sequence[Site], families: Families) -> list[Job]:
         if site.free:
             continue
         sides = sides_of(site.operation, profiles)
-        plain = [None if isinstance(a, torch.fx.Node) else str(a) for a in site.node.args]
         spans = tuple((side.unit, side.fixed, tuple(side.spans.items())) for side in sides)
-        arguments = (tuple(plain), str(site.node.kwargs))
+        given = (site.node.args, dict(site.node.kwargs))
+        arguments = repr(torch.fx.node.map_arg(given, lambda _: None))
         key = (site.operation.operator, site.tensors, site.results, spans, arguments)
         jobs.setdefault(key, Job(site, sides, [])).nodes.append(site.operation.node)
     return list(jobs.values())
