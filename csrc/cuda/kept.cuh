@@ -10,8 +10,8 @@ namespace ocsfast::cuda {
 
 struct Kept {
   const PartitionArguments& in;
-  int64_t *counts, *axis;  // [families], [axes] in shared or in scratch memory
-  int64_t* sums;           // [kWarps] in shared memory
+  int64_t* counts;  // [families], and then the sizes of all axes; in shared or in scratch memory
+  int64_t* sums;    // [kWarps] in shared memory
   int thread = static_cast<int>(threadIdx.x);
 
   __device__ int64_t& operator[](int32_t f) const { return counts[f]; }
@@ -21,9 +21,6 @@ struct Kept {
   }
 
   __device__ int32_t tied(int32_t f) const { return in.ties ? static_cast<int32_t>(in.ties[f]) : f; }
-
-  // The families from `first` on that are tied to it end here, or earlier.
-  __device__ int32_t end_of_tied(int32_t first) const { return in.ties ? in.plan.families : first + 1; }
 
   __device__ int64_t to_prune(int32_t f, int64_t below) const {
     return groups_to_prune(size(f), below, in.limits[f], in.round_to);
@@ -47,6 +44,7 @@ struct Kept {
   // The cost of the counts, in every thread. A barrier has to precede it.
   __device__ int64_t cost() const {
     const CostModel& c = in.cost;
+    int64_t* const axis = counts + in.plan.families;
     for (int32_t x = thread; x < c.axes; x += kThreads) axis[x] = axis_size(c, x, counts);
     __syncthreads();
     int64_t mine = 0;

@@ -66,7 +66,7 @@ class Search {
         lane_(counter_.lane),
         begin_(counter_.begin),
         end_(counter_.end),
-        kept_{a.in, find_counts(), find_counts() + plan_.families, shared.sums} {}
+        kept_{a.in, find_counts(), shared.sums} {}
 
   __device__ void run() {
     begin();
@@ -77,7 +77,11 @@ class Search {
       int bin = 0;
       bool fits = true;
       for (int pass = 0;; ++pass, ++table) {
-        counter_.count(table, pass, [&](int32_t f) { return is_open(f) ? threshold : Cut{}; });
+        counter_.count(table, pass, [&](int32_t f) {
+          Cut cut = threshold;
+          cut.open = is_open(f);
+          return cut;
+        });
         grid_.sync();
         judge(table);
         clear(table + 1);
@@ -204,50 +208,43 @@ class Search {
 
   // Holds every open family that cannot lose one unit less at this threshold, which lies in `bin` of
   // `table`: it would be held as soon as the threshold fell to its next group, as the cost only rises
-  // until then. Where nothing is given back, all are held.
+  // until then. Where nothing is given back, all are held. And computes the cost where the open families
+  // lose nothing: below that there is no group to search for.
   __device__ void hold(int table, int bin, const Cut& threshold, bool give_back) {
-    for (auto f = static_cast<int32_t>(blockIdx.x); f <= plan_.families;
+    const int32_t families = plan_.families;
+    for (auto f = static_cast<int32_t>(blockIdx.x); f <= families;
          f += static_cast<int32_t>(gridDim.x)) {
-      if (f == plan_.families) {
-        if (give_back) find_returned(table, bin);
-      } else if (kept_.tied(f) == f) {
-        hold(f, table, bin, threshold, give_back);
-      }
-    }
-  }
-
-  // The cost where the open families lose nothing: below it there is no group to search for.
-  __device__ void find_returned(int table, int bin) {
-    find_kept(table, bin);
-    for (int32_t f = thread_; f < plan_.families; f += kThreads) {
-      if (is_open(f)) kept_[f] = kept_.size(f);
-    }
-    __syncthreads();
-    const int64_t value = kept_.cost();
-    if (thread_ == 0) *a_.returned = value;
-  }
-
-  // Of one family, and those that are tied to it.
-  __device__ void hold(int32_t root, int table, int bin, const Cut& threshold, bool give_back) {
-    const int32_t end = kept_.end_of_tied(root);
-    const bool was_open = is_open(root);
-    int32_t gone = 0;
-    bool held = true;
-    if (was_open) {
-      find_kept(table, bin);
-      gone = static_cast<int32_t>(kept_.size(root) - kept_[root]);
-      __syncthreads();
-      if (gone > 0 && give_back) {
-        for (int32_t f = root + thread_; f < end; f += kThreads) {
-          if (kept_.tied(f) == root) kept_[f] = kept_.size(f) - kept_.to_prune(f, gone - 1);
-        }
+      const bool all = f == families;
+      if (all ? !give_back : kept_.tied(f) != f) continue;
+      int32_t gone = 0;
+      bool held = false;
+      if (all || is_open(f)) {
+        find_kept(table, bin);
+        if (!all) gone = static_cast<int32_t>(kept_.size(f) - kept_[f]);
         __syncthreads();
-        held = kept_.cost() > budget();
+        held = !all && (gone == 0 || !give_back);
+        if (!held) {
+          for (int32_t other = thread_; other < families; other += kThreads) {
+            if (all ? is_open(other) : kept_.tied(other) == f)
+              kept_[other] = kept_.size(other) - (all ? 0 : kept_.to_prune(other, gone - 1));
+          }
+          __syncthreads();
+          const int64_t value = kept_.cost();
+          held = value > budget();
+          if (thread_ == 0 && all) *a_.returned = value;
+          if (thread_ == 0 && !all && !held) atomicAdd(a_.open + table % kTables, 1);
+        }
       }
-      if (!held && thread_ == 0) atomicAdd(a_.open + table % kTables, 1);
+      if (!all) set_cuts(f, held, gone, table, bin, threshold);
     }
-    for (int32_t f = root + warp_; f < end; f += kWarps) {
-      if (kept_.tied(f) != root) continue;
+  }
+
+  // The next cuts of a family, and of those that are tied to it.
+  __device__ void set_cuts(int32_t first, bool held, int32_t gone, int table, int bin,
+                           const Cut& threshold) {
+    const bool was_open = is_open(first);
+    for (int32_t f = first + warp_; f < plan_.families; f += kWarps) {
+      if (kept_.tied(f) != first) continue;
       Cut cut{0, 0, kOpen, true};
       if (!was_open) {
         cut = cut_of(version_, f);

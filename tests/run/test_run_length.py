@@ -14,7 +14,7 @@ from ocsfast import ConfigError
 @pytest.mark.parametrize(
     ("most", "level", "told"),
     [
-        (1e-9, "WARNING", "with groups that are not fully shrunk: the groups that go have 0.0231 of"),
+        (1e-9, "WARNING", "with groups that are not fully shrunk: the groups that go have 0.0218 of"),
         (0.9, "INFO", "(below max_residual=0.9: it is harmless)"),
         (None, "INFO", "(any is allowed)"),
     ],

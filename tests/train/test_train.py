@@ -291,7 +291,7 @@ def test_quick_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     model = build_model("digits_resnet", 10, 1)
     ocsfast.load(model, tmp_path / "model.safetensors")
-    data = load("digits", Request())
+    data = load("digits", Request(subset=cli.QUICK_SUBSET))  # by whose mean and deviation it normalises
     assert evaluate(model, data.test, 128) == pytest.approx(pruned["accuracy"])
 
 
