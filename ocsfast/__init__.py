@@ -5,6 +5,7 @@ from ocsfast.api.as_graph import as_graph
 from ocsfast.api.checkpoint import fit_on_load, load, save
 from ocsfast.api.files import replacing
 from ocsfast.api.inspection import FamilyFacts, Inspection, inspect
+from ocsfast.api.latency import LatencyTable
 from ocsfast.api.pruner import Pruner
 from ocsfast.api.step import attach, detach, group, step
 from ocsfast.core.config import Config
@@ -27,6 +28,7 @@ __all__ = [
     "Frozen",
     "GroupingError",
     "Inspection",
+    "LatencyTable",
     "Lookup",
     "OcsfastError",
     "Product",

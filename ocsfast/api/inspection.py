@@ -11,11 +11,13 @@ from torch import nn
 
 from ocsfast.api.arguments import Inputs, families_of, plain, require_whole, unpacked
 from ocsfast.api.calls import Call
+from ocsfast.api.latency import with_latency
 from ocsfast.choice.budget import Aim, group_shares, make_aim, overshoot, quantity
 from ocsfast.choice.selection import choose
 from ocsfast.choice.targets import parameter_products
-from ocsfast.core.config import Config
+from ocsfast.core.config import LATENCY, UNITS, Config
 from ocsfast.core.families import Families, Frozen
+from ocsfast.core.latency import LatencyRecord
 from ocsfast.cut.record import record_of
 from ocsfast.grouping.graph.sizes import Sizes
 from ocsfast.grouping.proof.trials import CUT_FAILS
@@ -38,6 +40,7 @@ class FamilyFacts:
         kept: Groups that stay at the ratio asked for, by the weights as they are; None if none was asked
             for, or it cannot be reached.
         step: The share of the target's dense cost that one of its groups takes, 0 to 1.
+        latency: Nanoseconds that would go with all of its groups; None if the target is another.
 
     Examples:
         >>> FamilyFacts("conv1", "channel", ("conv1",), 16, 0.5, 0.4, None).groups
@@ -52,6 +55,7 @@ class FamilyFacts:
     parameters: float
     kept: int | None
     step: float = 0.0
+    latency: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class Inspection:
         notes: What to know of how these were found.
         overshoot: The share of the target's dense cost that goes beyond the ratio asked for.
         graph_may: Whether `ocsfast.as_graph` may free what the model's own code holds.
+        latency: Nanoseconds of a batch; None if the target is another.
+        latency_left: The same at that ratio; None if it cannot be reached, too.
 
     Examples:
         >>> import ocsfast
@@ -98,6 +104,8 @@ class Inspection:
     notes: tuple[str, ...] = ()
     overshoot: float | None = None
     graph_may: bool = False
+    latency: int | None = None
+    latency_left: int | None = None
 
     def __str__(self) -> str:
         return _table(self)
@@ -139,8 +147,10 @@ def inspect(
     options = call.options
     require_whole(model)
     begun = time.perf_counter()
-    families = families_of(model, unpacked(example_inputs), options)
+    inputs = unpacked(example_inputs)
+    families = families_of(model, inputs, options)
     grouping_seconds = time.perf_counter() - begun
+    options = with_latency(model, inputs, families, options)
 
     parameters = dict(model.named_parameters())
     sizes = families.sizes
@@ -149,10 +159,11 @@ def inspect(
     aim = make_aim(families, parameters, options, call.ratio, record_of(model))
     dry = _DryRun(families, parameters, options, aim)
     kept = dry.kept if ratio is not None else None
+    timed = isinstance(options.target, LatencyRecord)
     labelled = {axis.tensor for axis in families.axes}
     own_code = any(frozen.reason.startswith(CUT_FAILS) for frozen in families.frozen)
     return Inspection(
-        families=_facts(families, macs, held, kept, aim),
+        families=_facts(families, macs, held, kept, aim, timed),
         frozen=families.frozen,
         prunable=sum(p.numel() for name, p in parameters.items() if name in labelled)
         / max(1, sum(p.numel() for p in parameters.values())),
@@ -168,6 +179,8 @@ def inspect(
         notes=families.notes,
         overshoot=None if kept is None else overshoot(aim, dry.cost),
         graph_may=own_code and not any(isinstance(module, Sizes) for module in model.modules()),
+        latency=aim.now if timed else None,
+        latency_left=dry.cost if timed and kept is not None else None,
     )
 
 
@@ -198,12 +211,15 @@ def _facts(
     held: CostModel,
     kept: Sequence[int] | None,
     aim: Aim,
+    timed: bool,
 ) -> tuple[FamilyFacts, ...]:
     sizes = families.sizes
 
+    def goes(cost: CostModel, f: int) -> int:
+        return cost(sizes) - cost([0 if k == f else size for k, size in enumerate(sizes)])
+
     def share(cost: CostModel, f: int) -> float:
-        without = cost([0 if k == f else size for k, size in enumerate(sizes)])
-        return 1 - without / max(1, cost(sizes))
+        return goes(cost, f) / max(1, cost(sizes))
 
     steps = group_shares(aim, families)
     return tuple(
@@ -216,13 +232,16 @@ def _facts(
             share(held, f),
             None if kept is None else kept[f],
             steps[f],
+            goes(aim.cost_model, f) if timed else None,
         )
         for f, family in enumerate(families.families)
     )
 
 
 def _table(found: Inspection) -> str:
-    rows = [("family", "kind", "groups", "kept", "a group", "MACs", "params", "layers")]
+    timed = found.latency is not None
+    head = ("family", "kind", "groups", "kept", "a group", "MACs", "params")
+    rows = [(*head, *(("ms",) if timed else ()), "layers")]
     for f in found.families:
         more = f" + {len(f.layers) - 1} more" if len(f.layers) > 1 else ""
         rows.append(
@@ -234,6 +253,7 @@ def _table(found: Inspection) -> str:
                 f"{100 * f.step:.2g} %",
                 f"{100 * f.macs:.1f} %",
                 f"{100 * f.parameters:.1f} %",
+                *(() if f.latency is None else (f"{f.latency / 1e6:.3g}",)),
                 f"{f.layers[0]}{more}",
             )
         )
@@ -248,7 +268,8 @@ def _table(found: Inspection) -> str:
     lines += [f"note: {note}" for note in found.notes]
     lines += [
         "",
-        f"{quantity(found.macs)}MACs, {quantity(found.parameters)}parameters, "
+        *([] if found.latency is None else [f"{quantity(found.latency, UNITS[LATENCY])} a batch"]),
+        f"{quantity(found.macs, 'MACs')}, {quantity(found.parameters, 'parameters')}, "
         f"{100 * found.prunable:.1f} % of them in tensors that can shrink",
         f"largest ratio: {found.largest_ratio:.3f}",
     ]
@@ -258,8 +279,9 @@ def _table(found: Inspection) -> str:
         lines.append(f"ratio {found.ratio:g} cannot be reached")
     elif found.macs_left is not None and found.parameters_left is not None:
         lines.append(
-            f"at ratio {found.ratio:g}: {quantity(found.macs_left)}MACs, "
-            f"{quantity(found.parameters_left)}parameters"
+            f"at ratio {found.ratio:g}: "
+            + ("" if found.latency_left is None else f"{quantity(found.latency_left, UNITS[LATENCY])}, ")
+            + f"{quantity(found.macs_left, 'MACs')}, {quantity(found.parameters_left, 'parameters')}"
             + (f"; {100 * found.overshoot:.1f} % more goes than asked for" if found.overshoot else "")
         )
     check = f"a check {1000 * found.check_seconds:.1f} ms"

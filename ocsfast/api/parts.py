@@ -18,6 +18,7 @@ from ocsfast.choice.targets import make_record
 from ocsfast.core.config import Config
 from ocsfast.core.errors import StateError
 from ocsfast.core.families import Families
+from ocsfast.core.latency import LatencyRecord
 from ocsfast.cut.copies import Also, Copies
 from ocsfast.cut.record import record_of
 from ocsfast.cut.removal import cutting, require_between_steps
@@ -58,6 +59,13 @@ class Parts:
             "families": [[family.name, family.size] for family in self.families.families],
             "processes": self.processes.size,
         }
+
+    def latency(self) -> dict[str, Any] | None:
+        """What was measured, if the target is latency: a resumed run goes on with it."""
+        target = self.config.target
+        if not isinstance(target, LatencyRecord):
+            return None
+        return {"table": target.plain(), "dense": self.aim.dense}
 
     def alive(self) -> nn.Module:
         """The model.
@@ -107,7 +115,12 @@ class Parts:
         optimizers = [self.optimizer, *self.copies.optimizers]
         model, changed = self.alive(), False
         copies, sharing = self.copies.of(model), self.copies.sharing(model)
-        record = make_record(self.families, pruned, dict(model.named_parameters()), record_of(model))
+        latency = None
+        if isinstance(self.config.target, LatencyRecord):
+            left = self.aim.cost_model(self.families.cropped(pruned.cpu()).sizes)
+            latency = (self.aim.dense, left)
+        parameters, before = dict(model.named_parameters()), record_of(model)
+        record = make_record(self.families, pruned, parameters, before, latency)
         try:
             with cutting(model, self.families, pruned, optimizers, copies, record):
                 changed = True

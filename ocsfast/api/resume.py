@@ -10,8 +10,13 @@ import torch
 from torch import nn
 
 from ocsfast.api.parts import Parts
-from ocsfast.core.errors import StateError
+from ocsfast.choice.budget import Aim, budget_of
+from ocsfast.choice.targets import target_products
+from ocsfast.core.config import Config
+from ocsfast.core.errors import ConfigError, StateError
+from ocsfast.core.latency import LatencyRecord
 from ocsfast.cut.fitting import FitHook, surplus
+from ocsfast.ops.cost import build_cost_model
 from ocsfast.run import state as states
 from ocsfast.run.hooks import weak_hook
 from ocsfast.run.state import RunState
@@ -61,12 +66,21 @@ def load_state(parts: Parts, state: Mapping[str, Any]) -> None:
         if parts.state.progress.stage == "pruned":
             raise StateError("the model is cut already: attach to a dense instance to load a state")
         parts.require_attached()
+    state = dict(state) if isinstance(state, Mapping) else {}
+    saved = state.pop("latency", None)  # states of earlier versions have none
     loaded = _unpacked(parts, state)
+    config, aim = _measured_then(parts, saved)
     if loaded.progress.stage == "pruned":
         assert loaded.mask is not None  # `unpack` sees to it
         left = parts.families.cropped(loaded.mask.cpu()).sizes
         if parts.fitted is None:
-            parts.remove(loaded.mask)
+            before = parts.config, parts.aim
+            parts.config, parts.aim = config, aim  # what the cut is remembered by
+            try:
+                parts.remove(loaded.mask)
+            except BaseException:
+                parts.config, parts.aim = before
+                raise
         elif left != parts.fitted:
             raise StateError("the state and the weights that were loaded are of different cuts")
     elif parts.fitted is not None:
@@ -74,7 +88,28 @@ def load_state(parts: Parts, state: Mapping[str, Any]) -> None:
             "the state is from before the cut, the weights that were loaded from after it: load "
             "both from one checkpoint"
         )
+    parts.config, parts.aim = config, aim
     parts.restore(loaded)
+
+
+def _measured_then(parts: Parts, saved: Any) -> tuple[Config, Aim]:
+    """The options and the aim by the latency that the state's run had measured, in the same integers.
+
+    Raises:
+        StateError: the state has none, or one of another model.
+    """
+    target = parts.config.target
+    if not isinstance(target, LatencyRecord):
+        return parts.config, parts.aim
+    try:
+        table, dense = type(target).from_plain(saved["table"]), int(saved["dense"])
+        config = replace(parts.config, target=table)
+        cost = build_cost_model(parts.families, *target_products(table, parts.families, {}))
+    except (ConfigError, TypeError, KeyError, ValueError) as error:
+        raise StateError(f"the state's latency table cannot be used: {error}") from error
+    now = cost(parts.families.sizes)
+    budget = budget_of(dense, parts.ratio)
+    return config, replace(parts.aim, cost_model=cost, now=now, dense=dense, budget=budget)
 
 
 def _unpacked(parts: Parts, state: Mapping[str, Any]) -> RunState:

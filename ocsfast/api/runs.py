@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ocsfast.api.arguments import Inputs, Unpacked, unpacked
 from ocsfast.api.calls import Call
 from ocsfast.api.pruner import Pruner
-from ocsfast.core.config import UNITS
+from ocsfast.core.config import UNITS, Config
 from ocsfast.core.errors import GroupingError, StateError
 from ocsfast.core.families import Families
 from ocsfast.cut.copies import Also
@@ -102,8 +102,12 @@ class Run:
         optimizer: Optimizer,
         families: Families,
         also: Iterable[Also],
+        options: Config | None = None,
     ) -> Pruner:
         """Give the model a pruner.
+
+        Args:
+            options: in the place of the call's, where something was measured for them.
 
         Raises:
             GroupingError: nothing in the model can be pruned.
@@ -111,7 +115,8 @@ class Run:
         """
         _require_prunable(families)
         steps = counter.steps(optimizer)
-        pruner = Pruner(model, call.ratio, call.options, optimizer, families, steps=steps, also=also)
+        options = options or call.options
+        pruner = Pruner(model, call.ratio, options, optimizer, families, steps=steps, also=also)
         self.pruner, self.call = pruner, call
         return pruner
 

@@ -19,6 +19,7 @@ from ocsfast.api.arguments import (
     unpacked,
 )
 from ocsfast.api.calls import Call, options_of
+from ocsfast.api.latency import with_latency
 from ocsfast.api.pruner import Pruner
 from ocsfast.api.runs import Run, resting, runs, stepped_owner, trainable_owner
 from ocsfast.core.config import Config
@@ -140,7 +141,9 @@ def _attach_to(
     inputs = run.inputs(example_inputs)
     if recorder is not None:
         require_apart(call.options, counter.steps(owner) - recorder.steps)
-    pruner = run.attach(model, call, owner, families_of(model, inputs, call.options), also)
+    families = families_of(model, inputs, call.options)
+    options = with_latency(model, inputs, families, call.options, processes_of(model))
+    pruner = run.attach(model, call, owner, families, also, options)
     if recorder is not None:
         pruner.begin_at(recorder.steps, calls=1)
     pruner.announce()
@@ -214,9 +217,11 @@ def attach(
         if families is None:
             assert example_inputs is not None  # refused above
             families = families_of(model, unpacked(example_inputs), call.options)
+    batch = None if example_inputs is None else unpacked(example_inputs)
+    options = with_latency(model, batch, families, call.options, processes_of(model))
     if run is None:
         run = Run(call)
-    pruner = run.attach(model, call, owner, families, also)
+    pruner = run.attach(model, call, owner, families, also, options)
     pruner.begin_at(pruner.steps, calls=int(run.recorder is not None))
     pruner.announce()
     run.end_listening()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ocsfast.choice.ranking import Ranking, make_ranking
 from ocsfast.choice.targets import dense_cost, target_products
-from ocsfast.core.config import Config
+from ocsfast.core.config import LATENCY, UNITS, Config
 from ocsfast.core.errors import ConfigError
 from ocsfast.core.families import Families
 from ocsfast.cut.record import Record
@@ -92,7 +92,7 @@ def make_aim(
     else:
         model = build_cost_model(families, *target_products(config.target, families, parameters))
     now = model(families.sizes)
-    dense = dense_cost(record, config.target, now)
+    dense = dense_cost(record, config.target, now, families)
     limits = tuple(
         min(int(config.max_family_ratio * family.size), max(0, family.size - 1))
         for family in families.families
@@ -135,7 +135,7 @@ def require_reachable(aim: Aim, cost: int, families: Families, config: Config, r
     raised = ["raise max_family_ratio"] if config.max_family_ratio < 1 and one_each <= aim.budget else []
     raise ConfigError(
         f"ratio={ratio:g} cannot be reached: with max_family_ratio={config.max_family_ratio:g}"
-        f"{rounding} at most {most:g} of {quantity(aim.dense)}{aim.cost_model.unit} can go, as {held}. "
+        f"{rounding} at most {most:g} of {quantity(aim.dense, aim.cost_model.unit)} can go, as {held}. "
         + one_of(["Lower the ratio", *raised, *ways])
     )
 
@@ -173,9 +173,11 @@ def coarsest(aim: Aim, families: Families) -> str:
     )
 
 
-def quantity(value: int) -> str:
-    """A count for people, to be followed by its unit: 4089184256 is "4.09 G"."""
-    for unit, prefix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if value >= unit:
-            return f"{value / unit:.3g} {prefix}"
-    return f"{value} "
+def quantity(value: int, unit: str) -> str:
+    """A cost for people: 4089184256 MACs are "4.09 GMACs", 12300000 nanoseconds "12.3 ms"."""
+    if unit == UNITS[LATENCY]:
+        return f"{value / 10**6:.3g} ms"
+    for size, prefix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value} {unit}"

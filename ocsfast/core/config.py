@@ -12,12 +12,14 @@ from torch import nn
 from ocsfast.core.criteria import CRITERIA, Criterion
 from ocsfast.core.errors import ConfigError
 from ocsfast.core.families import DEFAULT_KINDS, KINDS, Families, Lookup, Product
+from ocsfast.core.latency import LatencyRecord
 
-Target = str | Mapping[str, float] | Callable[[Families], Sequence[Product | Lookup]]
+Target = str | Mapping[str, float] | LatencyRecord | Callable[[Families], Sequence[Product | Lookup]]
 
 # What a cost can be counted in, and the unit of each.
-UNITS = {"flops": "MACs", "params": "parameters", "bytes": "bytes"}
-TARGETS = tuple(UNITS)
+UNITS = {"flops": "MACs", "params": "parameters", "bytes": "bytes", "latency": "nanoseconds"}
+LATENCY = "latency"  # the one that is measured, on a device, and not counted
+TARGETS = tuple(name for name in UNITS if name != LATENCY)
 
 _CHOICES = {
     "strength": ("auto", "paper"),
@@ -48,7 +50,8 @@ class Config:
 
     Attributes:
         target: What `ratio` is a share of: "flops" (multiply-accumulates of a forward pass), "params",
-            "bytes", weights for several of these as in {"flops": 2, "params": 1}, or a function from
+            "bytes", weights for several of these as in {"flops": 2, "params": 1}; "latency" (the time of
+            the example inputs, measured at attach) or a `LatencyTable` of any device; or a function from
             `Families` to the summands of a cost, a sequence of `Product` and `Lookup`.
         max_family_ratio: The largest share of one family's groups that may go, in (0, 1]. One group
             always stays.
@@ -200,6 +203,8 @@ class Config:
     def plain(self) -> dict[str, Any]:
         """The fields that numbers and words say, as such: what a saved run is compared by."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if isinstance(self.target, LatencyRecord):
+            values["target"] = LATENCY  # what was measured is saved apart
         for name in ("verify", "time_limit", "capturable"):  # they do not change what is found
             del values[name]
         return {
@@ -302,18 +307,21 @@ def _check_numbers(config: Config) -> None:
 
 
 def _check_target(target: object) -> None:
-    if callable(target) or (isinstance(target, str) and target in TARGETS):
+    if callable(target) or isinstance(target, LatencyRecord):
+        return
+    if isinstance(target, str) and target in UNITS:
         return
     if isinstance(target, Mapping) and target:
         for name, share in target.items():
             if name not in TARGETS:
-                raise ConfigError(f"target={target!r}: {name!r} is not one of {', '.join(TARGETS)}")
+                why = ", and is no sum of counts" if name == LATENCY else ""
+                raise ConfigError(f"target={target!r}: {name!r} is not one of {', '.join(TARGETS)}{why}")
             _check_number(f"target[{name!r}]", share, "above 0", lambda x: x > 0)
         return
     raise ConfigError(
-        f"target={target!r} is not known: use one of {', '.join(TARGETS)}, their weights as in "
-        "{'flops': 2, 'params': 1}, or a callable that turns Families into a sequence of Product and "
-        "Lookup"
+        f"target={target!r} is not known: use one of {', '.join(UNITS)}, weights as in "
+        "{'flops': 2, 'params': 1}, a LatencyTable, or a callable that turns Families into a sequence "
+        "of Product and Lookup"
     )
 
 

@@ -124,6 +124,21 @@ class Statistic:
     training: bool = False  # whether of the graph in training mode
 
 
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """One call of an operator in the traced graph, with the groups along its tensors' dimensions.
+
+    Its tensors are those among its arguments, each once and in their order, then its results.
+    """
+
+    node: str  # its name in the graph
+    operator: str  # "aten.conv2d.default"
+    where: str  # the module that calls it
+    shapes: tuple[tuple[int, ...], ...]  # of the tensors, as traced: with a few samples, not the user's
+    # The tensors' dimensions: [size] int64 as in `Axis`, or None where no index ever goes.
+    groups: tuple[tuple[Tensor | None, ...], ...]
+
+
 @dataclass(frozen=True)
 class Frozen:
     """Something that stays dense, and why.
@@ -159,6 +174,8 @@ class Families:
         multiple: Each kept count is a multiple of this, if any group goes: an operator wants it.
         notes: What a user should know of how these were found.
         unsure: Attributes that may count some of these groups. Nothing proves it: the cut leaves them.
+        operations: The operators that a forward pass in evaluation mode calls, in their order; none
+            where the model was not traced by labels.
 
     Examples:
         >>> import ocsfast
@@ -177,6 +194,7 @@ class Families:
     multiple: int = 1
     notes: tuple[str, ...] = ()
     unsure: tuple[Attribute, ...] = ()
+    operations: tuple[Operation, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -226,8 +244,29 @@ class Families:
         )
 
     def _relabelled(self, families: list[Family], relabel: Callable[[Tensor], Tensor]) -> Families:
+        # Operations share most of their labels, as many tensors have the same channels.
+        known: dict[int, Tensor] = {}
+
         def optional(labels: Tensor | None) -> Tensor | None:
             return None if labels is None else relabel(labels)
+
+        def shared(labels: Tensor | None) -> Tensor | None:
+            if labels is None:
+                return None
+            if id(labels) not in known:
+                known[id(labels)] = relabel(labels)
+            return known[id(labels)]
+
+        def operation(one: Operation) -> Operation:
+            groups = tuple(tuple(shared(labels) for labels in dims) for dims in one.groups)
+            shapes = tuple(
+                tuple(
+                    size if labels is None else labels.numel()
+                    for size, labels in zip(shape, dims, strict=True)
+                )
+                for shape, dims in zip(one.shapes, groups, strict=True)
+            )
+            return replace(one, shapes=shapes, groups=groups)
 
         return Families(
             families=tuple(families),
@@ -239,6 +278,7 @@ class Families:
             multiple=self.multiple,
             notes=self.notes,
             unsure=tuple(replace(a, groups=relabel(a.groups)) for a in self.unsure),
+            operations=tuple(operation(one) for one in self.operations),
         )
 
 

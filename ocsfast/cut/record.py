@@ -11,20 +11,27 @@ from typing import Any
 
 from torch import nn
 
-from ocsfast.core.config import TARGETS
+from ocsfast.core.config import LATENCY, TARGETS
+from ocsfast.core.latency import LatencyRecord
 from ocsfast.cut.model_config import describes_itself
 
 ATTRIBUTE = "_ocsfast_cut"  # where a model keeps its record
 IN_CONFIG = "ocsfast_cut"  # where its `config` does
 
-# {"dense": {target: cost while dense}, "left": {target: cost now},
+# {"dense": {target: cost while dense}, "left": {target: cost now}, of "latency" if that was cut,
 #  "kept": [[family, groups kept, groups before]],
 #  "widths": [[tensor, axis, indices left]], for some of the axes that were cut}
 Record = Mapping[str, Any]
 
 
 def target_in(record: Record, target: object) -> str:
-    """The record's entry for a target. A callable of the user's own is taken to scale as FLOPs do."""
+    """The record's entry for a target.
+
+    A callable of the user's own is taken to scale as FLOPs do, and so is latency where the cut was for
+    another target.
+    """
+    if isinstance(target, LatencyRecord):
+        target = LATENCY
     return target if isinstance(target, str) and target in record["dense"] else "flops"
 
 

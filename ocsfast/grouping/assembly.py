@@ -18,10 +18,11 @@ from ocsfast.core.families import (
     Families,
     Family,
     Frozen,
+    Operation,
     Product,
     Statistic,
 )
-from ocsfast.grouping.findings import Findings, RawProduct
+from ocsfast.grouping.findings import Findings, RawOperation, RawProduct
 from ocsfast.grouping.labels import FROZEN, Labels, Term, Vector
 from ocsfast.grouping.unread_sizes import Numbering, unread_sizes
 
@@ -75,6 +76,7 @@ def assemble(
         statistics=tuple(Statistic(n, d, g, mode) for mode, n, d, g in averaged if g is not None),
         multiple=found.multiple,
         unsure=tuple(unsure),
+        operations=_operations(found.operations, numbered),
     )
 
 
@@ -236,6 +238,27 @@ def _product(raw: RawProduct, numbered: Numbering, samples: int) -> Product:
     rows, cols = (*axes, None, None)[:MAX_AXES]
     per_sample = -(-coefficient // samples) if raw.batched else coefficient  # rounded up
     return Product(per_sample, rows, cols, raw.where)
+
+
+def _operations(raws: list[RawOperation], numbered: Numbering) -> tuple[Operation, ...]:
+    """The operators of the graph; tensors with the same labels share one vector of groups."""
+    known: dict[int, Tensor | None] = {}
+
+    def shared(vector: Vector | None) -> Tensor | None:
+        if id(vector) not in known:
+            known[id(vector)] = numbered(vector)
+        return known[id(vector)]
+
+    return tuple(
+        Operation(
+            raw.node,
+            raw.operator,
+            raw.where,
+            raw.shapes,
+            tuple(tuple(shared(vector) for vector in dims) for dims in raw.vectors),
+        )
+        for raw in raws
+    )
 
 
 def _frozen(

@@ -18,6 +18,17 @@ class RawProduct:
     batched: bool  # whether it depends on the inputs, and so grows with the number of samples
 
 
+@dataclass(frozen=True, eq=False)
+class RawOperation:
+    """A call of an operator before the labels are solved; see `families.Operation`."""
+
+    node: str
+    operator: str
+    where: str
+    shapes: tuple[tuple[int, ...], ...]
+    vectors: tuple[Dims, ...]
+
+
 @dataclass(eq=False)
 class Findings:
     """What is found in one or several graphs of a model. Names of attributes are (module, name)."""
@@ -41,6 +52,7 @@ class Findings:
     # By kind of group ("head", ...): labels that are known to be of that kind.
     kinds: dict[str, list[Vector]] = field(default_factory=dict)
     products: list[RawProduct] = field(default_factory=list)
+    operations: list[RawOperation] = field(default_factory=list)
     # Place of each operator without a rule -> its name.
     unknown: dict[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)  # parameters and buffers that some operator reads

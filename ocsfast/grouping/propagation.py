@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ocsfast.grouping.findings import RawProduct
+from ocsfast.grouping.findings import RawOperation, RawProduct
 from ocsfast.grouping.macs import count_macs
 from ocsfast.grouping.operators import HARMLESS, frozen_by
 from ocsfast.grouping.rules.factories import FACTORIES
@@ -93,6 +93,8 @@ class Propagation:
                 walk.values[node] = source[node.args[1]] if isinstance(source, list) else None
             elif node.op == "call_function":
                 self._call(node)
+                if walk.count:
+                    walk.found.operations += _operation(walk, node)
 
     def _placeholder(self, node: Node, position: int) -> Value:
         """Fresh atoms for every axis of a parameter, or of a buffer of floats or booleans; else none."""
@@ -205,6 +207,24 @@ class Propagation:
             walk.freeze_all(out, "model output" + " in training" * walk.training)
         elif out in walk.batched:
             walk.freeze_all(out, f"left behind in {walk.trace.left[number - returned]}")
+
+
+def _operation(walk: Walk, node: Node) -> list[RawOperation]:
+    """The call as a record, of an operator that makes tensors."""
+    made = node.meta.get("val")
+    results = list(made) if isinstance(made, (list, tuple)) else [made]
+    if not results or not all(isinstance(result, Tensor) for result in results):
+        return []
+    value = walk.values.get(node)
+    labels: list[Any] = value if isinstance(value, list) else [value]
+    given = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), Tensor)]
+    shapes = (*map(shape, given), *map(shape, results))
+    vectors = [*map(walk.dims, given), *labels, *([None] * (len(results) - len(labels)))]
+    dims = tuple(
+        own if isinstance(own, tuple) and len(own) == len(sizes) else (None,) * len(sizes)
+        for own, sizes in zip(vectors, shapes, strict=True)
+    )
+    return [RawOperation(node.name, str(node.target), module_of(node), shapes, dims)]
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:

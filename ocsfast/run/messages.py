@@ -54,7 +54,7 @@ def at_attach(families: Families, aim: Aim, least: int, ratio: float, plan: str)
 
 def attached(families: Families, aim: Aim, least: int, ratio: float, plan: str) -> str:
     """What may go, and when; arguments as those of `at_attach`."""
-    dense = f"{quantity(aim.dense)}{aim.cost_model.unit}"
+    dense = quantity(aim.dense, aim.cost_model.unit)
     return (
         f"attached: of {families.num_groups} groups in {len(families.families)} families "
         f"{sum(aim.limits)} may go, with {_percent(1 - least / max(1, aim.dense))} of {dense}; "
@@ -155,7 +155,7 @@ def at_cut(
 def cut_made(report: StepReport, ratio: float) -> str:
     gone = 1 - report.cost / max(1, report.cost_dense)
     accuracy = "" if report.accuracy is None else f"; the accuracy told last is {report.accuracy:g}"
-    dense, left = (f"{quantity(cost)}{report.unit}" for cost in (report.cost_dense, report.cost))
+    dense, left = (quantity(cost, report.unit) for cost in (report.cost_dense, report.cost))
     return (
         f"cut at check {report.check}: {_percent(gone)} of {dense} is gone ({_percent(ratio)} was asked "
         f"for), {left} stay{accuracy}"

@@ -34,7 +34,8 @@ class StepReport:
         cost: Of the model as it is.
         cost_at_cut: Of the model with the present choice cut out.
         cost_dense: Of the model at attach.
-        unit: Of these three: "MACs" of a sample's forward pass, "parameters", "bytes", ...
+        unit: Of these three: "MACs" of a sample's forward pass, "parameters", "bytes", "nanoseconds" of
+            a batch, ...
         cut: Whether the cut happened in this call.
         forced: Whether the deadline or `Pruner.cut()` made it, not stability.
         seconds: Wall-clock time of this check.

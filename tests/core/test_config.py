@@ -43,7 +43,7 @@ def test_budget_takes_the_ratio_as_written():
         ({"target": {"flops": 1, "time": 1}}, "'time' is not one of flops, params, bytes"),
         ({"target": {"flops": 0}}, "target['flops']=0"),
         ({"target": {}}, "target={} is not known"),
-        ({"target": "latency"}, "target='latency'"),
+        ({"target": "speed"}, "target='speed'"),
         ({"lag": 0}, "lag=0"),
         ({"window": 2.5}, "window=2.5"),
         ({"epsilon": float("nan")}, "epsilon=nan"),
