@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.optim import Optimizer
 
 from ocsfast.ops.bound import Bound
@@ -136,9 +137,8 @@ class WithinStep:
         self._installed, self.apart = None, False
 
     def begin(self) -> None:
-        # A step goes through here if the one before did. The first that does not any longer, or again,
-        # misses the gain, or Eq. 8.
-        self.apart, self._came = self._came, False
+        # A step calls `_init_group` if the last one did, and if nothing of it is compiled.
+        self.apart, self._came = self._came and not _may_be_compiled(), False
         self._waiting, self._by_torch, self._mask = {}, [], None
 
     def before(self, parts: Sequence[Part], mask: Tensor) -> Callable[[], None] | None:
@@ -149,9 +149,7 @@ class WithinStep:
 
     def rest(self, param_group: ParamGroup) -> ParamGroup:
         """What of a param group is left to torch's step, once its gradients are there."""
-        if torch.compiler.is_compiling():
-            return param_group
-        self._came = True
+        self._came = not _may_be_compiled()
         if not self._waiting or self._mask is None:
             return param_group
         held = enumerate(self._optimizer.param_groups)
@@ -180,6 +178,12 @@ class WithinStep:
         if left:
             self._around.after(coupled, left, mask)
         self._waiting, self._by_torch, self._mask = {}, [], None
+
+
+def _may_be_compiled() -> bool:
+    """Whether torch.compile may run, or trace, what comes next: a compiled step calls no `_init_group`."""
+    # The callback is None outside of it, and False where it runs what it has and compiles no more.
+    return torch.compiler.is_compiling() or get_eval_frame_callback() is not None
 
 
 def _listing(
