@@ -194,7 +194,12 @@ class Config:
     def plain(self) -> dict[str, Any]:
         """The fields that numbers and words say, as such: what a saved run is compared by."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("verify", "time_limit", "capturable", "one_pass"):  # they do not change what is found
+        for name in (
+            "verify",
+            "time_limit",
+            "capturable",
+            "one_pass",
+        ):  # they do not change what is found
             del values[name]
         return {
             name: list(value) if isinstance(value, tuple) else value

@@ -181,14 +181,12 @@ class WithinStep:
 
 
 def _may_be_compiled() -> bool:
-    """Whether torch.compile may run, or trace, what comes next: a compiled step calls no `_init_group`."""
+    """Whether torch.compile may run or trace what comes: a compiled step calls no `_init_group`."""
     # The callback is None outside of it, and False where it runs what it has and compiles no more.
     return torch.compiler.is_compiling() or get_eval_frame_callback() is not None
 
 
-def _listing(
-    within: weakref.ref[WithinStep], owner: weakref.ref[Optimizer]
-) -> Callable[..., Any]:
+def _listing(within: weakref.ref[WithinStep], owner: weakref.ref[Optimizer]) -> Callable[..., Any]:
     """`_init_group` of an optimizer, by way of a coupling as long as that is alive."""
 
     def init_group(param_group: ParamGroup, *lists: Any, **named: Any) -> Any:

@@ -47,7 +47,7 @@ class Trial:
     def __init__(self, case: Case, one_pass: bool, steps: int) -> None:
         self.case = case
         memory_format = torch.channels_last if case.channels_last else torch.contiguous_format
-        self.model: Net = net().to(case.dtype, memory_format=memory_format)
+        self.model: Net = net().to(case.dtype).to(memory_format=memory_format)
         for norm in (self.model.bn1, self.model.bn2):  # slices of one element, which keep their sign
             torch.nn.init.constant_(norm.weight, 3.0)
         self.optimizer = self._optimizer()

@@ -21,7 +21,10 @@ def drawn(seed: int) -> Case:
     """A case at random, of all that torch admits together."""
     draw = random.Random(seed)
     kind: type[Optimizer] = draw.choice([SGD, SGD, ADAMW, ADAMW, ADAM])
-    settings: dict[str, Any] = {"weight_decay": draw.choice([0.0, 0.05]), "maximize": draw.random() < 0.3}
+    settings: dict[str, Any] = {
+        "weight_decay": draw.choice([0.0, 0.05]),
+        "maximize": draw.random() < 0.3,
+    }
     if kind is SGD:
         settings["momentum"] = draw.choice([0.0, 0.9, 0.9])
         style = draw.choice(["", "dampening", "nesterov"]) if settings["momentum"] else ""
