@@ -119,7 +119,7 @@ class WithinStep:
         self._optimizer = optimizer
         self._around = AroundStep(optimizer, penalty)
         self._installed: Callable[..., Any] | None = None
-        self._came = False  # whether the last step called `_init_group`: a compiled one does not
+        self._came = False  # whether the last step called `_init_group`: one of somebody else's may not
         self.apart = False
         self._mask: Tensor | None = None
         self._waiting: dict[int, Part] = {}  # by the number of the param group
@@ -129,6 +129,7 @@ class WithinStep:
         if self._installed is None and "_init_group" not in vars(self._optimizer):
             self._installed = _listing(weakref.ref(self), weakref.ref(self._optimizer))
             cast(Any, self._optimizer)._init_group = self._installed
+            self._came = True  # taken for granted: a resumed run has to go on with the same bits
 
     def leave(self) -> None:
         self.begin()

@@ -256,6 +256,17 @@ def test_no_compiled_step_misses_its_penalty(first: int, check: int) -> None:
     assert_alike(trial, eager)
 
 
+def test_a_resumed_run_goes_on_with_the_same_bits() -> None:
+    whole = shrinking()
+    state = whole.state()
+    resumed = Trial(MOMENTUM, True, 40)
+    resumed.load(state)
+    for k in range(3, 6):
+        whole.step(k)
+        resumed.step(k)
+    assert all(map(torch.equal, whole.tensors().values(), resumed.tensors().values()))
+
+
 def test_two_pruners_of_one_optimizer() -> None:
     models = [net(0), net(1)]
     optimizer = SGD([p for model in models for p in model.parameters()], lr=0.02, momentum=0.9)
