@@ -93,6 +93,7 @@ def penalized(
     x: torch.Tensor,
     families: Any,
     capturable: bool = False,
+    one_pass: bool = True,
 ) -> ocsfast.Pruner:
     """A pruner in the midst of sparsity learning, which goes on for as long as anyone measures.
 
@@ -112,6 +113,7 @@ def penalized(
         deadline=None,
         max_residual=1e-9,
         capturable=capturable,
+        one_pass=one_pass,
     )
     y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     step_of(model, optimizer, x, y)()

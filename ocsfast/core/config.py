@@ -85,6 +85,8 @@ class Config:
         penalty: "both" (Eq. 8 and 9), "lasso" (Eq. 8), "shrink" (Eq. 9) or "none".
         strength: "auto": lambda grows so that lambda * lr sums to `nats` over the planned stage.
             "paper": Eq. 7 with `lambda0`, `delta`, `delta_every` and `growth`, whatever that sums to.
+        one_pass: Whether steps of torch's own SGD, Adam and AdamW take the penalty in one pass with the
+            weights they step, instead of in two more.
         nats: "auto": the sum of lambda * lr; Eq. 9 alone shrinks a pruned weight by exp(-nats).
         span: "auto": the planned stage's share of the run, in (0, 1).
         shape: "auto": "linear" or "cubic" growth of lambda * lr over the stage.
@@ -140,6 +142,7 @@ class Config:
     # Penalty, Eq. 7-9.
     penalty: str = "both"
     strength: str = "auto"
+    one_pass: bool = True
     nats: float = 3.0
     span: float = 0.2
     shape: str = "linear"
@@ -205,7 +208,8 @@ class Config:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if isinstance(self.target, LatencyRecord):
             values["target"] = LATENCY  # what was measured is saved apart
-        for name in ("verify", "time_limit", "capturable"):  # they do not change what is found
+        # These do not change what is found.
+        for name in ("verify", "time_limit", "capturable", "one_pass"):
             del values[name]
         return {
             name: list(value) if isinstance(value, tuple) else value

@@ -157,21 +157,8 @@ class AdamW(torch.optim.AdamW):
         for k, begun in new.items():
             states[k] = begun
         averages, squares = (matching_states(bound, states, key) for key in ("exp_avg", "exp_avg_sq"))
-        ops.adamw_step_(
-            bound,
-            grads,
-            averages,
-            squares,
-            _counts(bound, states),
-            lr,
-            betas=(float(param_group["betas"][0]), float(param_group["betas"][1])),
-            eps=param_group["eps"],
-            weight_decay=float(param_group["weight_decay"]),
-            maximize=param_group["maximize"],
-            penalty=penalty,
-            grad_scale=scaling.grad_scale,
-            found_inf=scaling.found_inf,
-        )
+        counts = _counts(bound, states)
+        step_adamw(bound, grads, (averages, squares, counts), lr, param_group, penalty, scaling)
         for k, state in new.items():
             self.state[bound.weights[k]] = state
 
@@ -203,6 +190,35 @@ class AdamW(torch.optim.AdamW):
             maximize=param_group["maximize"],
             decoupled_weight_decay=True,
         )
+
+
+def step_adamw(
+    bound: Bound,
+    grads: Gradients,
+    states: tuple[Gradients, Gradients, Gradients],
+    lr: Tensor,
+    param_group: ParamGroup,
+    penalty: ops.Penalty | None,
+    scaling: Scaling,
+) -> None:
+    """`ocsfast.ops.functions.adamw_step_` by the settings of a param group.
+
+    Args:
+        states: moving averages, those of squares, and counts of steps.
+    """
+    ops.adamw_step_(
+        bound,
+        grads,
+        *states,
+        lr,
+        betas=(float(param_group["betas"][0]), float(param_group["betas"][1])),
+        eps=param_group["eps"],
+        weight_decay=float(param_group["weight_decay"]),
+        maximize=param_group["maximize"],
+        penalty=penalty,
+        grad_scale=scaling.grad_scale,
+        found_inf=scaling.found_inf,
+    )
 
 
 def _begun(weight: Tensor) -> dict[str, Tensor]:

@@ -143,13 +143,19 @@ def check_identity(
             raise StateError(f"{name} is no longer owned by the {type(optimizer).__name__} optimizer")
 
 
-def parts_now(coupled: Coupled, optimizer: Optimizer) -> tuple[Part, ...]:
-    """One part where all param groups agree on learning rate and momentum, else one for each."""
+def parts_now(coupled: Coupled, optimizer: Optimizer, apart: bool) -> tuple[Part, ...]:
+    """One part where all param groups agree on learning rate and momentum, else one for each.
+
+    Args:
+        apart: one for each in any case.
+    """
+    if apart:
+        return coupled.parts
     param_groups = [optimizer.param_groups[p.param_group] for p in coupled.parts]
     rates, gains = [learning_rate(g) for g in param_groups], [momentum_gain(g) for g in param_groups]
     alike = all(same_scalar(r, rates[0]) for r in rates) and len(set(gains)) == 1
     alike = alike and len({g.get("maximize", False) for g in param_groups}) == 1
-    return (coupled.whole,) if alike and not steps_in_one_pass(optimizer) else coupled.parts
+    return (coupled.whole,) if alike else coupled.parts
 
 
 def mean_rate(parts: Sequence[Part], optimizer: Optimizer) -> Scalar:

@@ -6,15 +6,13 @@ rate or the clock of a captured step lies on the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ocsfast.ops.bound import Bound
-from ocsfast.ops.functions import Penalty, lasso_grad_, shrink_
-from ocsfast.optim.coupled import Coupled, Part, steps_in_one_pass
+from ocsfast.ops.functions import lasso_grad_, shrink_
+from ocsfast.optim.coupled import Part
 from ocsfast.optim.one_pass import is_sparse
 from ocsfast.optim.param_groups import Scalar, gradient_scale, learning_rate, momentum_gain, overflowed
 from ocsfast.optim.scalars import factor_of, product, scalar
@@ -41,63 +39,6 @@ def prepare(
         part.lam = product(lam, gain, device) if lasso else scalar(0.0, device)
         rate = learning_rate(param_group)  # each param group's own
         part.factor = factor_of(lam, rate, device) if shrinks else scalar(1.0, device)
-
-
-class Coupling(Protocol):
-    """How the penalty reaches the weights; `coupling_of` picks one for an optimizer."""
-
-    def before(self, parts: Sequence[Part], mask: Tensor) -> Callable[[], None] | None:
-        """Prepare a step. Returns what to call once the gradients are there, if anything.
-
-        Args:
-            mask: [groups] bool, the groups that shrink.
-        """
-
-    def after(self, coupled: Coupled, parts: Sequence[Part], mask: Tensor) -> None:
-        """Shrink what the step has left."""
-
-
-class OwnPass:
-    """The optimizer does both in its own pass."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = cast(Any, optimizer)
-
-    def before(self, parts: Sequence[Part], mask: Tensor) -> None:
-        self._optimizer.penalize(
-            {
-                part.param_group: (part.bound, Penalty(mask, part.lam, part.factor))
-                for part in parts
-                if isinstance(part.bound, Bound)  # its kernel walks no other
-            }
-        )
-
-    def after(self, coupled: Coupled, parts: Sequence[Part], mask: Tensor) -> None:
-        """Nothing is left to do."""
-
-
-class AroundStep:
-    """Eq. 8 is added to the gradients before any other optimizer's step, Eq. 9 follows after it."""
-
-    def __init__(self, optimizer: Optimizer, penalty: str) -> None:
-        self._optimizer = optimizer
-        self._lasso = penalty in ("both", "lasso")
-        self._shrink = penalty in ("both", "shrink")
-
-    def before(self, parts: Sequence[Part], mask: Tensor) -> Callable[[], None] | None:
-        return (lambda: add_lasso(parts, self._optimizer, mask)) if self._lasso else None
-
-    def after(self, coupled: Coupled, parts: Sequence[Part], mask: Tensor) -> None:
-        coupled.forget()
-        if self._shrink:
-            shrink(parts, self._optimizer, mask)
-
-
-def coupling_of(optimizer: Optimizer, penalty: str) -> Coupling:
-    """How the penalty (`Config.penalty`) reaches an optimizer's weights."""
-    if steps_in_one_pass(optimizer) and penalty != "none":
-        return OwnPass(optimizer)
-    return AroundStep(optimizer, penalty)
 
 
 def add_lasso(parts: Sequence[Part], optimizer: Optimizer, mask: Tensor) -> None:

@@ -119,21 +119,7 @@ class SGD(torch.optim.SGD):
                 momenta[k] = new[k] = torch.zeros_like(
                     bound.weights[k], memory_format=torch.preserve_format
                 )
-        ops.sgd_step_(
-            bound,
-            grads,
-            momenta,
-            lr,
-            first=list(new),
-            momentum=float(param_group["momentum"]),
-            dampening=float(param_group["dampening"]),
-            weight_decay=float(param_group["weight_decay"]),
-            nesterov=param_group["nesterov"],
-            maximize=param_group["maximize"],
-            penalty=penalty,
-            grad_scale=scaling.grad_scale,
-            found_inf=scaling.found_inf,
-        )
+        step_sgd(bound, grads, momenta, lr, param_group, penalty, scaling, first=list(new))
         skipped = scaling.found_inf
         if new and param_group["dampening"] != 0 and skipped is not None and bool(skipped):
             return  # the first gradient, which is not dampened, has yet to come
@@ -161,3 +147,31 @@ class SGD(torch.optim.SGD):
         if param_group["momentum"] != 0:
             for parameter, buffer in zip(stepped, buffers, strict=True):
                 self.state[parameter]["momentum_buffer"] = buffer
+
+
+def step_sgd(
+    bound: Bound,
+    grads: Gradients,
+    momenta: Gradients,
+    lr: Tensor,
+    param_group: ParamGroup,
+    penalty: ops.Penalty | None,
+    scaling: Scaling,
+    first: Sequence[int] = (),
+) -> None:
+    """`ocsfast.ops.functions.sgd_step_` by the settings of a param group."""
+    ops.sgd_step_(
+        bound,
+        grads,
+        momenta,
+        lr,
+        first=first,
+        momentum=float(param_group["momentum"]),
+        dampening=float(param_group["dampening"]),
+        weight_decay=float(param_group["weight_decay"]),
+        nesterov=param_group["nesterov"],
+        maximize=param_group["maximize"],
+        penalty=penalty,
+        grad_scale=scaling.grad_scale,
+        found_inf=scaling.found_inf,
+    )

@@ -14,9 +14,10 @@ from ocsfast.choice.freezing import Freezing
 from ocsfast.core.config import Config
 from ocsfast.core.errors import StateError
 from ocsfast.ops import capture
-from ocsfast.optim.coupled import Coupled, check_identity, mean_rate, parts_now
+from ocsfast.optim.coupled import Coupled, Part, check_identity, mean_rate, parts_now
+from ocsfast.optim.coupling import coupling_of
 from ocsfast.optim.param_groups import Scalar, overflowed, stands_still
-from ocsfast.optim.penalty import coupling_of, prepare
+from ocsfast.optim.penalty import prepare
 from ocsfast.optim.strength import Ramp, lambda_for, paper_lambda
 from ocsfast.run.clock import Clock
 from ocsfast.run.state import Progress, RunState
@@ -56,10 +57,10 @@ class StepHooks:
         self._freezing = freezing
         self._parameters = parameters
         self._bind = bind
-        self._coupling = coupling_of(optimizer, config.penalty)
         self._lam: Scalar = 0.0
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self.coupled: Coupled | None = bind(parameters())
+        self._coupling = coupling_of(optimizer, config.penalty, self.coupled, config.one_pass)
         self._clock = self._new_clock()
 
     def register(self, and_then: Callable[[], None]) -> None:
@@ -76,6 +77,7 @@ class StepHooks:
         if self._clock is None:
             follow = weak_hook(and_then)
             self._handles.append(listen(lambda optimizer, args, kwargs: follow()))
+        self._coupling.listen()
 
     @property
     def registered(self) -> bool:
@@ -87,6 +89,7 @@ class StepHooks:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._coupling.leave()
         self.coupled = self._clock = None
 
     def settle(self) -> Progress:
@@ -115,7 +118,7 @@ class StepHooks:
     def rate(self) -> Scalar:
         """The learning rate now, averaged over the coupled weights' elements."""
         assert self.coupled is not None  # there are hooks
-        return mean_rate(parts_now(self.coupled, self._optimizer), self._optimizer)
+        return mean_rate(self._parts(self.coupled), self._optimizer)
 
     def lam(self, rate: Scalar) -> Scalar:
         """Eq. 7, or the automatic ramp, for a step at this learning rate; 0 before sparsity learning."""
@@ -129,6 +132,7 @@ class StepHooks:
 
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        self._coupling.begin()
         if self.coupled is None or stands_still(optimizer):
             return None
         if capture.is_capturing(self.coupled.device):
@@ -141,7 +145,7 @@ class StepHooks:
             self._rebind()
         mask = self._shrinking()
         assert mask is not None  # `_rebind` may have moved it to the weights' new device
-        parts = parts_now(self.coupled, optimizer)
+        parts = self._parts(self.coupled)
         rate = mean_rate(parts, optimizer)
         scale: Scalar | None = self._state.progress.scale
         if self._clock is None:
@@ -162,7 +166,7 @@ class StepHooks:
             now.steps += 1
         if self.coupled is None or mask is None:
             return
-        parts = parts_now(self.coupled, optimizer)
+        parts = self._parts(self.coupled)
         rate, skipped = mean_rate(parts, optimizer), overflowed(optimizer)
         if self._clock is not None:
             self._clock.count(self._lam, rate, skipped)
@@ -171,6 +175,9 @@ class StepHooks:
         else:
             now.nats = now.nats + self._lam * rate * (skipped == 0).double()
         self._coupling.after(self.coupled, parts, mask)
+
+    def _parts(self, coupled: Coupled) -> tuple[Part, ...]:
+        return parts_now(coupled, self._optimizer, self._coupling.apart)
 
     def _shrinking(self) -> Tensor | None:
         """The groups that an optimizer step shrinks; None where it has nothing to do."""

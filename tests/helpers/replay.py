@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ocsfast.ops import bound, capture
-from ocsfast.optim import adamw, one_pass
+from ocsfast.optim import adamw, one_pass, torchs_step
 
 # Numbers that reach the host would be those of the capture at every replay.
 _READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default}
@@ -50,7 +50,7 @@ def capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graph]:
     """Record what runs inside, and let ocsfast know."""
     graph = Graph()
     with monkeypatch.context() as patch:
-        for module in (capture, bound, adamw, one_pass):
+        for module in (capture, bound, adamw, one_pass, torchs_step):
             patch.setattr(module, "is_capturing", lambda device: True)
         with graph:
             yield graph
