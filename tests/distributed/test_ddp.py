@@ -197,7 +197,7 @@ def dies(rank, folder):
             os._exit(9)  # as if it were killed
         if e == 5:
             try:
-                pruner.step()
+                pruner.cut()
             except Exception as error:
                 with open(f"{folder}/survivor", "w") as file:
                     file.write(repr(error))

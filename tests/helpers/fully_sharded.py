@@ -27,8 +27,8 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], Optimizer]] = {
 
 
 def options() -> dict[str, Any]:
-    """What `attach` is told of the run's length."""
-    return {"total_steps": EPOCHS * EPOCH}
+    """What `attach` is told: the run's length, and to step as sharded weights do."""
+    return {"total_steps": EPOCHS * EPOCH, "one_pass": False}
 
 
 @functools.cache

@@ -57,6 +57,7 @@ class Trial:
             optimizer=self.optimizer,
             families=families(),
             total_steps=steps,
+            check_every="call",
             sparsify_from=1,
             deadline=None,
             max_residual=None,

@@ -104,7 +104,7 @@ def test_epochs_of_a_run_of_which_the_trainer_knows_a_part(tmp_path):
     prune = PruneCallback(0.5, {"input_ids": torch.ones(1, 8).long()}, epochs=25)
     Trainer(**made, callbacks=[prune]).train()
     config = prune.run.pruner.config
-    assert (config.epochs, config.total_steps, config.check_every) == (None, 100, 2)
+    assert (config.epochs, config.total_steps, config.check_every) == (None, 100, "auto")
 
 
 def test_gradients_are_there_at_a_check_of_the_trainer(tmp_path, caplog):

@@ -105,7 +105,9 @@ def test_a_run_goes_on_on_another_device(device: str) -> None:
     for place in (device, "cpu"):
         model, x = net().to(place), batch(0)[0].to(place)
         optimizer = ocsfast.optim.AdamW(model.parameters(), lr=1e-3)
-        pruner = ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=x, total_steps=60)
+        pruner = ocsfast.attach(
+            model, 0.5, optimizer=optimizer, example_inputs=x, total_steps=60, check_every=4
+        )
         if states:
             model.load_state_dict(states["model"])
             optimizer.load_state_dict(states["optimizer"])
