@@ -1,6 +1,6 @@
 """When groups should begin to shrink and when the cut should come: accuracy against cost, run by run.
 
-    python bench/stages.py OUT.jsonl --task digits --seeds 0 1 2 --only today earlier
+    python bench/stages.py OUT.jsonl --task digits --seeds 0 1 2 --only dense "the defaults"
     python bench/stages.py OUT.jsonl --table
 
 A run is one network trained dense, or once with half of its MACs removed on the way. Variants differ in
@@ -40,10 +40,18 @@ TASKS: dict[str, dict[str, Any]] = {
 # Options, and `checks` in the run; dense where there are none. Shares are of the run.
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "dense": None,
-    "epochs": {"checks": 0},
-    "50": {"checks": 50},
-    "200": {"checks": 200},
-    "200 as 40": {"checks": 200, "lag": 10, "window": 15},
+    "a check an epoch, Eq. 5": {"checks": 0, "observe": 0.0},
+    "50 checks, Eq. 5": {"checks": 50, "observe": 0.0},
+    "200 checks, Eq. 5": {"checks": 200, "observe": 0.0},
+    "200, lag 10, window 15": {"checks": 200, "lag": 10, "window": 15, "observe": 0.0},
+    "from 0.05, span 0.1": {"checks": 200, "sparsify_from": 0.05, "span": 0.1},
+    "from 0.05, span 0.2": {"checks": 200, "sparsify_from": 0.05, "span": 0.2},
+    "from 0.1, span 0.1": {"checks": 200, "sparsify_from": 0.1, "span": 0.1},
+    "from 0.1, span 0.2": {"checks": 200, "sparsify_from": 0.1, "span": 0.2},
+    "from 0.2, span 0.1": {"checks": 200, "sparsify_from": 0.2, "span": 0.1},
+    "from 0.2, span 0.2": {"checks": 200, "sparsify_from": 0.2, "span": 0.2},
+    "from 0.3, span 0.1": {"checks": 200, "sparsify_from": 0.3, "span": 0.1},
+    "the defaults": {"checks": 200},
 }
 
 
