@@ -43,7 +43,7 @@ def make_check(parts: Parts, coupled: Coupled, forced: bool) -> StepReport:
 
     parts.timetable.note_position(now)
     stage = parts.timetable.plan(now)
-    if not forced and parts.timetable.lacks_length(now, stage):
+    if not forced and not now.between and parts.timetable.lacks_length(now, stage):
         text = messages.unplanned(now, parts.timetable.latest_checks(now))
         parts.processes.log(text, logging.WARNING)
     for level, text in parts.freezing.told(choice.cost <= aim.budget, parts.ratio):

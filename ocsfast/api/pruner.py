@@ -167,7 +167,8 @@ class Pruner:
         self._timetable.note(now)
         report = self._evaluate(forced=False) if self._timetable.is_due(now) else self._state.report
         self._watch.failed = -1
-        now.length = self._timetable.total_steps(now)
+        self._timetable.note_length(now)
+        now.apart = now.steps - now.at_call
         now.calls, now.at_call = now.all_calls(), now.steps
         return report
 

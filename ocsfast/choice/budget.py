@@ -144,7 +144,7 @@ def group_shares(aim: Aim, families: Families) -> list[float]:
     """What share of the dense cost goes with one group of each family: how fine one can cut."""
     sizes = families.sizes
     one_less = ([size - (k == f) for k, size in enumerate(sizes)] for f in range(len(sizes)))
-    return [(aim.dense - aim.cost_model(left)) / max(1, aim.dense) for left in one_less]
+    return [(aim.now - aim.cost_model(left)) / max(1, aim.dense) for left in one_less]
 
 
 def overshoot(aim: Aim, cost: int) -> float:

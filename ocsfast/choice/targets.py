@@ -89,9 +89,15 @@ def dense_cost(record: Record | None, target: object, now: int, families: Famili
     that was before the cut.
 
     Raises:
-        ConfigError: the latency of a cut model was measured, and nothing tells that of the dense one.
+        ConfigError: the latency of a cut model was measured, and nothing tells that of the dense one;
+            or the model is narrower than the one that was measured, but was not cut.
     """
     if record is None:
+        if isinstance(target, LatencyRecord) and is_of_dense(target, families):
+            raise ConfigError(
+                "target= is a latency table of another model: it is wider than this one, which was not "
+                "cut by ocsfast"
+            )
         return now
     name = target_in(record, target)
     if isinstance(target, LatencyRecord):

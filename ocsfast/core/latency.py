@@ -108,6 +108,12 @@ class LatencyRecord:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigError(f"the latency table has {twice[0]} in two entries")
+        total = self.rest + sum(entry.nanoseconds[-1][-1] * len(entry.nodes) for entry in entries)
+        if total != self.dense:
+            raise ConfigError(
+                f"the latency table's dense is {self.dense}, but its rest and the times of all calls at "
+                f"their full widths sum to {total}: make them equal"
+            )
 
     def says(self) -> str:
         """What it is of, for people."""
@@ -183,6 +189,11 @@ def _entry(value: Mapping[str, Any]) -> Entry:
     def extent(side: Mapping[str, Any] | None) -> Extent | None:
         return None if side is None else Extent(side["tensor"], side["dim"], tuple(side["kept"]))
 
+    unknown = sorted(set(value) - {one.name for one in fields(Entry)})
+    if unknown:
+        raise ConfigError(f"the latency table's entry {value['operator']} has an unknown {unknown[0]!r}")
+    if not isinstance(value["nodes"], list):
+        raise TypeError(f"nodes={value['nodes']!r}: a list is expected")
     return Entry(
         value["operator"],
         tuple(value["nodes"]),
@@ -195,14 +206,14 @@ def _entry(value: Mapping[str, Any]) -> Entry:
 
 def _checked_entry(entry: Entry) -> Entry:
     """The entry, if its table is one that a measurement could give."""
+    if not entry.nodes or not all(isinstance(node, str) for node in entry.nodes):
+        raise ConfigError(f"the latency table's entry {entry.operator} names no calls (nodes)")
     where = f"{entry.operator} ({', '.join(entry.nodes[:2])}{' ...' if len(entry.nodes) > 2 else ''})"
-    if not entry.nodes:
-        raise ConfigError(f"the latency table's entry {entry.operator} names no call (nodes)")
     for name, side in (("rows", entry.rows), ("cols", entry.cols)):
         if side is None:
             continue
-        rises = all(a < b for a, b in pairwise(side.kept))
-        if not side.kept or not all(_is_count(n, 1) for n in side.kept) or not rises:
+        counts = side.kept and all(_is_count(n, 1) for n in side.kept)
+        if not counts or not all(a < b for a, b in pairwise(side.kept)):
             raise ConfigError(f"{where}: {name} {list(side.kept)} are not whole numbers that rise")
         _require(_is_count(side.tensor, 0) and _is_count(side.dim, 0), where, side, "a place")
     wanted = tuple(1 if side is None else len(side.kept) for side in (entry.rows, entry.cols))

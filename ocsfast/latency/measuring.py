@@ -7,6 +7,7 @@ is timed between the passes; a point's time is the median of its visits.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import statistics
 import time
@@ -16,7 +17,7 @@ from itertools import product
 
 import torch
 
-from ocsfast.core.errors import OcsfastError, StateError
+from ocsfast.core.errors import StateError
 from ocsfast.core.families import Families
 from ocsfast.core.latency import Entry, Extent
 from ocsfast.latency.calls import Call, Memory, make_call
@@ -151,22 +152,17 @@ class Measurement:
         return Measured(dense, spread, tuple(_entry(job) for job in self.jobs))
 
     def _time_model(self) -> None:
-        self.clock(self.model)
-        self._dense += [self.clock(self.model) for _ in range(MODEL_VISITS)]
+        self._timed(self.model)
+        self._dense += [self._timed(self.model) for _ in range(MODEL_VISITS)]
 
     def _time_whole(self) -> None:
         """Each operator as the dense model has it: what can be called at all, and how long it takes."""
         left = []
         for job in self.jobs:
-            try:
-                seconds = self._visited(job, job.whole, 2)
-            except OcsfastError:  # not of the operator
-                raise
-            except Exception as error:  # whatever an operator raises that is called alone
-                logger.debug("%s is not timed: %s", job.site.operation.operator, error)
-                continue
-            job.seconds[job.whole] = seconds[1:]
-            left.append(job)
+            call = self._call(job, job.whole)
+            if call is not None:
+                job.seconds[job.whole] = [self._timed(call)]
+                left.append(job)
         self.jobs = left
         if not any(job.sides for job in left):
             raise StateError(
@@ -204,24 +200,36 @@ class Measurement:
                 )
             if job.linear and point != job.whole:
                 continue
-            try:
-                seconds = self._visited(job, point, VISITS + (number == 0))
-            except OcsfastError:
-                raise
-            except Exception as error:
-                logger.debug("%s counts by its size: %s", job.site.operation.operator, error)
+            call = self._call(job, point, warm=number == 0)
+            if call is None:
                 job.linear = True
                 continue
-            job.seconds.setdefault(point, []).extend(seconds[number == 0 :])
+            seconds = [self._timed(call) for _ in range(VISITS)]
+            job.seconds.setdefault(point, []).extend(seconds)
         self.progress.end()
 
-    def _visited(self, job: Job, point: Point, times: int) -> list[float]:
-        call = make_call(job.site, job.sides, point, self.memory)
-        seconds = [self.clock(call) for _ in range(times)]
-        for value in seconds:
-            if not value >= 0:
-                raise StateError(f"the clock said {value} s of {call.operator}: no time is negative")
-        return seconds
+    def _call(self, job: Job, point: Point, warm: bool = True) -> Call | None:
+        """The operator at a point; None where it cannot be called alone, with a word in the log.
+
+        Args:
+            warm: whether to call it once: libraries make their plans then, and it shows that it can be.
+        """
+        try:
+            call = make_call(job.site, job.sides, point, self.memory)
+            if warm:
+                call()
+        except Exception as error:  # whatever an operator raises
+            operator, where = job.site.operation.operator, job.site.operation.where or "the model"
+            logger.info("%s of %s is not timed at %s: %s", operator, where, point, error)
+            return None
+        return call
+
+    def _timed(self, call: Call) -> float:
+        seconds = self.clock(call)
+        number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        if not number or not 0 <= seconds < math.inf:
+            raise StateError(f"the clock said {seconds!r} of {call.operator}: seconds are expected")
+        return float(seconds)
 
     def _whole_model(self) -> tuple[float, float]:
         """The dense model's median, and how far its quartiles lie apart, as a share of it."""
@@ -231,7 +239,8 @@ class Measurement:
             raise StateError(
                 f"the model's own time varies too much to tell a ratio of it: a batch takes "
                 f"{1e3 * middle:.3g} ms, and half of {len(self._dense)} lie between {1e3 * low:.3g} and "
-                f"{1e3 * high:.3g} ms. Leave the machine to the measurement, or pass a larger batch"
+                f"{1e3 * high:.3g} ms. Try again with the machine left to it, pass a larger batch, or "
+                "target= an ocsfast.LatencyTable that was measured before"
             )
         return middle, spread
 

@@ -67,7 +67,7 @@ def is_of_dense(table: LatencyRecord, families: Families) -> bool:
 def _summand(entry: Entry, operation: Operation, profiles: Profiles) -> Lookup | int:
     """The cost of one call; a number where nothing of it may go."""
     sides = [side for side in (entry.rows, entry.cols) if side is not None]
-    if not sides and sides_of(operation, profiles):
+    if len(sides) < len(sides_of(operation, profiles)):
         raise ConfigError(
             f"more of the model may go than of the one that the latency table was measured on: "
             f"{operation.where or operation.node} was taken to stay. Measure it with the same keep=, "

@@ -34,7 +34,9 @@ class Progress:
     listened: int = 0  # calls of `step` before a check was possible
     every: int = 0  # check_every="auto": steps to the next check; 0: to be found
     between: bool = False  # whether an optimizer step makes a check, between two calls of `step`
+    apart: int = 0  # optimizer steps between the last two calls
     length: int | None = None  # optimizer steps of the whole run, as the last call knew it
+    told: int | None = None  # what told it: `epochs`, or the scheduler's own length
     waits: bool = False  # whether the cut was found due between two calls: the next one looks again
     t_sl: int | None = None  # check at which sparsity learning began
     t_cut: int | None = None  # check at which the cut came

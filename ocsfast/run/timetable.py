@@ -82,8 +82,10 @@ class Timetable:
     def is_due(self, now: Progress) -> bool:
         """Whether a call of `Pruner.step` makes a check, or an optimizer step between two; see there."""
         since_call, since_check = now.steps - now.at_call, now.steps - now.at_check
-        if now.waits:
-            return not now.between
+        if now.waits and not now.between:
+            return True
+        if now.between and now.apart == since_call == 1:
+            return False  # a call follows, as it did upon the last step
         if self.config.check_every == "call":
             return not now.between and since_check > 0
         if self.config.check_every != "auto":
@@ -137,7 +139,7 @@ class Timetable:
         if self.config.total_steps is not None:
             return self.config.total_steps
         if now.between:  # an epoch is half over, and a scheduler may have yet to move
-            return now.length
+            return now.length if now.told == self._told(now) else None
         if self.config.epochs is not None:
             return _steps_of(self.config.epochs, now)
         scheduler = self._find_scheduler(now)
@@ -152,6 +154,21 @@ class Timetable:
             return None
         length, here = scheduled
         return schedulers.run_length(length, now.position or here, here)
+
+    def note_length(self, now: Progress) -> None:
+        """At a call: write down how long the run is, for the checks until the next one."""
+        now.length, now.told = self.total_steps(now), self._told(now)
+
+    def _told(self, now: Progress) -> int | None:
+        """What the length of the run goes by, which may be another one where the run is resumed."""
+        if self.config.epochs is not None:
+            return self.config.epochs
+        scheduler = self._find_scheduler(now)
+        if scheduler is None:
+            return None
+        if schedulers.is_timms(scheduler):
+            return schedulers.timm_length(scheduler, 0)
+        return schedulers.scheduler_length(scheduler)
 
     def _scheduled(self, now: Progress) -> tuple[int, tuple[int, int]] | None:
         """The length that a scheduler of torch's tells, and where optimizer and scheduler stand."""

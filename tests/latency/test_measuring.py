@@ -189,16 +189,32 @@ def noisy(call):
     return 1.0 + 0.5 * noisy.turn if call.operator == "model" else NANOSECOND
 
 
-def failing(call):
-    raise RuntimeError("no such kernel")
+@pytest.fixture
+def failing(monkeypatch):
+    """A function: let the calls for which a test is true have no kernel."""
+    from ocsfast.latency import measuring
+
+    make = measuring.make_call
+
+    def without(test):
+        def made(*args):
+            call = make(*args)
+            if test(call):
+                raise RuntimeError("no such kernel")
+            return call
+
+        monkeypatch.setattr(measuring, "make_call", made)
+
+    return without
 
 
 @pytest.mark.parametrize(
     ("clock", "more", "said"),
     [
         (noisy, {}, "varies too much .* a batch takes .* half of 20 lie between 500 and 1.5e\\+03 ms"),
-        (lambda call: -1.0, {}, "the clock said -1.0 s"),
-        (lambda call: float("nan"), {}, "the clock said nan s"),
+        (lambda call: -1.0, {}, "the clock said -1.0 of model: seconds are expected"),
+        (lambda call: float("nan"), {}, "the clock said nan of model"),
+        (lambda call: None, {}, "the clock said None of model"),
         (
             lambda call: 1.0,
             {"time_limit": 5},
@@ -211,34 +227,45 @@ def test_what_cannot_be_measured_is_refused(clock, more, said):
         LatencyTable.measure(net(), batch(0)[0], clock=clock, **more)
 
 
-def test_operators_that_cannot_be_called_alone_belong_to_the_rest():
+def test_operators_that_cannot_be_called_alone_belong_to_the_rest(failing):
     model, (x, _) = net(), batch(0)
+    failing(lambda call: True)
+    with pytest.raises(StateError, match="nothing was measured"):
+        LatencyTable.measure(model, x, clock=lambda call: 1.0)
+
+
+def test_what_goes_wrong_with_the_clock_is_its_own_error():
+    model, (x, _) = net(), batch(0)
+    calls = []
 
     def clock(call):
-        if call.operator != "model":
-            failing(call)
-        return 1.0
+        calls.append(call)
+        if len(calls) == 60:
+            raise TimeoutError("the device is asleep")
+        return 1e-3
 
-    with pytest.raises(StateError, match="nothing was measured"):
+    with pytest.raises(TimeoutError, match="asleep"):
         LatencyTable.measure(model, x, clock=clock)
 
 
-def test_operators_that_cannot_be_called_narrower_count_by_their_size():
+def test_operators_that_cannot_be_called_narrower_count_by_their_size(failing, caplog):
     model, (x, _) = net(), batch(0)
-    whole = {(12, 8, 3, 3)}
+    caplog.set_level(logging.INFO, "ocsfast")
+
+    def second(call):
+        return call.operator.startswith("aten.conv2d") and call.shapes[1][1] == 8
+
+    failing(lambda call: second(call) and call.shapes[1] != (12, 8, 3, 3))
 
     def clock(call):
-        if call.operator.startswith("aten.conv2d") and call.shapes[1][1] == 8:
-            if call.shapes[1] not in whole:
-                failing(call)
-            return 1e-3
-        return 1e-3 if call.operator == "model" else 0.0
+        return 1e-3 if second(call) or call.operator == "model" else 0.0
 
     table = LatencyTable.measure(model, x, clock=clock)
     (entry,) = (e for e in table.entries if e.shapes[1:2] == ((12, 8, 3, 3),))
     assert entry.rows.kept == (3, 12)
     assert entry.cols.kept == (2, 8)
     assert entry.nanoseconds == ((62500, 250000), (250000, 1000000))
+    assert "conv2d.default of conv2 is not timed at" in caplog.text
 
 
 def test_a_coarser_grid_where_time_is_short(caplog):

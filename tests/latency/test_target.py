@@ -198,9 +198,22 @@ def test_a_table_of_another_model_changes_nothing(table, build, said):
 
 def test_a_table_that_lacks_a_layer(table):
     lacking = table.plain()
-    lacking["entries"] = [e for e in lacking["entries"] if e["nodes"] != ["conv2d_1"]]
+    gone = next(e for e in lacking["entries"] if e["nodes"] == ["conv2d_1"])
+    lacking["entries"].remove(gone)
+    lacking["rest"] += gone["nanoseconds"][-1][-1]
     with pytest.raises(ConfigError, match=r"no times of aten.conv2d.* in conv2"):
         attached(net(), target=LatencyTable.from_plain(lacking))
+
+
+def test_a_narrower_model_that_was_never_cut_is_another(table):
+    with pytest.raises(ConfigError, match="it is wider than this one, which was not cut"):
+        attached(Net((6, 12, 10)), 0.2, target=table)
+
+
+def test_times_that_do_not_sum_to_the_whole(table):
+    wrong = {**table.plain(), "dense": table.dense + 7}
+    with pytest.raises(ConfigError, match=f"dense is {table.dense + 7}, but .* sum to {table.dense}"):
+        LatencyTable.from_plain(wrong)
 
 
 def test_less_may_go_than_was_measured_but_not_more(table):
@@ -265,7 +278,9 @@ def fully_sharded(rank, saved):
         ocsfast.attach(model, 0.5, target="latency", **given)
     told = LatencyTable.from_plain(saved)
     with pytest.raises(StateError, match="drifted apart: latency of rank 1"):
-        ocsfast.attach(model, 0.5, target=replace(told, rest=told.rest + rank), **given)
+        ocsfast.attach(
+            model, 0.5, target=replace(told, rest=told.rest + rank, dense=told.dense + rank), **given
+        )
     report = ocsfast.attach(model, 0.5, target=told, **given).cut()
     assert report.cost <= told.dense / 2
     same_everywhere(report.cost)

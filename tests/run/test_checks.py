@@ -48,9 +48,7 @@ def test_no_check_cuts_between_two_calls():
         train(model, optimizer, 1, first=step)
         if pruner._state.progress.waits:
             break
-    checks = len(pruner.history)
     train(model, optimizer, 7)
-    assert len(pruner.history) == checks  # the next is the call's
     assert (pruner.stage, model.conv2.out_channels) == ("sparsify", 12)
     assert pruner.step().cut
     assert model.conv2.out_channels < 12
@@ -67,6 +65,35 @@ def test_a_run_of_unknown_length_checks_in_calls_alone():
 def test_captured_steps_check_in_calls_alone():
     _, _, pruner, _ = drive(10, {"capturable": True}, stop=30)
     assert len(pruner.history) == 3
+
+
+def test_no_step_is_checked_twice():
+    """Where a call follows every step, the call makes the check, and cuts with it."""
+    _, _, pruner, _ = drive(1)
+    steps = [report.steps for report in pruner.history]
+    assert steps == sorted(set(steps))
+    assert pruner.history[-1].cut
+
+
+def by_epochs(count):
+    model, optimizer, pruner = run(total_steps=None, epochs=count, check_every="auto")
+    return model, optimizer, pruner
+
+
+def test_a_longer_plan_of_a_resumed_run_counts_from_its_first_step():
+    model, optimizer, pruner = by_epochs(10)
+    train(model, optimizer, 20)
+    pruner.step()
+    state = pruner.state_dict()
+    other, others, resumed = by_epochs(100)
+    other.load_state_dict(model.state_dict())
+    others.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(state)
+    for epoch in range(1, 11):
+        train(other, others, 20, first=20 * epoch)
+        assert resumed.step().stage == ("observe" if epoch < 9 else "sparsify"), epoch
+    progress = resumed._state.progress
+    assert (progress.start, progress.planned) == (200, 400)
 
 
 def test_what_goes_wrong_is_said_by_the_next_call():
