@@ -94,7 +94,8 @@ class Parts:
         with self.processes.together():
             require_between_steps(self.alive())
             self.timetable.require_steps_left(self.hooks.settle())
-            self.processes.require_cuttable()
+            if not self.state.progress.between:  # then nothing is cut
+                self.processes.require_cuttable()
             return self.hooks.current()
 
     def restore(self, state: RunState) -> None:

@@ -175,7 +175,8 @@ class Pruner:
     def _check_between(self) -> None:
         """After an optimizer step: make a check if one is due.
 
-        What goes wrong is left to the next call of `step`, whose errors a training loop expects.
+        What goes wrong is left to the next call of `step`, whose errors a training loop expects. Not
+        where several processes train: one that went on would leave the others waiting.
         """
         now = self._state.progress
         now.between = True
@@ -184,6 +185,8 @@ class Pruner:
             if self._timetable.is_due(now):
                 self._evaluate(forced=False)
         except Exception:
+            if self._processes.size > 1:
+                raise
             now.waits = True
         finally:
             now.between = False
