@@ -70,9 +70,8 @@ def run(task: dict[str, Any], data: Data, options: dict[str, Any] | None, seed: 
         fields = dict(options)
         checks = fields.pop("checks")
         every = max(1, total // checks) if checks else epoch_steps
-        for name in ("sparsify_from",):  # a share of the run
-            if name in fields:
-                fields[name] = max(1, round(fields[name] * total / every))
+        if "sparsify_from" in fields:  # a share of the run
+            fields["sparsify_from"] = max(1, round(fields["sparsify_from"] * total / every))
         pruner = ocsfast.attach(
             model,
             task.get("ratio", 0.5),
@@ -103,7 +102,7 @@ def run(task: dict[str, Any], data: Data, options: dict[str, Any] | None, seed: 
                 begun = time.process_time()
                 found |= {
                     "cut": step / total,
-                    "t_sl": (pruner._state.progress.start or step) / total,
+                    "t_sl": pruner.history[(pruner.t_sl or 0) - 1].steps / total,
                     "forced": report.forced,
                     "residual": report.residual,
                     "accuracy_at_cut": after,

@@ -210,6 +210,21 @@ class Families:
         sizes = torch.tensor(self.sizes, dtype=torch.int64)
         return torch.repeat_interleave(torch.arange(len(self.families)), sizes)
 
+    def indices_of_groups(self, labels: Tensor) -> dict[int, int | None]:
+        """How many indices of a dimension one group takes, by family; None where its groups differ.
+
+        Args:
+            labels: of each index its group, or -1: [size] int64.
+        """
+        live = labels[labels >= 0]
+        each = torch.bincount(live, minlength=self.num_groups)
+        found: dict[int, int | None] = {}
+        for f in torch.unique(self.family_of_groups()[live]).tolist():
+            family = self.families[f]
+            counts = each[family.first : family.first + family.size]
+            found[f] = int(counts[0]) if bool((counts == counts[0]).all()) else None
+        return found
+
     def cropped(self, pruned: Tensor) -> Families:
         """The families that are left once the groups of `pruned` ([num_groups] bool, CPU) are cut."""
         kept = ~pruned

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
@@ -105,7 +106,7 @@ class LatencyRecord:
             raise ConfigError("the latency table has no entries: nothing was measured")
         object.__setattr__(self, "entries", entries)
         names = [node for entry in entries for node in entry.nodes]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise ConfigError(f"the latency table has {twice[0]} in two entries")
         total = self.rest + sum(entry.nanoseconds[-1][-1] * len(entry.nodes) for entry in entries)

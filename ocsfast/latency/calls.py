@@ -76,17 +76,11 @@ def cropped(site: Site, sides: Sequence[Side], kept: Sequence[int]) -> list[Layo
     return layouts
 
 
-def make_call(
-    site: Site, sides: Sequence[Side], kept: Sequence[int], memory: Memory, warm: bool = False
-) -> Call:
-    """The operator with its sides cropped to so many indices.
-
-    Args:
-        warm: whether weights may be in a cache.
-    """
+def make_call(site: Site, sides: Sequence[Side], kept: Sequence[int], memory: Memory) -> Call:
+    """The operator with its sides cropped to so many indices."""
     layouts = cropped(site, sides, kept)
     sources = [n for n in site.node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
-    made = [None if x.parameter and not warm else memory.fresh(x) for x in layouts]
+    made = [None if x.parameter else memory.fresh(x) for x in layouts]
 
     def run() -> object:
         tensors = [

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ocsfast.core.families import Families, Operation
@@ -50,7 +49,6 @@ class Profiles:
     """Of each vector of groups, how many indices each family has; worked out once."""
 
     def __init__(self, families: Families) -> None:
-        self._member = families.family_of_groups()
         self._families = families
         self._known: dict[int, Profile | None] = {}
         self._held: list[Tensor] = []  # so that no id is given twice
@@ -64,18 +62,14 @@ class Profiles:
         return self._known[key]
 
     def _counted(self, labels: Tensor) -> Profile | None:
-        live = labels[labels >= 0]
-        if not live.numel():
+        free = int((labels < 0).sum())
+        if free == labels.numel():
             return None
-        free = labels.numel() - live.numel()
         profile = [(-1, free)] if free else []
-        each = torch.bincount(live, minlength=self._families.num_groups)
-        for f in torch.unique(self._member[live]).tolist():
-            family = self._families.families[f]
-            counts = each[family.first : family.first + family.size]
-            if bool((counts != counts[0]).any()):
+        for f, count in self._families.indices_of_groups(labels).items():
+            if count is None:
                 return None
-            profile.append((f, int(counts[0])))
+            profile.append((f, count))
         return tuple(profile)
 
 

@@ -118,7 +118,6 @@ class _Axes:
 
     def __init__(self, families: Families) -> None:
         self._families = families
-        self._member = families.family_of_groups()
         self._known: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
         self.fixed: list[int] = []
         self.entries: list[dict[int, int]] = []  # family -> indices of one of its groups
@@ -131,7 +130,7 @@ class _Axes:
         if labels is None:
             free, along = 1, dict[int, int]()
         else:
-            free, along = int((labels < 0).sum()), self._along(labels[labels >= 0], where)
+            free, along = int((labels < 0).sum()), self._along(labels, where)
         key = (free, tuple(along.items()))
         if key not in self._known:
             self._known[key] = len(self.fixed)
@@ -139,17 +138,15 @@ class _Axes:
             self.entries.append(along)
         return self._known[key]
 
-    def _along(self, live: Tensor, where: str) -> dict[int, int]:
-        per_group = torch.bincount(live, minlength=self._families.num_groups)
+    def _along(self, labels: Tensor, where: str) -> dict[int, int]:
         along = {}
-        for f in torch.unique(self._member[live]).tolist():
-            family = self._families.families[f]
-            counts = per_group[family.first : family.first + family.size]
-            along[f] = int(counts[0])
-            if bool((counts != along[f]).any()):
+        for f, count in self._families.indices_of_groups(labels).items():
+            if count is None:
+                name = self._families.families[f].name
                 raise GroupingError(
-                    f"{where}: groups of family {family.name} take unequal numbers of its indices"
+                    f"{where}: groups of family {name} take unequal numbers of its indices"
                 )
+            along[f] = count
         return along
 
 

@@ -67,14 +67,15 @@ class StepHooks:
         """Begin to listen to the optimizer.
 
         Args:
-            and_then: a method, called after each of its steps; not where a CUDA graph may capture them.
+            and_then: a method, called after each of its steps where these may make checks: not where a
+                CUDA graph may capture them, and with check_every="auto" alone.
         """
         listen = self._optimizer.register_step_post_hook
         self._handles = [
             self._optimizer.register_step_pre_hook(weak_hook(self._before)),
             listen(weak_hook(self._after)),
         ]
-        if self._clock is None:
+        if self._clock is None and self._config.check_every == "auto":
             follow = weak_hook(and_then)
             self._handles.append(listen(lambda optimizer, args, kwargs: follow()))
         self._coupling.listen()

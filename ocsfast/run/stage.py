@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ocsfast.core.config import Config
@@ -11,6 +12,7 @@ from ocsfast.core.config import Config
 class Stage:
     """The planned sparsity-learning stage, in optimizer steps of the whole run."""
 
+    earliest_start: int
     latest_start: int
     steps: int
     deadline: int | None
@@ -27,12 +29,12 @@ def plan_stage(
         checks, steps: how many of each have been seen.
         begun: step from which on there could be checks.
 
-    With `total`: the stage takes `span` of it, less where the deadline is nearer, and begins at the
-    latest `span` before the deadline, so that groups are never cut at full size because Eq. 5 took its
-    time. Where checks begin too late for that, a deadline that is a share of the run waits for half of
-    the stage, or of what is left of the run. Without `total`: the stage begins at the latest after four
-    times the checks that Eq. 5 needs, takes as many steps as were observed before it, and the deadline
-    follows after the same again.
+    With `total`: Eq. 5 may begin the stage after `observe` of it. The stage takes `span` of it, less
+    where the deadline is nearer, and begins at the latest `span` before the deadline, so that groups are
+    never cut at full size because Eq. 5 took its time. Where checks begin too late for that, a deadline
+    that is a share of the run waits for half of the stage, or of what is left of the run. Without
+    `total`: the stage begins at the latest after four times the checks that Eq. 5 needs, takes as many
+    steps as were observed before it, and the deadline follows after the same again.
     """
     interval = max(1, (steps - begun) // max(1, checks))
     needed = config.window + config.lag + 1
@@ -56,4 +58,5 @@ def plan_stage(
         latest = 4 * needed * interval if total is None else total - length
         if start is not None and total is None and config.deadline is not None:
             deadline = start + 2 * length
-    return Stage(latest_start=max(latest, interval), steps=length, deadline=deadline)
+    earliest = 0 if total is None else math.ceil(config.observe * total)
+    return Stage(earliest, latest_start=max(latest, interval), steps=length, deadline=deadline)

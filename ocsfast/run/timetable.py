@@ -82,17 +82,14 @@ class Timetable:
     def is_due(self, now: Progress) -> bool:
         """Whether a call of `Pruner.step` makes a check, or an optimizer step between two; see there."""
         since_call, since_check = now.steps - now.at_call, now.steps - now.at_check
-        if now.waits and not now.between:
+        if now.between:
+            follows = now.apart == since_call == 1  # a call, as it did upon the last step
+            return 0 < now.every <= since_check and not follows
+        if now.waits:
             return True
-        if now.between and now.apart == since_call == 1:
-            return False  # a call follows, as it did upon the last step
-        if self.config.check_every == "call":
-            return not now.between and since_check > 0
-        if self.config.check_every != "auto":
-            return not now.between and since_check >= int(self.config.check_every)
-        if now.every:
-            return since_check >= now.every
-        return not now.between and (since_call > 1 or since_check >= STEPS)
+        if self.config.check_every == "auto":
+            return since_check >= now.every if now.every else since_call > 1 or since_check >= STEPS
+        return since_check >= (1 if self.config.check_every == "call" else int(self.config.check_every))
 
     def note(self, now: Progress) -> None:
         """Write down how many steps there are to the next check, where that is known.
@@ -122,9 +119,9 @@ class Timetable:
         """Eq. 5; or `sparsify_from` in its place, or the latest start that the plan allows."""
         if self.config.sparsify_from is not None:
             return now.check >= self.config.sparsify_from
-        total = self.total_steps(now)
-        seen = total is None or now.steps >= self.config.observe * total
-        if seen and stability.has_settled(now.indices, self.config.window, self.config.tau):
+        if now.steps >= stage.earliest_start and stability.has_settled(
+            now.indices, self.config.window, self.config.tau
+        ):
             return True
         return self.config.strength == "auto" and now.steps >= stage.latest_start
 
@@ -139,7 +136,7 @@ class Timetable:
         if self.config.total_steps is not None:
             return self.config.total_steps
         if now.between:  # an epoch is half over, and a scheduler may have yet to move
-            return now.length if now.told == self._told(now) else None
+            return now.length if now.length is not None and now.told == self._told(now) else None
         if self.config.epochs is not None:
             return _steps_of(self.config.epochs, now)
         scheduler = self._find_scheduler(now)

@@ -191,7 +191,7 @@ def _pruning_summary(result: RunResult | None, macs_before: int) -> dict[str, An
         "macs_removed": 1 - result.macs / macs_before,
         "params_after": result.params,
         "t_sl": result.t_sl,
-        "t_cut": result.cut.epoch if result.cut else None,
+        "t_cut": result.t_cut,
         "cut_by_deadline": result.cut.forced if result.cut else None,
         "widths": {width.name: [width.size, width.kept] for width in result.widths},
         "stays_dense": list(result.frozen),
@@ -249,9 +249,8 @@ def _write(out: Path, summary: dict[str, Any], results: dict[str, RunResult], la
     if one_cycle is None:
         save_file(_plain_state(last.model), out / "model.safetensors")
         return
-    t_cut = one_cycle.cut.epoch if one_cycle.cut else None
     epochs = len(one_cycle.rows)
-    save_stability(one_cycle.checks, one_cycle.t_sl, t_cut, epochs, out / "stability.png")
+    save_stability(one_cycle.checks, one_cycle.t_sl, one_cycle.t_cut, epochs, out / "stability.png")
     save_norms(one_cycle.snapshots, out / "norms.png")
     save_filters(one_cycle.widths, out / "filters.png")
     ocsfast.save(last.model, out / "model.safetensors")

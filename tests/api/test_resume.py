@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.networks import EPOCH, Net, batch, epochs, net, sgd
-from helpers.runs import run
+from helpers.runs import attach, run
 from torch import nn
 
 import ocsfast
@@ -22,8 +22,7 @@ from ocsfast.train.models import build_model
 
 
 def started(model, optimizer, **options):
-    options = {"total_steps": 20 * EPOCH, "check_every": "call", **options}
-    return ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], **options)
+    return attach(model, optimizer, **{"total_steps": 20 * EPOCH, **options})
 
 
 def saved(epoch):

@@ -5,18 +5,13 @@ import copy
 import pytest
 import torch
 from helpers.networks import EPOCH, Net, batch, epochs, net, sgd, train
+from helpers.runs import attach
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import ocsfast
 from ocsfast import StateError
-
-
-def attach(model, optimizer, **options):
-    options = {"check_every": "call", **options}
-    return ocsfast.attach(model, 0.5, optimizer=optimizer, example_inputs=batch(0)[0], **options)
-
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),

@@ -82,6 +82,16 @@ def test_what_a_group_takes():
     assert ocsfast.inspect(model, X).overshoot is None
 
 
+def test_what_a_group_takes_of_a_model_that_was_cut():
+    """It is a share of the dense cost still, and no more than it was."""
+    model, x = Net(), batch(0)[0]
+    before = ocsfast.inspect(model, x).families
+    ocsfast.attach(model, 0.5, optimizer=sgd(model), example_inputs=x).cut()
+    after = ocsfast.inspect(model, x, again=True).families
+    assert [f.name for f in after] == [f.name for f in before]
+    assert all(0 < now.step <= then.step for now, then in zip(after, before, strict=True))
+
+
 @pytest.mark.parametrize("uniform", [False, True])
 def test_finer_groups_stay_beside_a_coarse_one(uniform):
     """All neurons that may go do, and then a head of all layers, which takes more than is missing."""

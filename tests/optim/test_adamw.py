@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.networks import Net, batch, net, train
+from helpers.runs import attach
 from helpers.tolerance import assert_as_good_as_torch
 from torch import nn
 from torch.nn import functional as F
@@ -301,12 +302,9 @@ def test_one_launch_a_step() -> None:
     """One op a parameter group, with the penalty and without."""
     model = net()
     optimizer = optim.AdamW(model.parameters(), lr=0.01)
-    pruner = ocsfast.attach(
+    pruner = attach(
         model,
-        0.5,
-        optimizer=optimizer,
-        example_inputs=batch(0)[0],
-        check_every="call",
+        optimizer,
         total_steps=60,
         sparsify_from=1,
     )

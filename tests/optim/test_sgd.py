@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from helpers.networks import Net, batch, net, train
+from helpers.runs import attach
 from torch import nn
 from torch.nn import functional as F
 
-import ocsfast
 from ocsfast import optim
 
 SETTINGS: list[dict[str, Any]] = [
@@ -175,12 +175,9 @@ def test_a_pruned_run_is_that_of_torchs_sgd_with_hooks(
         lr = float(settings.get("lr", 0.02)) / 2
         split = [{"params": rest}, {"params": flat, "weight_decay": 0.01, "lr": lr}]
         optimizer = kind(split if groups == 2 else model.parameters(), **{"lr": 0.02, **settings})
-        pruner = ocsfast.attach(
+        pruner = attach(
             model,
-            0.5,
-            optimizer=optimizer,
-            example_inputs=batch(0)[0],
-            check_every="call",
+            optimizer,
             total_steps=60,
             penalty=penalty,
         )
@@ -201,12 +198,9 @@ def test_one_launch_a_step() -> None:
     """One op a parameter group, with the penalty and without."""
     model = net()
     optimizer = optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-    pruner = ocsfast.attach(
+    pruner = attach(
         model,
-        0.5,
-        optimizer=optimizer,
-        example_inputs=batch(0)[0],
-        check_every="call",
+        optimizer,
         total_steps=60,
         sparsify_from=1,
     )
@@ -264,13 +258,10 @@ def test_it_unscales_and_skips_in_its_pass(kind: type[torch.optim.Optimizer], da
         model = net()
         optimizer = kind(model.parameters(), fused=by_itself, **settings)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
-        pruner = ocsfast.attach(
+        pruner = attach(
             model,
-            0.5,
-            optimizer=optimizer,
-            example_inputs=batch(0)[0],
+            optimizer,
             total_steps=20,
-            check_every="call",
             sparsify_from=1,
             capturable=by_itself,  # or steps that are skipped would be counted
         )
@@ -294,13 +285,10 @@ def test_steps_that_are_skipped_shrink_nothing() -> None:
     for fused in (False, True):
         model = net()
         optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
-        pruner = ocsfast.attach(
+        pruner = attach(
             model,
-            0.5,
-            optimizer=optimizer,
-            example_inputs=batch(0)[0],
+            optimizer,
             total_steps=40,
-            check_every="call",
             sparsify_from=1,
             strength="paper",
         )

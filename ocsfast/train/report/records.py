@@ -85,6 +85,11 @@ class RunResult:
     frozen: tuple[str, ...] = ()  # "layer: reason"
 
     @property
+    def t_cut(self) -> int | None:
+        """The epoch after which the cut was made, Eq. 6; None without one."""
+        return self.cut.epoch if self.cut else None
+
+    @property
     def training_seconds(self) -> float:
         """Time of training and of `ocsfast.step`, without evaluation and set-up."""
         return sum(row.train_seconds + row.step_seconds for row in self.rows)
