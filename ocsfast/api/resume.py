@@ -67,7 +67,7 @@ def load_state(parts: Parts, state: Mapping[str, Any]) -> None:
             raise StateError("the model is cut already: attach to a dense instance to load a state")
         parts.require_attached()
     state = dict(state) if isinstance(state, Mapping) else {}
-    saved = state.pop("latency", None)  # states of earlier versions have none
+    saved = state.pop("latency", None)  # None where the target is another
     loaded = _unpacked(parts, state)
     config, aim = _measured_then(parts, saved)
     if loaded.progress.stage == "pruned":
