@@ -31,9 +31,9 @@ struct PartitionArguments {
   const void* scores;  // [groups] float or double
   bool in_double;
   const int64_t* limits;  // [families]
-  int64_t round_to;
   const int64_t* budget;
-  const int64_t* ties;  // [families] the first family it is tied to, or itself; null: none is tied
+  const int64_t* units;  // [families] kept counts are multiples of it; null: any count may be kept
+  const int64_t* ties;   // [families] the first family it is tied to, or itself; null: none is tied
   bool give_back;
 };
 

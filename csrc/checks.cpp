@@ -31,7 +31,7 @@ const Criterion& check_criterion(const char* op, const std::string& name) {
   fail(op, "criterion '", name, "' is not known");
 }
 
-// Tied families are alike: of one size and limit, they can lose equally many.
+// Tied families are alike: of one size, limit and unit, they can lose equally many.
 void check_ties(const char* op, const PartitionArguments& a) {
   const auto size = [&](int64_t f) { return a.plan.family_start[f + 1] - a.plan.family_start[f]; };
   for (int64_t f = 0; f < a.plan.families; ++f) {
@@ -41,6 +41,9 @@ void check_ties(const char* op, const PartitionArguments& a) {
     if (size(f) != size(first) || a.limits[f] != a.limits[first])
       fail(op, "ties: families ", first, " and ", f, " have ", size(first), " and ", size(f),
            " groups and may lose ", a.limits[first], " and ", a.limits[f]);
+    if (a.units && a.units[f] != a.units[first])
+      fail(op, "ties: families ", first, " and ", f, " keep multiples of ", a.units[first], " and ",
+           a.units[f]);
   }
 }
 
@@ -66,7 +69,7 @@ SaliencyArguments check_saliency(const char* op, const Bound& bound, const Tenso
 PartitionArguments check_partition(const char* op, const Tensor& scores, const Tensor& tables,
                                    const std::vector<int64_t>& layout, const Tensor& cost_tables,
                                    const std::vector<int64_t>& cost_layout, const Tensor& limits,
-                                   int64_t round_to, const Tensor& budget,
+                                   const Tensor& budget, const std::optional<Tensor>& units,
                                    const std::optional<Tensor>& ties, bool give_back) {
   PartitionArguments a{};
   a.plan = check_plan(op, tables, layout);
@@ -75,13 +78,15 @@ PartitionArguments check_partition(const char* op, const Tensor& scores, const T
   check_values(op, "scores", scores, a.plan, tables);
   check_array(op, limits, {"limits", ScalarType::Long, a.plan.families, 1}, tables);
   check_array(op, budget, {"budget", ScalarType::Long, 1, 0}, tables);
-  if (round_to < 1 || round_to > INT32_MAX) fail(op, "round_to is ", round_to, ", expected 1 or more");
   a.scores = scores.const_data_ptr();
   a.in_double = scores.scalar_type() == ScalarType::Double;
   a.limits = limits.const_data_ptr<int64_t>();
-  a.round_to = round_to;
   a.budget = budget.const_data_ptr<int64_t>();
   a.give_back = give_back;
+  if (units) {
+    check_array(op, *units, {"units", ScalarType::Long, a.plan.families, 1}, tables);
+    a.units = units->const_data_ptr<int64_t>();
+  }
   if (ties) {
     check_array(op, *ties, {"ties", ScalarType::Long, a.plan.families, 1}, tables);
     a.ties = ties->const_data_ptr<int64_t>();

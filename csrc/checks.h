@@ -105,7 +105,7 @@ SaliencyArguments check_saliency(const char* op, const Bound& bound, const Tenso
 PartitionArguments check_partition(const char* op, const Tensor& scores, const Tensor& tables,
                                    const std::vector<int64_t>& layout, const Tensor& cost_tables,
                                    const std::vector<int64_t>& cost_layout, const Tensor& limits,
-                                   int64_t round_to, const Tensor& budget,
+                                   const Tensor& budget, const std::optional<Tensor>& units,
                                    const std::optional<Tensor>& ties, bool give_back);
 
 CompareArguments check_compare(const char* op, const Tensor& mask, const Tensor& sizes,

@@ -23,11 +23,12 @@ STABLE_TORCH_LIBRARY(ocsfast, m) {
   m.def(
       "group_saliency(Tensor(a!) bound, Tensor(b!) scores, Tensor(c!) slices, Tensor[] others,"
       " str criterion, bool known) -> ()");
-  // Finds the groups to prune so that the cost is at most `budget`. `ties`: the first family that each
-  // is tied to. give_back: of what goes beyond the budget, what can stay does.
+  // Finds the groups to prune so that the cost is at most `budget`. `units`: of each family, what its
+  // kept count is a multiple of. `ties`: the first family that each is tied to. give_back: of what goes
+  // beyond the budget, what can stay does.
   m.def(
       "partition(Tensor scores, Tensor tables, int[] layout, Tensor cost_tables, int[] cost_layout,"
-      " Tensor limits, int round_to, Tensor budget, Tensor? ties, bool give_back)"
+      " Tensor limits, Tensor budget, Tensor? units, Tensor? ties, bool give_back)"
       " -> (Tensor mask, Tensor cost, Tensor status)");
   // Eq. 9: w *= factor ** (pruned slices that contain the element). Leaves the sums of squares of the
   // pruned slices.

@@ -25,13 +25,14 @@ OCSFAST_HOST_DEVICE inline uint64_t order_image(double score) {
 }
 
 // How many groups of a family of `size` to prune, if `below` of them lie at or below the threshold: at
-// most `limit`, and so many that the kept count is a multiple of `round_to`; none if that is not
-// possible.
+// most `limit`, and so many that the kept count is a multiple of `unit`; none if that is not possible.
 OCSFAST_HOST_DEVICE inline int64_t groups_to_prune(int64_t size, int64_t below, int64_t limit,
-                                                   int64_t round_to) {
+                                                   int64_t unit) {
   int64_t pruned = below < limit ? below : limit;
   if (pruned < 0) pruned = 0;
-  const int64_t kept = (size - pruned + round_to - 1) / round_to * round_to;
+  unit = unit < size ? unit : size;
+  if (unit < 1) unit = 1;
+  const int64_t kept = (size - pruned + unit - 1) / unit * unit;
   return kept < size ? size - kept : 0;
 }
 

@@ -54,16 +54,19 @@ def results() -> dict[str, list[Tensor]]:
             of_dtype = of_weights(mixed_case(dtype, channels_last=channels_last))
             found |= {f"{op}, {dtype}, {channels_last=}": made for op, made in of_dtype.items()}
     scores = torch.rand(375, generator=torch.Generator().manual_seed(1)).round(decimals=2)  # many equal
-    for round_to, tables in product((1, 2), (None, 0, 1)):
+    for unit, tables in product((1, 2), (None, 0, 1)):
         plan, cost = chain([300, 70, 5], tables=tables)
         most, budget = torch.tensor([299, 69, 4]), torch.tensor(cost([150, 35, 3]))
+        units = torch.full((3,), unit)
         for give_back in (False, True):
-            chosen = ops.partition(plan, cost, scores, most, budget, round_to, None, give_back)
-            found[f"partition, {round_to=}, {tables=}, {give_back=}"] = list(chosen)
+            chosen = ops.partition(plan, cost, scores, most, budget, units, None, give_back)
+            found[f"partition, {unit=}, {tables=}, {give_back=}"] = list(chosen)
     plan, cost = chain([120, 75, 60, 60, 60], tables=2)
     most, budget = torch.tensor([119, 74, 50, 50, 50]), torch.tensor(cost([70, 40, 35, 35, 35]))
     ties = torch.tensor([0, 1, 2, 2, 2])
-    found["partition of tied families"] = list(ops.partition(plan, cost, scores, most, budget, 1, ties))
+    found["partition of tied families"] = list(
+        ops.partition(plan, cost, scores, most, budget, None, ties)
+    )
     return found
 
 

@@ -168,7 +168,8 @@ def right_choice(pick: random.Random, families: Families, plan: Plan, mask: Tens
     budget = torch.tensor(pick.randint(-1, model(sizes) + 1))
     ties = [sizes.index(size) if pick.random() < 0.5 else f for f, size in enumerate(sizes)]
     ties = torch.tensor([first if ties[first] == first else f for f, first in enumerate(ties)])
-    options = (pick.choice([1, 1, 4]), pick.choice([None, ties]), pick.random() < 0.7)
+    units = pick.choice([None, torch.tensor([pick.randint(-1, 5) for _ in sizes])[ties]])
+    options = (units, pick.choice([None, ties]), pick.random() < 0.7)
     arguments = (plan, model, scores, limits[ties], budget, *options)
     got = ops.partition(*arguments)
     for a, b in zip(got, reference.partition(*arguments), strict=True):
@@ -290,7 +291,7 @@ def spoilt_choice(pick: random.Random, families: Families, plan: Plan, mask: Ten
     scores, budget = torch.rand(len(mask)), torch.tensor(0)
     status = torch.tensor(0, dtype=torch.int32)
     ties = pick.choice([None, torch.tensor([pick.randint(-1, 3) for _ in limits])])
-    return harmless(lambda: ops.partition(wrong, model, scores, limits, budget, 1, ties)) | harmless(
+    return harmless(lambda: ops.partition(wrong, model, scores, limits, budget, None, ties)) | harmless(
         lambda: ops.compare(wrong, mask, scores, budget, status, mask, mask)
     )
 

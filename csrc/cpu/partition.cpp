@@ -97,7 +97,7 @@ class Partition {
   int32_t tied(int32_t f) const { return a_.ties ? static_cast<int32_t>(a_.ties[f]) : f; }
 
   int64_t to_prune(int32_t f, int64_t below) const {
-    return groups_to_prune(size(f), below, a_.limits[f], a_.round_to);
+    return groups_to_prune(size(f), below, a_.limits[f], a_.units ? a_.units[f] : 1);
   }
 
   // The cost if the `threshold` lowest of all groups may go, and of families that are held as many as
@@ -178,12 +178,15 @@ std::pair<int64_t, int32_t> run(const PartitionArguments& a, const Score* scores
   return {reached, reached <= *a.budget ? 0 : kUnreachable};
 }
 
-std::tuple<Tensor, Tensor, Tensor> partition(
-    const Tensor& scores, const Tensor& tables, const std::vector<int64_t>& layout,
-    const Tensor& cost_tables, const std::vector<int64_t>& cost_layout, const Tensor& limits,
-    int64_t round_to, const Tensor& budget, const std::optional<Tensor>& ties, bool give_back) {
+std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& scores, const Tensor& tables,
+                                             const std::vector<int64_t>& layout,
+                                             const Tensor& cost_tables,
+                                             const std::vector<int64_t>& cost_layout,
+                                             const Tensor& limits, const Tensor& budget,
+                                             const std::optional<Tensor>& units,
+                                             const std::optional<Tensor>& ties, bool give_back) {
   const PartitionArguments a = check_partition("partition", scores, tables, layout, cost_tables,
-                                               cost_layout, limits, round_to, budget, ties, give_back);
+                                               cost_layout, limits, budget, units, ties, give_back);
   Tensor mask = torch::stable::new_empty(tables, {a.plan.groups}, ScalarType::Bool);
   Tensor reached = torch::stable::new_empty(tables, {}, ScalarType::Long);
   Tensor status = torch::stable::new_empty(tables, {}, ScalarType::Int);

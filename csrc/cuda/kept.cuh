@@ -23,7 +23,7 @@ struct Kept {
   __device__ int32_t tied(int32_t f) const { return in.ties ? static_cast<int32_t>(in.ties[f]) : f; }
 
   __device__ int64_t to_prune(int32_t f, int64_t below) const {
-    return groups_to_prune(size(f), below, in.limits[f], in.round_to);
+    return groups_to_prune(size(f), below, in.limits[f], in.units ? in.units[f] : 1);
   }
 
   // Gives tied families the largest of their counts. A barrier follows and one has to precede it.

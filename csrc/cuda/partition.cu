@@ -325,13 +325,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   Search<Score>(arguments, shared).run();
 }
 
-std::tuple<Tensor, Tensor, Tensor> partition(
-    const Tensor& scores, const Tensor& tables, const std::vector<int64_t>& layout,
-    const Tensor& cost_tables, const std::vector<int64_t>& cost_layout, const Tensor& limits,
-    int64_t round_to, const Tensor& budget, const std::optional<Tensor>& ties, bool give_back) {
+std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& scores, const Tensor& tables,
+                                             const std::vector<int64_t>& layout,
+                                             const Tensor& cost_tables,
+                                             const std::vector<int64_t>& cost_layout,
+                                             const Tensor& limits, const Tensor& budget,
+                                             const std::optional<Tensor>& units,
+                                             const std::optional<Tensor>& ties, bool give_back) {
   constexpr const char* kOp = "partition";
   KernelArguments a{};
-  a.in = check_partition(kOp, scores, tables, layout, cost_tables, cost_layout, limits, round_to, budget,
+  a.in = check_partition(kOp, scores, tables, layout, cost_tables, cost_layout, limits, budget, units,
                          ties, give_back);
   const OnDevice here(kOp, tables);
   const auto empty = [&](std::initializer_list<int64_t> size, ScalarType dtype) {

@@ -26,8 +26,8 @@ def _partition(
     cost_tables: Tensor,
     cost_layout: Sequence[int],
     limits: Tensor,
-    round_to: int,
     budget: Tensor,
+    units: Tensor | None,
     ties: Tensor | None,
     give_back: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -92,7 +92,7 @@ def partition(
     scores: Tensor,
     limits: Tensor,
     budget: Tensor,
-    round_to: int = 1,
+    units: Tensor | None = None,
     ties: Tensor | None = None,
     give_back: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +100,7 @@ def partition(
 
     Groups are in one order: by score (-0.0 equals 0.0), then by index. For a threshold in it, each
     family loses its lowest groups up to the threshold, `limits` of them at most, and then fewer until it
-    keeps a multiple of `round_to` (or loses none). The lowest threshold whose cost is within the budget
+    keeps a multiple of its unit (or loses none). The lowest threshold whose cost is within the budget
     decides, and then gives back what that took beyond the budget, the highest scores first:
 
     1. The family of the group at the threshold is held: it loses so many groups from now on.
@@ -118,9 +118,10 @@ def partition(
         limits: [families] int64, the most groups each family may lose; values beyond 0 .. its size
             stand for the nearest of the two.
         budget: 0-dim int64, the highest allowed cost.
-        round_to: kept counts are multiples of this.
+        units: [families] int64, what each family's kept count is a multiple of; values beyond 1 .. its
+            size stand for the nearest of the two. None: 1.
         ties: [families] int64, the first family that each is tied to, or itself; None: all are free.
-            Tied families are of one size and limit. Each loses as many as the one with most groups up to
+            Tied families are of one size, limit and unit. Each loses as many as the one with most groups up to
             the threshold, and they are held together.
         give_back: whether to give back; False: the lowest threshold within the budget decides alone.
 
@@ -139,8 +140,8 @@ def partition(
         cost_model.tables,
         cost_model.layout,
         limits,
-        round_to,
         budget,
+        units,
         ties,
         give_back,
     )

@@ -40,7 +40,7 @@ def partition(
     scores: Tensor,
     limits: Tensor,
     budget: Tensor,
-    round_to: int = 1,
+    units: Tensor | None = None,
     ties: Tensor | None = None,
     give_back: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,6 +49,8 @@ def partition(
     families = range(len(sizes))
     family = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).tolist()
     first = list(families) if ties is None else ties.tolist()
+    wanted = [1 for _ in families] if units is None else units.tolist()
+    unit = [max(1, min(number, size)) for number, size in zip(wanted, sizes, strict=True)]
     values = scores.tolist()
     order = sorted(range(len(values)), key=lambda g: (values[g], g))
     held: dict[int, int] = {}  # the first of tied families -> how many groups each of them loses
@@ -61,7 +63,7 @@ def partition(
             most[first[f]] = max(most[first[f]], below)
         counts = [min(most[first[f]], max(0, int(limits[f]))) for f in families]
         for f in families:
-            while counts[f] > 0 and (sizes[f] - counts[f]) % round_to != 0:
+            while counts[f] > 0 and (sizes[f] - counts[f]) % unit[f] != 0:
                 counts[f] -= 1
         return [held.get(first[f], counts[f]) for f in families]
 

@@ -220,7 +220,7 @@ def every_call(made: Case) -> dict[str, Callable[[], list[Tensor]]]:
     compare = comparison(made.plan, a, b, b)
     return {
         **one_of_each(made),
-        "partition": lambda: list(ops.partition(plan, cost, scores, most, budget, 1)),
+        "partition": lambda: list(ops.partition(plan, cost, scores, most, budget)),
         "compare": lambda: [compare()],
     }
 

@@ -24,7 +24,7 @@ def run(
     scores: Tensor,
     budget: float,
     limits: list[int] | None = None,
-    round_to: int = 1,
+    units: list[int] | None = None,
     *,
     tables: int | None = None,
     ties: list[int] | None = None,
@@ -35,8 +35,8 @@ def run(
     plan, cost = chain(sizes, device, tables=tables)
     highest = torch.tensor(int(budget * cost(sizes)), device=device)
     most = torch.tensor(sizes if limits is None else limits, device=device)
-    tied = None if ties is None else torch.tensor(ties, device=device)
-    arguments = (plan, cost, scores, most, highest, round_to, tied, give_back)
+    counts = (None if given is None else torch.tensor(given, device=device) for given in (units, ties))
+    arguments = (plan, cost, scores, most, highest, *counts, give_back)
     ours, expected = ops.partition(*arguments), reference.partition(*arguments)
     for a, b in zip(ours, expected, strict=True):
         assert a.dtype == b.dtype
@@ -56,7 +56,7 @@ class Problem:
     sizes: list[int]
     limits: list[int]
     ties: list[int]
-    round_to: int
+    units: list[int]
     tables: int | None
     budget: float
     scores: Tensor
@@ -70,7 +70,7 @@ class Problem:
     def rounded(self, f: int, below: int) -> int:
         """How many groups family f loses where so many lie below the threshold."""
         most = max(0, min(below, self.limits[f], self.sizes[f]))
-        return max(n for n in range(most + 1) if n == 0 or (self.sizes[f] - n) % self.round_to == 0)
+        return max(n for n in range(most + 1) if n == 0 or (self.sizes[f] - n) % self.units[f] == 0)
 
     def at(self, threshold: int, held: dict[int, int]) -> list[int]:
         lowest = [self.family[g] for g in self.order[:threshold]]
@@ -100,7 +100,7 @@ class Problem:
             self.scores if scores is None else scores,
             self.budget,
             self.limits,
-            self.round_to,
+            self.units,
             tables=self.tables,
             ties=self.ties,
             give_back=give_back,
@@ -119,13 +119,14 @@ def problems(draw: st.DrawFn, scores: st.SearchStrategy[float] = values) -> Prob
     ties = [sizes.index(size) if draw(st.booleans()) else f for f, size in enumerate(sizes)]
     ties = [first if ties[first] == first else f for f, first in enumerate(ties)]
     limits = [draw(st.integers(-1, size + 1)) for size in sizes]
+    units = [draw(st.integers(1, 5)) for _ in sizes]
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
     numbers = draw(st.lists(scores, min_size=sum(sizes), max_size=sum(sizes)))
     return Problem(
         sizes,
         [limits[first] for first in ties],
         ties,
-        draw(st.integers(1, 5)),
+        [units[first] for first in ties],
         draw(st.none() | st.integers(0, 1000)),
         draw(st.floats(0, 1)),
         torch.tensor(numbers, dtype=torch.float64).to(dtype),
@@ -227,10 +228,18 @@ def test_nan_prunes_nothing(device: str) -> None:
     assert reached == chain([4])[1]([4])
 
 
-@pytest.mark.parametrize(("round_to", "kept"), [(1, 6), (2, 6), (4, 8), (8, 8), (16, 10)])
-def test_kept_counts_are_multiples(device: str, round_to: int, kept: int) -> None:
-    mask, _, _ = run([10], torch.arange(10.0, device=device), 0.0, [4], round_to)
+UNITS = [(1, 6), (2, 6), (4, 8), (8, 8), (10, 10), (16, 10), (2**62, 10), (0, 6), (-(2**63), 6)]
+
+
+@pytest.mark.parametrize(("unit", "kept"), UNITS)
+def test_kept_counts_are_multiples(device: str, unit: int, kept: int) -> None:
+    mask, _, _ = run([10], torch.arange(10.0, device=device), 0.0, [4], [unit])
     assert mask.count(False) == kept
+
+
+def test_each_family_has_a_unit_of_its_own(device: str) -> None:
+    mask, _, _ = run([10, 10, 10], torch.arange(30.0, device=device), 0.0, [4, 4, 4], [1, 4, 5])
+    assert [part.count(False) for part in (mask[:10], mask[10:20], mask[20:])] == [6, 8, 10]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -245,7 +254,8 @@ def test_limits_and_rounding_cut_many_families_short(
     limits = [int(torch.randint(0, size + 1, (), generator=gen)) for size in sizes]
     for budget in (0.1, 0.4, 0.8):
         run(sizes, scores, budget, limits)
-        run(sizes, scores, budget, round_to=3)
+        run(sizes, scores, budget, units=[3] * len(sizes))
+        run(sizes, scores, budget, units=[1 + f % 4 for f in range(len(sizes))])
     run(sizes, scores, 0.4, give_back=False)
 
 
@@ -263,7 +273,7 @@ def test_more_counts_than_shared_memory_has_room_for(device: str) -> None:
     ties = torch.tensor([0, 1, 2, 3, 3, 5], device=device)
     for share in (0.2, 0.5, 0.9):
         budget = torch.tensor(int(least + share * (dense - least)), device=device)
-        arguments = (plan, cost, scores, torch.tensor(sizes, device=device) - 1, budget, 1, ties)
+        arguments = (plan, cost, scores, torch.tensor(sizes, device=device) - 1, budget, None, ties)
         for a, b in zip(ops.partition(*arguments), reference.partition(*arguments), strict=True):
             assert torch.equal(a, b)
 
@@ -289,7 +299,8 @@ def test_every_run_gives_the_same_bits(device: str) -> None:
         torch.tensor([20, 30], device=device),
         torch.tensor(cost([30, 50]) // 2, device=device),
     )
-    assert_same_bits(lambda: list(ops.partition(plan, cost, scores, limits, budget, 4)))
+    units = torch.tensor([4, 4], device=device)
+    assert_same_bits(lambda: list(ops.partition(plan, cost, scores, limits, budget, units)))
 
 
 def test_the_op_passes_opcheck(device: str) -> None:
@@ -301,8 +312,8 @@ def test_the_op_passes_opcheck(device: str) -> None:
         cost.tables,
         cost.layout,
         torch.tensor([3, 3], device=device),
-        1,
         torch.tensor(100, device=device),
+        torch.tensor([1, 2], device=device),
         None,
         True,
     )
@@ -318,7 +329,8 @@ def test_the_op_passes_opcheck(device: str) -> None:
         ({"limits": torch.zeros(2)}, "limits is Float, expected Long"),
         ({"budget": torch.tensor(1.0)}, "budget is Float, expected Long"),
         ({"budget": torch.tensor([1])}, "budget has shape .*, expected a 0-dim tensor"),
-        ({"round_to": 0}, "round_to is 0, expected 1 or more"),
+        ({"units": torch.tensor([1])}, r"units has shape \(1\), expected \(2,\)"),
+        ({"units": torch.tensor([1.0, 1.0])}, "units is Float, expected Long"),
         ({"ties": torch.tensor([0, 0, 0])}, r"ties has shape \(3\), expected \(2,\)"),
         (
             {"ties": torch.tensor([1, 1])},
@@ -328,6 +340,10 @@ def test_the_op_passes_opcheck(device: str) -> None:
         (
             {"ties": torch.tensor([0, 0]), "limits": torch.tensor([3, 2])},
             "ties: families 0 and 1 have 4 and 4 groups and may lose 3 and 2",
+        ),
+        (
+            {"ties": torch.tensor([0, 0]), "units": torch.tensor([1, 2])},
+            "ties: families 0 and 1 keep multiples of 1 and 2",
         ),
     ],
 )
