@@ -151,7 +151,8 @@ def aim_of(made: Case) -> Aim:
     dense = made.cost_model(made.families.sizes)
     ranking = make_ranking(made.families, "none", False)
     limits = tuple(made.limits.tolist())
-    return Aim(made.cost_model, dense, dense, int(made.budget), limits, 1, ranking, give_back=True)
+    units = (1,) * len(limits)
+    return Aim(made.cost_model, dense, dense, int(made.budget), limits, 1, units, ranking, True)
 
 
 def compared(made: Case) -> Callable[[], Tensor]:

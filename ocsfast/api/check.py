@@ -75,7 +75,7 @@ def _choice(parts: Parts, coupled: Coupled, aim: Aim) -> Choice:
             "progress": (now.stage, now.check, now.steps, now.at_check, float(now.nats)),
             "choice": [mask.tolist() for mask in before],
             "frozen": sorted(parts.freezing.families),
-            "latency": parts.latency(),
+            **parts.found(),
         }
 
     return one_choice(parts.processes, facts, choose_here)

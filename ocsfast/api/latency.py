@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ocsfast.api.arguments import Inputs, Unpacked, families_of, plain, require_whole, unpacked
 from ocsfast.api.calls import options_of
+from ocsfast.choice.units import multiple_for, units_of
 from ocsfast.core.config import LATENCY, Config
 from ocsfast.core.errors import ConfigError, GroupingError, OcsfastError, StateError
 from ocsfast.core.families import Families
@@ -182,6 +183,7 @@ def _measured(
             "not known: target='latency' needs grouping='labels'"
         )
     device, begun = next(model.parameters()).device, time.perf_counter()
+    parameters, multiple = dict(model.named_parameters()), multiple_for(options.round_to, device)
     with nullcontext() if options.forward is None else forward_as(model, options.forward):
         jobs = jobs_of(sites_of(model, *inputs, families), families)
         text = "measuring the latency of %d different operators, %g s at most"
@@ -196,7 +198,7 @@ def _measured(
                 whole,
                 clock or clock_for(device),
                 grid=grid,
-                round_to=options.round_to,
+                units=units_of(families, parameters, options.round_to, multiple),
                 most_gone=options.max_family_ratio,
                 time_limit=time_limit,
                 progress=Progress(progress),

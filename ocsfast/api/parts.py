@@ -60,12 +60,12 @@ class Parts:
             "processes": self.processes.size,
         }
 
-    def latency(self) -> dict[str, Any] | None:
-        """What was measured, if the target is latency: a resumed run goes on with it."""
-        target = self.config.target
-        if not isinstance(target, LatencyRecord):
-            return None
-        return {"table": target.plain(), "dense": self.aim.dense}
+    def found(self) -> dict[str, Any]:
+        """What this machine has said, where the options leave it that: a resumed run goes on with it."""
+        target, latency = self.config.target, None
+        if isinstance(target, LatencyRecord):
+            latency = {"table": target.plain(), "dense": self.aim.dense}
+        return {"latency": latency, "multiple": self.aim.multiple}
 
     def alive(self) -> nn.Module:
         """The model.

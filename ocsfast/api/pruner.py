@@ -72,7 +72,7 @@ class Pruner:
         self._parts = put_together(model, ratio, config, optimizer, families, steps, also)
         self._state, self._hooks = self._parts.state, self._parts.hooks
         self._timetable, self._processes = self._parts.timetable, self._parts.processes
-        self._processes.begin({**self._parts.facts(), "latency": self._parts.latency()})
+        self._processes.begin({**self._parts.facts(), **self._parts.found()})
         self._least = self._parts.require_reachable()
         self._hooks.register(self._check_between)
         self._load_hooks = LoadHooks(self._parts)
@@ -222,7 +222,7 @@ class Pruner:
         CPU tensors, numbers, strings, lists and dicts: `torch.load(weights_only=True)` reads it.
         """
         self._hooks.settle()
-        return {**pack(self._state, self._parts.facts()), "latency": self._parts.latency()}
+        return {**pack(self._state, self._parts.facts()), **self._parts.found()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, with the model's and the optimizer's own state loaded as well.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ocsfast.api.parts import Parts
-from ocsfast.choice.budget import Aim, budget_of
+from ocsfast.choice.budget import Aim, budget_of, with_multiple
 from ocsfast.choice.targets import target_products
 from ocsfast.core.config import Config
 from ocsfast.core.errors import ConfigError, StateError
@@ -68,8 +68,10 @@ def load_state(parts: Parts, state: Mapping[str, Any]) -> None:
         parts.require_attached()
     state = dict(state) if isinstance(state, Mapping) else {}
     saved = state.pop("latency", None)  # None where the target is another
+    multiple = state.pop("multiple", None)
     loaded = _unpacked(parts, state)
     config, aim = _measured_then(parts, saved)
+    aim = _rounded_then(parts, aim, multiple)
     if loaded.progress.stage == "pruned":
         assert loaded.mask is not None  # `unpack` sees to it
         left = parts.families.cropped(loaded.mask.cpu()).sizes
@@ -110,6 +112,20 @@ def _measured_then(parts: Parts, saved: Any) -> tuple[Config, Aim]:
     now = cost(parts.families.sizes)
     budget = budget_of(dense, parts.ratio)
     return config, replace(parts.aim, cost_model=cost, now=now, dense=dense, budget=budget)
+
+
+def _rounded_then(parts: Parts, aim: Aim, multiple: Any) -> Aim:
+    """The aim with the multiple that round_to="auto" stood for where the run began.
+
+    Raises:
+        StateError: the state has none.
+    """
+    if multiple == aim.multiple:
+        return aim
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise StateError(f"the state's multiple of kept counts is {multiple!r}: 1 or more is expected")
+    parameters = dict(parts.alive().named_parameters())
+    return with_multiple(aim, parts.families, parameters, parts.config.round_to, multiple)
 
 
 def _unpacked(parts: Parts, state: Mapping[str, Any]) -> RunState:

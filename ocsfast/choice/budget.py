@@ -6,7 +6,7 @@ The costs themselves ("flops", "params", ...) are in `targets`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ocsfast.choice.ranking import Ranking, make_ranking
 from ocsfast.choice.targets import dense_cost, target_products
+from ocsfast.choice.units import multiple_for, units_of
 from ocsfast.core.config import LATENCY, UNITS, Config
 from ocsfast.core.errors import ConfigError
 from ocsfast.core.families import Families
@@ -30,6 +31,7 @@ class Placed:
     cost_model: CostModel
     limits: Tensor  # [families] int64
     budget: Tensor  # 0-dim int64
+    units: Tensor | None  # [families] int64: `Aim.units`, where any is more than 1
     ties: Tensor | None  # [families] int64: `Ranking.ties`, where families are tied
 
 
@@ -42,7 +44,8 @@ class Aim:
     now: int  # the model's cost now; below `dense` if it was cut before
     budget: int  # the highest cost that still removes the ratio
     limits: tuple[int, ...]  # most groups each family may lose
-    round_to: int  # of which kept counts are multiples
+    multiple: int  # that kept counts are to have: of `Config.round_to`
+    units: tuple[int, ...]  # of each family, what its kept count is a multiple of
     ranking: Ranking
     give_back: bool  # whether what the threshold took beyond the budget stays where it can
     _placed: dict[torch.device, Placed] = field(default_factory=dict, init=False)
@@ -51,12 +54,16 @@ class Aim:
     def on(self, device: torch.device) -> Placed:
         """What the partition reads, on a device; kept there, as copying would wait."""
         if device not in self._placed:
-            ties = self.ranking.ties if self.ranking.tied else None
+
+            def counts(values: Sequence[int]) -> Tensor:
+                return torch.tensor(values, dtype=torch.int64, device=device)
+
             self._placed[device] = Placed(
                 self.cost_model.to(device),
-                torch.tensor(self.limits, dtype=torch.int64, device=device),
+                counts(self.limits),
                 torch.tensor(self.budget, dtype=torch.int64, device=device),
-                None if ties is None else torch.tensor(ties, dtype=torch.int64, device=device),
+                counts(self.units) if max(self.units, default=1) > 1 else None,
+                counts(self.ranking.ties) if self.ranking.tied else None,
             )
         return self._placed[device]
 
@@ -86,6 +93,8 @@ def make_aim(
 
     Args:
         record: of the cut that the model has behind it: then the ratio is of what it cost before.
+
+    Where `round_to="auto"` leaves no way to the budget, the multiple is halved until there is one.
     """
     if callable(config.target):
         model = build_cost_model(families, tuple(config.target(families)), "cost units")
@@ -98,9 +107,31 @@ def make_aim(
         for family in families.families
     )
     ranking = make_ranking(families, config.normalize, config.uniform)
-    round_to = math.lcm(config.round_to, families.multiple)
+    device = next((parameter.device for parameter in parameters.values()), torch.device("cpu"))
+    multiple = multiple_for(config.round_to, device)
     budget = budget_of(dense, ratio)
-    return Aim(model, dense, now, budget, limits, round_to, ranking, config.give_back)
+    aim = Aim(model, dense, now, budget, limits, 1, (1,) * len(limits), ranking, config.give_back)
+    aim = with_multiple(aim, families, parameters, config.round_to, multiple)
+    while config.round_to == "auto" and aim.multiple > 1 and _least(aim, families) > budget:
+        aim = with_multiple(aim, families, parameters, "auto", aim.multiple // 2)
+    return aim
+
+
+def with_multiple(
+    aim: Aim, families: Families, parameters: Mapping[str, Tensor], round_to: int | str, multiple: int
+) -> Aim:
+    """The same, but kept counts are to have another multiple; arguments as of `units_of`."""
+    units = units_of(families, parameters, round_to, multiple, aim.ranking.ties)
+    return replace(aim, multiple=multiple, units=units)
+
+
+def _least(aim: Aim, families: Families) -> int:
+    """The cost where all goes that may."""
+    kept = (
+        min(size, math.ceil((size - limit) / unit) * unit)
+        for size, limit, unit in zip(families.sizes, aim.limits, aim.units, strict=True)
+    )
+    return aim.cost_model(list(kept))
 
 
 def budget_of(dense_cost: int, ratio: float) -> int:
@@ -129,10 +160,13 @@ def require_reachable(aim: Aim, cost: int, families: Families, config: Config, r
     if cost <= aim.budget:
         return
     most = 1000 * (aim.dense - cost) // max(1, aim.dense) / 1000
-    rounding = f", round_to={aim.round_to}" if aim.round_to > 1 else ""
+    unit = max(aim.units)
+    rounding = f" and kept counts in multiples of {unit}" if unit > 1 else ""
     held, ways = why_dense(families)
     one_each = aim.cost_model([1] * len(families.families))
     raised = ["raise max_family_ratio"] if config.max_family_ratio < 1 and one_each <= aim.budget else []
+    if config.round_to not in ("auto", 1):
+        raised.append("lower round_to")
     raise ConfigError(
         f"ratio={ratio:g} cannot be reached: with max_family_ratio={config.max_family_ratio:g}"
         f"{rounding} at most {most:g} of {quantity(aim.dense, aim.cost_model.unit)} can go, as {held}. "
@@ -140,11 +174,11 @@ def require_reachable(aim: Aim, cost: int, families: Families, config: Config, r
     )
 
 
-def group_shares(aim: Aim, families: Families) -> list[float]:
-    """What share of the dense cost goes with one group of each family: how fine one can cut."""
-    sizes = families.sizes
-    one_less = ([size - (k == f) for k, size in enumerate(sizes)] for f in range(len(sizes)))
-    return [(aim.now - aim.cost_model(left)) / max(1, aim.dense) for left in one_less]
+def group_shares(aim: Aim, families: Families, counts: Sequence[int] | None = None) -> list[float]:
+    """What share of the dense cost goes with one group of each family, or with so many."""
+    sizes, counts = families.sizes, [1] * len(families.sizes) if counts is None else counts
+    less = ([max(0, s - n * (k == f)) for k, s in enumerate(sizes)] for f, n in enumerate(counts))
+    return [(aim.now - aim.cost_model(left)) / max(1, aim.dense) for left in less]
 
 
 def overshoot(aim: Aim, cost: int) -> float:
@@ -153,10 +187,9 @@ def overshoot(aim: Aim, cost: int) -> float:
 
 
 def coarsest(aim: Aim, families: Families) -> str:
-    """The family whose groups cost most, and how to have finer ones."""
-    share, family = max(
-        zip(group_shares(aim, families), families.families, strict=True), key=lambda pair: pair[0]
-    )
+    """The family whose unit costs most, and how to have finer ones."""
+    steps = zip(group_shares(aim, families, aim.units), aim.units, families.families, strict=True)
+    share, unit, family = max(steps, key=lambda step: step[0])
     count, ways = len(family.layers), []
     if count > 1:
         ways.append("ocsfast.as_graph(model, x)")  # which frees what the model's code ties
@@ -164,11 +197,12 @@ def coarsest(aim: Aim, families: Families) -> str:
         ways.append("a head count of its own in each layer")
     if aim.ranking.tied:
         ways.append("uniform=False")
-    if aim.round_to > 1:
+    if unit > families.multiple:
         ways.append("a smaller round_to")
     return (
-        f"one group of {family.name} (a {family.kind} in {count} layer{'s' if count > 1 else ''}) is "
-        f"{100 * share:.1f} % of the dense cost"
+        f"{'one group' if unit == 1 else f'{unit} groups at a time'} of {family.name} "
+        f"(a {family.kind} in {count} layer{'s' if count > 1 else ''}) "
+        f"{'is' if unit == 1 else 'are'} {100 * share:.1f} % of the dense cost"
         + (f". It may be finer with {one_of(ways)}" if ways else "")
     )
 

@@ -66,7 +66,7 @@ def choose(
         scores,
         placed.limits,
         placed.budget,
-        aim.round_to,
+        placed.units,
         placed.ties,
         aim.give_back,
     )

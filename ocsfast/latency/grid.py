@@ -13,7 +13,7 @@ from ocsfast.latency.sides import Side
 BELOW = 0.8
 
 
-def kept_counts(side: Side, points: int, round_to: int = 1, most_gone: float = 0.75) -> tuple[int, ...]:
+def kept_counts(side: Side, points: int, groups: int = 1, most_gone: float = 0.75) -> tuple[int, ...]:
     """The numbers of indices to time a side at: ascending, evenly spaced, the last is all of it.
 
     Counts are what a cut can leave: what never goes, and whole units. Between the multiples of 8 or 16
@@ -22,11 +22,11 @@ def kept_counts(side: Side, points: int, round_to: int = 1, most_gone: float = 0
 
     Args:
         points: how many, at most.
-        round_to: kept counts of groups are multiples of this.
+        groups: so many go at a time.
         most_gone: the largest share that may go.
     """
-    unit = side.unit * round_to
-    units = (side.size - side.fixed) // side.unit // round_to
+    unit = side.unit * groups
+    units = (side.size - side.fixed) // side.unit // groups
     least = BELOW * (1 - most_gone)
     shares = (least + (1 - least) * k / (points - 1) for k in range(points - 1))
     wanted = {max(1, round(units * share)) for share in shares}

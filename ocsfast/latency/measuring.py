@@ -106,7 +106,7 @@ class Measurement:
         model: the whole model, as a call.
         clock: seconds of a call.
         grid: points along each side, at most.
-        round_to: kept counts of groups are multiples of this.
+        units: how many groups each family loses at a time.
         most_gone: the largest share of a family that may go.
         time_limit: seconds that it may take.
     """
@@ -118,14 +118,14 @@ class Measurement:
         clock: Clock,
         *,
         grid: int,
-        round_to: int,
+        units: Sequence[int],
         most_gone: float,
         time_limit: float,
         progress: Progress,
     ) -> None:
         self.jobs, self.model, self.clock = list(jobs), model, clock
         self.grid, self.time_limit = grid, time_limit
-        self.round_to, self.most_gone = round_to, most_gone
+        self.units, self.most_gone = units, most_gone
         self.progress, self.memory = progress, Memory(model.device)
         self._dense: list[float] = []
 
@@ -174,7 +174,7 @@ class Measurement:
         """The finest grid that the time limit has room for, and all its points."""
         for grid in range(self.grid, LEAST_GRID - 1, -1):
             for job in self.jobs:
-                job.kept = [kept_counts(side, grid, self.round_to, self.most_gone) for side in job.sides]
+                job.kept = [self._counts(side, grid) for side in job.sides]
             points = [(job, point) for job in self.jobs for point in job.points()]
             each = sum(job.share(point) * job.seconds[job.whole][0] for job, point in points)
             needed = each * (1 + PASSES * VISITS)
@@ -189,6 +189,10 @@ class Measurement:
             f"{len(self.jobs)} operators at {len(points)} widths take some {needed:.0f} s to measure, "
             f"and time_limit={self.time_limit:g}: raise it, or pass a smaller batch as example_inputs="
         )
+
+    def _counts(self, side: Side, grid: int) -> tuple[int, ...]:
+        groups = math.gcd(*(self.units[f] for f in side.families))
+        return kept_counts(side, grid, groups, self.most_gone)
 
     def _pass(self, points: Sequence[tuple[Job, Point]], number: int, begun: float) -> None:
         for n, (job, point) in enumerate(points):

@@ -29,6 +29,7 @@ class Side:
         labels: the group of each index there.
         unit: as many indices go or stay together.
         fixed: indices that never go.
+        families: whose groups these are.
         spans: of each place on this side, (tensor, dim) -> its size.
     """
 
@@ -37,6 +38,7 @@ class Side:
     labels: Tensor
     unit: int
     fixed: int
+    families: tuple[int, ...]
     spans: dict[tuple[int, int], int]
 
     @property
@@ -107,10 +109,10 @@ def sides_of(operation: Operation, profiles: Profiles) -> tuple[Side, ...]:
         (tensor, dim), labels = max(own.items(), key=lambda place: place[1].numel())
         profile = profiles.of(labels)
         assert profile is not None  # those without one have no place
-        fixed = sum(count for family, count in profile if family < 0)
-        unit = math.gcd(*(count for family, count in profile if family >= 0))
+        counts = {family: count for family, count in profile if family >= 0}
+        fixed, unit = labels.numel() - int((labels >= 0).sum()), math.gcd(*counts.values())
         spans = {place: vector.numel() for place, vector in own.items()}
-        sides.append(Side(tensor, dim, labels, unit, fixed, spans))
+        sides.append(Side(tensor, dim, labels, unit, fixed, tuple(counts), spans))
     return tuple(sides)
 
 

@@ -121,8 +121,8 @@ def partition(
         units: [families] int64, what each family's kept count is a multiple of; values beyond 1 .. its
             size stand for the nearest of the two. None: 1.
         ties: [families] int64, the first family that each is tied to, or itself; None: all are free.
-            Tied families are of one size, limit and unit. Each loses as many as the one with most groups up to
-            the threshold, and they are held together.
+            Tied families are of one size, limit and unit. Each loses as many as the one with most groups
+            up to the threshold, and they are held together.
         give_back: whether to give back; False: the lowest threshold within the budget decides alone.
 
     Returns:

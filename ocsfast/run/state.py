@@ -17,7 +17,7 @@ from ocsfast.core.families import Families, Frozen
 from ocsfast.optim.param_groups import Scalar
 from ocsfast.run.report import STAGES, StepReport
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 
 
 @dataclass

@@ -11,7 +11,7 @@ from ocsfast.latency.sides import Side
 
 
 def side(size, unit=1, fixed=0):
-    return Side(0, 0, torch.zeros(size, dtype=torch.int64), unit, fixed, {})
+    return Side(0, 0, torch.zeros(size, dtype=torch.int64), unit, fixed, (0,), {})
 
 
 def test_counts_are_spread_over_what_a_cut_can_leave():
@@ -25,8 +25,8 @@ def test_counts_are_spread_over_what_a_cut_can_leave():
 
 
 def test_counts_are_multiples_of_what_the_run_keeps():
-    assert kept_counts(side(64), 5, round_to=8) == (16, 24, 40, 48, 64)
-    assert kept_counts(side(60), 3, round_to=16) == (16, 32, 60)
+    assert kept_counts(side(64), 5, groups=8) == (16, 24, 40, 48, 64)
+    assert kept_counts(side(60), 3, groups=16) == (16, 32, 60)
 
 
 @given(arrays(np.float64, (3, 4), elements=st.floats(0, 1e9)))
