@@ -84,10 +84,12 @@ def scaled(model: nn.Module, families: ocsfast.Families) -> None:
                 weight.mul_(size[axis.groups].to(weight).view(shape))
 
 
-def cut(model: nn.Module, families: ocsfast.Families, ratio: float, target: object) -> nn.Module:
+def cut(
+    model: nn.Module, families: ocsfast.Families, ratio: float, target: object, **options: object
+) -> nn.Module:
     small = copy.deepcopy(model)
     optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
-    options = {"target": target, "normalize": "kind", "max_family_ratio": MOST_GONE, "total_steps": 100}
+    options |= {"target": target, "normalize": "kind", "max_family_ratio": MOST_GONE, "total_steps": 100}
     ocsfast.attach(small, ratio, optimizer=optimizer, families=families, **options).cut()
     return small.eval()
 
