@@ -54,10 +54,11 @@ def at_attach(families: Families, aim: Aim, least: int, ratio: float, plan: str)
 
 def attached(families: Families, aim: Aim, least: int, ratio: float, plan: str) -> str:
     """What may go, and when; arguments as those of `at_attach`."""
-    dense = quantity(aim.dense, aim.cost_model.unit)
+    dense, unit = quantity(aim.dense, aim.cost_model.unit), max(aim.units, default=1)
+    together = f", up to {unit} at a time," if unit > 1 else ","
     return (
         f"attached: of {families.num_groups} groups in {len(families.families)} families "
-        f"{sum(aim.limits)} may go, with {_percent(1 - least / max(1, aim.dense))} of {dense}; "
+        f"{sum(aim.limits)} may go{together} with {_percent(1 - least / max(1, aim.dense))} of {dense}; "
         f"{_percent(ratio)} is to go. {plan}"
     )
 
