@@ -1,11 +1,12 @@
 """Latency as a target: what a table predicts of cut models, and what they take.
 
-    python bench/latency.py [--device cuda] [--models ResNet50 ViT-B/16] [--cpu-time]
+    python bench/latency.py [--device cuda] [--models ResNet50 ViT-B/16] [--cost-aware] [--cpu-time]
 
 Each model has random weights whose channels are scaled at random, so that families lose unequal shares.
 It is cut for `target=` a table of its own, and timed in turns with the dense one, so that drift cancels.
-Then FLOPs are cut until the model takes as long, to compare what is left of it. --cpu-time reads the
-clock of the thread and not the wall's, for a machine that others use: one thread, and no CUDA.
+Then FLOPs are cut until the model takes as long, to compare what is left of it. --cost-aware: the cut
+for latency divides scores by costs, and so does one of two for FLOPs. --cpu-time reads the clock of the
+thread and not the wall's, for a machine that others use: one thread, and no CUDA.
 """
 
 from __future__ import annotations
@@ -132,30 +133,37 @@ def measure(name: str, args: argparse.Namespace) -> list[float]:
     fixed |= {"dense_ms": table.dense / 1e6, "spread": table.spread, "seconds": seconds}
     dense, errors = costs(model, x), []
     for ratio in (0.5,) if args.quick else RATIOS:
-        small = cut(model, families, ratio, table)
+        small = cut(model, families, ratio, table, cost_aware=args.cost_aware)
         cost = record_of(small)["left"]["latency"]
         taken = timer.share(lambda: model(x), lambda small=small: small(x))
         predicted = cost / table.dense
         errors.append(predicted / taken - 1)
         row = {"ratio": ratio, "predicted": predicted, "measured": taken, "error": errors[-1]}
-        by_flops = same_time(model, families, x, taken, timer)
-        for how, other in (("latency", small), ("flops", by_flops)):
+        others = {"latency": small, "flops": same_time(model, families, x, taken, timer)}
+        if args.cost_aware:
+            others["flops, cost-aware"] = same_time(model, families, x, taken, timer, cost_aware=True)
+        for how, other in others.items():
             kept = costs(other, x)
             row |= {f"{what}_kept_by_{how}": kept[what] / dense[what] for what in kept}
-        row["measured_by_flops"] = timer.share(lambda: model(x), lambda other=by_flops: other(x))
-        records.append(args.rows, "latency", **fixed, **row)
+            row[f"measured_by_{how}"] = timer.share(lambda: model(x), lambda other=other: other(x))
+        records.append(args.rows, "latency", **fixed, cost_aware=args.cost_aware, **row)
     return errors
 
 
 def same_time(
-    model: nn.Module, families: ocsfast.Families, x: torch.Tensor, taken: float, timer: Timer
+    model: nn.Module,
+    families: ocsfast.Families,
+    x: torch.Tensor,
+    taken: float,
+    timer: Timer,
+    **options: object,
 ) -> nn.Module:
     """The model cut for FLOPs that takes this share of the dense one's time, by halving."""
     low, high = 0.02, 0.97
     for _ in range(SEARCH):
         ratio = round((low + high) / 2, 4)
         try:
-            small = cut(model, families, ratio, "flops")
+            small = cut(model, families, ratio, "flops", **options)
         except ocsfast.ConfigError:  # more than may go
             high = ratio
             continue
@@ -171,6 +179,7 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--cost-aware", action="store_true")
     parser.add_argument("--cpu-time", action="store_true")
     args = parser.parse_args()
     args.cpu_time |= args.quick and args.device == "cpu"  # a dry run needs no quiet machine

@@ -53,6 +53,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "from 0.3, span 0.1": {"checks": 200, "sparsify_from": 0.3, "span": 0.1},
     "the defaults": {"checks": 200},
     "the defaults, round_to auto": {"checks": 200, "round_to": "auto"},
+    "the defaults, cost-aware": {"checks": 200, "cost_aware": True},
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ocsfast.api.parts import Parts
-from ocsfast.choice.budget import Aim, budget_of, with_multiple
+from ocsfast.choice.budget import Aim, with_cost_model, with_multiple
 from ocsfast.choice.targets import target_products
 from ocsfast.core.config import Config
 from ocsfast.core.errors import ConfigError, StateError
@@ -109,9 +109,7 @@ def _measured_then(parts: Parts, saved: Any) -> tuple[Config, Aim]:
         cost = build_cost_model(parts.families, *target_products(table, parts.families, {}))
     except (ConfigError, TypeError, KeyError, ValueError) as error:
         raise StateError(f"the state's latency table cannot be used: {error}") from error
-    now = cost(parts.families.sizes)
-    budget = budget_of(dense, parts.ratio)
-    return config, replace(parts.aim, cost_model=cost, now=now, dense=dense, budget=budget)
+    return config, with_cost_model(parts.aim, parts.families, cost, dense, parts.ratio)
 
 
 def _rounded_then(parts: Parts, aim: Aim, multiple: Any) -> Aim:

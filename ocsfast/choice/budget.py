@@ -23,6 +23,9 @@ from ocsfast.cut.record import Record
 from ocsfast.grouping.reasons import one_of, why_dense
 from ocsfast.ops.cost import CostModel, build_cost_model
 
+# Of the mean price: what costs nothing goes last, but its scores stay numbers.
+_LEAST_PRICE = 1e-6
+
 
 @dataclass(frozen=True, eq=False)
 class Placed:
@@ -107,6 +110,8 @@ def make_aim(
         for family in families.families
     )
     ranking = make_ranking(families, config.normalize, config.uniform)
+    if config.cost_aware:
+        ranking = replace(ranking, worth=worth_of(families, model, limits))
     device = next((parameter.device for parameter in parameters.values()), torch.device("cpu"))
     multiple = multiple_for(config.round_to, device)
     budget = budget_of(dense, ratio)
@@ -115,6 +120,35 @@ def make_aim(
     while config.round_to == "auto" and aim.multiple > 1 and _least(aim, families) > budget:
         aim = with_multiple(aim, families, parameters, "auto", aim.multiple // 2)
     return aim
+
+
+def with_cost_model(
+    aim: Aim, families: Families, cost_model: CostModel, dense: int, ratio: float
+) -> Aim:
+    """The same ratio of another cost, which was `dense` before any cut."""
+    ranking, now = aim.ranking, cost_model(families.sizes)
+    if ranking.worth is not None:
+        ranking = replace(ranking, worth=worth_of(families, cost_model, aim.limits))
+    budget = budget_of(dense, ratio)
+    return replace(aim, cost_model=cost_model, dense=dense, now=now, budget=budget, ranking=ranking)
+
+
+def worth_of(families: Families, cost_model: CostModel, limits: Sequence[int]) -> Tensor:
+    """What each group's score counts for where dear groups go sooner: [groups] float32.
+
+    One over what a group costs, on average over as many as may go, while all other families are whole;
+    relative to the mean family. So that the budget is met at the least loss of what scores sum to, as a
+    knapsack is filled by worth a weight (HALP, arXiv 2110.10811).
+    """
+    sizes = families.sizes
+    left = ([s - n * (k == f) for k, s in enumerate(sizes)] for f, n in enumerate(limits))
+    saved = [
+        (cost_model(sizes) - cost_model(kept)) / max(1, n) for kept, n in zip(left, limits, strict=True)
+    ]
+    price = torch.tensor(saved, dtype=torch.float64)
+    mean = price.mean() if price.numel() and price.mean() > 0 else torch.ones(())
+    relative = (price / mean).clamp(min=_LEAST_PRICE)
+    return (1 / relative)[families.family_of_groups()].float()
 
 
 def with_multiple(

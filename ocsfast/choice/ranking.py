@@ -25,7 +25,8 @@ class Ranking:
     classes: Tensor  # [groups] int64: groups whose scores compare
     tied: tuple[Tensor, ...]  # each [tied families, groups of a family]: group numbers
     ties: tuple[int, ...]  # by family: the first one that it is tied to, or itself
-    _placed: dict[torch.device, tuple[Tensor, tuple[Tensor, ...]]] = field(
+    worth: Tensor | None = None  # [groups] float32: what a score counts for, or None: all alike
+    _placed: dict[torch.device, tuple[Tensor, tuple[Tensor, ...], Tensor | None]] = field(
         default_factory=dict, init=False
     )
 
@@ -33,18 +34,22 @@ class Ranking:
         """The scores that the partition compares: [groups]."""
         if self.normalize != "none" and scores.numel():
             scores = self._normalized(scores)
-        for groups in self._on(scores.device)[1]:
+        _, tied, worth = self._on(scores.device)
+        if worth is not None:
+            scores = scores * worth
+        for groups in tied:
             # Equal sorted scores make equal counts fall below any threshold.
             ordered, order = scores[groups].sort(dim=1, stable=True)
             mean = ordered.mean(0).expand_as(ordered)
             scores = scores.index_put((groups.gather(1, order),), mean)
         return scores
 
-    def _on(self, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Classes and ties on a device. They are kept there, because copying would wait for it."""
+    def _on(self, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+        """Classes, ties and worth on a device, and kept there: copying would wait for it."""
         if device not in self._placed:
             tied = tuple(groups.to(device) for groups in self.tied)
-            self._placed[device] = self.classes.to(device), tied
+            worth = None if self.worth is None else self.worth.to(device)
+            self._placed[device] = self.classes.to(device), tied, worth
         return self._placed[device]
 
     def _normalized(self, scores: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ _CHOICES = {
     "penalty": ("both", "lasso", "shrink", "none"),
     "grouping": ("labels", "torch-pruning"),
     "normalize": ("none", "kind", "isomorphic"),
+    "cost_aware": (False, True),
     "uniform": (False, True),
     "give_back": (False, True),
 }
@@ -69,6 +70,8 @@ class Config:
         normalize: Which scores compare. "none": all as they are. "kind": each divided by the mean of its
             kind. "isomorphic": only among families of equal structure, each such set losing the same
             share (Isomorphic Pruning, arXiv 2407.04616).
+        cost_aware: Whether scores are divided by what a group of their family costs of the target, so
+            that dear groups go sooner and fewer do (HALP, arXiv 2110.10811).
         uniform: Whether families of one kind and size keep equally many groups, as a model's config can
             say.
         criterion: What scores a group: a name in `ocsfast.core.criteria.CRITERIA` ("l2" is Eq. 2), or a
@@ -127,6 +130,7 @@ class Config:
     outputs: tuple[str, ...] | None = None
     forward: Callable[..., Any] | None = None
     normalize: str = "none"
+    cost_aware: bool = False
     uniform: bool = False
     criterion: Criterion = "l2"
     include_bias: bool = False

@@ -1,17 +1,20 @@
 """Scores of unlike groups, and families that keep equal numbers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.builders import families
 from torch import nn
 
-from ocsfast.choice.budget import make_aim
+from ocsfast.choice.budget import make_aim, worth_of
 from ocsfast.choice.ranking import make_ranking
 from ocsfast.choice.selection import choose
 from ocsfast.core.config import Config
 from ocsfast.core.errors import ConfigError
 from ocsfast.core.families import Family, Product
 from ocsfast.ops import functions as ops
+from ocsfast.ops.cost import build_cost_model
 from ocsfast.ops.planning import build_plan
 
 
@@ -81,3 +84,30 @@ def test_tied_families_lose_equally_many_and_the_lowest(equal):
 def test_unknown_normalize():
     with pytest.raises(ConfigError, match="normalize='mean' is not known"):
         Config(normalize="mean")
+
+
+def test_dear_groups_go_sooner():
+    """A head costs 50 and a neuron 5: what is left of the scores is more where two heads go alone."""
+    found = families([4, 8], {"w": {0: torch.arange(12)}})
+    heads, neurons = torch.arange(4), torch.arange(4, 12)
+    summands = [Product(50, heads, None, "heads"), Product(5, neurons, None, "neurons")]
+    found = replace(found, macs=tuple(summands))
+    # Each row's Eq. 2: heads 1, 2, 3, 4, and neurons 0.05, 0.1, 0.15 and so on.
+    weight = torch.cat([torch.arange(1.0, 5), torch.arange(1.0, 9) / 20])[:, None]
+    parameters = {"w": nn.Parameter(weight)}
+    for cost_aware, kept in ((False, (3, 3)), (True, (2, 8))):
+        aim = make_aim(found, parameters, Config(cost_aware=cost_aware), 0.3)
+        plan = build_plan(found, parameters)
+        choice = choose(aim, ops.Bound(plan, [parameters["w"]]))
+        assert choice.kept == kept
+        assert choice.cost <= aim.budget == int(0.7 * 240)
+    assert worth_of(found, aim.cost_model, aim.limits).tolist() == pytest.approx([0.55] * 4 + [5.5] * 8)
+
+
+def test_what_costs_nothing_goes_last_and_stays_a_number():
+    found = families([4, 4, 1], {"w": {0: torch.arange(9)}})
+    cost = build_cost_model(found, (Product(6, torch.arange(4), None, "w"),), "MACs")
+    worth = worth_of(found, cost, (3, 3, 0))
+    assert worth.tolist() == pytest.approx([1 / 3] * 4 + [1e6] * 5)
+    none = build_cost_model(found, (), "MACs")
+    assert worth_of(found, none, (3, 3, 0)).tolist() == pytest.approx([1e6] * 9)

@@ -154,21 +154,22 @@ def test_a_coarse_unit_is_named():
 
 
 def test_a_resumed_run_keeps_the_multiple_it_began_with(processor):
-    pruner = attached(wide())
+    models = [wide() for _ in range(6)]  # a pruner does not keep its model
+    pruner = attached(models[0])
     pruner.step()
     state = copy.deepcopy(pruner.state_dict())
     assert state["multiple"] == 16
     kept = pruner.cut().kept
 
     processor("AVX2")
-    other = attached(wide())
+    other = attached(models[1])
     assert other.state_dict()["multiple"] == 8
     other.load_state_dict(state)
     assert other.state_dict()["multiple"] == 16
     assert other.cut().kept == kept
 
-    for wrong in (None, 0, True, "auto"):
-        spoilt, again = {**state, "multiple": wrong}, attached(wide())
+    for model, wrong in zip(models[2:], (None, 0, True, "auto"), strict=True):
+        spoilt, again = {**state, "multiple": wrong}, attached(model)
         with pytest.raises(StateError, match="multiple of kept counts"):
             again.load_state_dict(spoilt)
         assert again.state_dict()["multiple"] == 8
