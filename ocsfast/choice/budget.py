@@ -194,7 +194,7 @@ def require_reachable(aim: Aim, cost: int, families: Families, config: Config, r
     if cost <= aim.budget:
         return
     most = 1000 * (aim.dense - cost) // max(1, aim.dense) / 1000
-    unit = max(aim.units)
+    unit = max(aim.units, default=1)
     rounding = f" and kept counts in multiples of {unit}" if unit > 1 else ""
     held, ways = why_dense(families)
     one_each = aim.cost_model([1] * len(families.families))

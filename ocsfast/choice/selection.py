@@ -42,7 +42,8 @@ def choose(
 ) -> Choice:
     """Score the groups, choose which go, and compare with the choices before.
 
-    Three launches, unless scores are normalized or families tied, and one read: one wait for the device.
+    Three launches, unless scores are normalized, weighed by cost or tied, and one read: one wait for the
+    device.
 
     Args:
         aim: the budget.
