@@ -54,6 +54,8 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "the defaults": {"checks": 200},
     "the defaults, round_to auto": {"checks": 200, "round_to": "auto"},
     "the defaults, cost-aware": {"checks": 200, "cost_aware": True},
+    "latency": {"checks": 200, "target": "latency"},
+    "latency, cost-aware": {"checks": 200, "target": "latency", "cost_aware": True},
 }
 
 
@@ -78,7 +80,7 @@ def run(task: dict[str, Any], data: Data, options: dict[str, Any] | None, seed: 
             model,
             task.get("ratio", 0.5),
             optimizer=optimizer,
-            example_inputs=torch.zeros(2, *data.shape),
+            example_inputs=torch.zeros(plan.batch_size, *data.shape),
             total_steps=total,
             check_every=every,
             **fields,
