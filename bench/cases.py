@@ -202,7 +202,7 @@ def llama(
     return Families(tuple(families), tuple(axes), (), (), ()), shapes
 
 
-def _of_model(name: str) -> tuple[nn.Module, Tensor]:
+def model_of(name: str) -> tuple[nn.Module, Tensor]:
     if name == "ResNet56":
         return build_model("resnet56", 10, 3), torch.randn(2, 3, 32, 32)
     model = {"ResNet50": torchvision.models.resnet50, "ViT-B/16": torchvision.models.vit_b_16}[name](
@@ -228,7 +228,7 @@ def case(name: str, device: str) -> Case:
     if name in DECODERS:
         families, shapes = llama(**DECODERS[name])
         return make_case(name, families, shapes, device, dtype)
-    model, example = _of_model(name)
+    model, example = model_of(name)
     families = group(model, (example,), verify=False)
     shapes = {n: p.shape for n, p in model.named_parameters()}
     return make_case(name, families, shapes, device, dtype, model, example)

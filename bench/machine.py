@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+from pathlib import Path
 
 import records
 import torch
 from timing import in_turn
 
 from ocsfast.ops import extension
+
+
+def processor() -> str:
+    """The CPU as Linux describes it: name, family and model, and its caches."""
+    said = Path("/proc/cpuinfo").read_text()
+    found = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", said, re.MULTILINE))
+    caches = []
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((cache / part).read_text().strip() for part in ("level", "type", "size"))
+        if kind != "Instruction":
+            caches.append(f"L{level} {size}")
+    name = found.get("model name", platform.machine())
+    return f"{name}, family {found.get('cpu family')}, model {found.get('model')}, {', '.join(caches)}"
 
 
 def main() -> None:

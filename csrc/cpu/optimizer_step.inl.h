@@ -75,6 +75,7 @@ template <bool kPenalized, bool kWithCols, bool kPruned, class Rule, class T>
 inline void step_bands(const Bands<T>& b, const Rule& rule) {
   using A = accumulator_t<T>;
   using V = typename Lanes<A>::type;
+  constexpr int64_t kAhead = prefetch_bytes(2 + Rule::kStates);
   const uint8_t* __restrict flags = b.pruned_cols;
   const A* __restrict slopes = b.slopes;
   A* __restrict cols = b.col_sums;
@@ -90,10 +91,10 @@ inline void step_bands(const Bands<T>& b, const Rule& rule) {
       if (b.pruned[k]) band_factor = shrunk;
     }
     for_lanes<A>(first, last, [=, &sum](int64_t j, auto n) OCSFAST_INLINE {
-      prefetch(w, j, kPrefetchBytesOfSeveral);
-      prefetch(grad, j, kPrefetchBytesOfSeveral);
-      if constexpr (Rule::kStates > 0) prefetch(state0, j, kPrefetchBytesOfSeveral);
-      if constexpr (Rule::kStates > 1) prefetch(state1, j, kPrefetchBytesOfSeveral);
+      prefetch(w, j, kAhead);
+      prefetch(grad, j, kAhead);
+      if constexpr (Rule::kStates > 0) prefetch(state0, j, kAhead);
+      if constexpr (Rule::kStates > 1) prefetch(state1, j, kAhead);
       const auto load_state = [=](int i) OCSFAST_INLINE {
         return load_n<A>((i == 0 ? state0 : state1) + j, n);
       };

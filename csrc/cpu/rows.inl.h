@@ -59,16 +59,17 @@ template <bool kWithCols, class E, class T>
 inline void score_all(const Bands<T>& b) {
   using A = accumulator_t<T>;
   using V = typename Lanes<A>::type;
+  constexpr int64_t kAhead = prefetch_bytes(E::kNeedsOther ? 2 : 1);
   A* __restrict cols = b.col_sums;
   for_bands<E>(b, [&](int64_t k, int64_t first, int64_t last, V& sum) OCSFAST_INLINE {
     const T* __restrict w = b.w + k * b.width;
     const T* __restrict x = b.other + k * b.width;
     for_lanes<A>(first, last, [=, &sum](int64_t j, auto n) OCSFAST_INLINE {
-      prefetch(w, j, kPrefetchBytes);
+      prefetch(w, j, kAhead);
       const V v = load_n<A>(w + j, n);
       V other = v;
       if constexpr (E::kNeedsOther) {
-        prefetch(x, j, kPrefetchBytes);
+        prefetch(x, j, kAhead);
         other = load_n<A>(x + j, n);
       }
       const V element = E::term(v, other);
@@ -105,13 +106,14 @@ template <bool kWithCols, bool kPruned, class T>
 inline void shrink_all(const Bands<T>& b) {
   using A = accumulator_t<T>;
   using V = typename Lanes<A>::type;
+  constexpr int64_t kAhead = prefetch_bytes(1);
   const uint8_t* __restrict flags = b.pruned_cols;
   A* __restrict cols = b.col_sums;
   for_touched(b, [&](int64_t k, int64_t first, int64_t last, Path path, V& sum) OCSFAST_INLINE {
     T* __restrict w = b.w + k * b.width;
     const V shrunk = splat<A>(b.factor), band_factor = b.pruned[k] ? shrunk : splat<A>(1);
     for_lanes<A>(first, last, [=, &sum](int64_t j, auto n) OCSFAST_INLINE {
-      prefetch(w, j, path, kPrefetchBytes);
+      prefetch(w, j, path, kAhead);
       V factor = band_factor;
       if constexpr (kPruned) factor *= where_set<A>(flags + j, shrunk);
       const V now = store_n<A>(w + j, n, load_n<A>(w + j, n) * factor);
@@ -137,14 +139,15 @@ template <bool kWithCols, class T>
 inline void lasso_all(const Bands<T>& b) {
   using A = accumulator_t<T>;
   using V = typename Lanes<A>::type;
+  constexpr int64_t kAhead = prefetch_bytes(2);
   const A* __restrict slopes = b.slopes;
   for_touched(b, [&](int64_t k, int64_t first, int64_t last, Path path, V&) OCSFAST_INLINE {
     const T* __restrict w = b.w + k * b.width;
     T* __restrict grad = b.grad + k * b.width;
     const V band_slope = splat<A>(b.slope[k]);
     for_lanes<A>(first, last, [=](int64_t j, auto n) OCSFAST_INLINE {
-      prefetch(w, j, path, kPrefetchBytesOfSeveral);
-      prefetch(grad, j, path, kPrefetchBytesOfSeveral);
+      prefetch(w, j, path, kAhead);
+      prefetch(grad, j, path, kAhead);
       V slope = band_slope;
       if constexpr (kWithCols) slope += load_n<A>(slopes + j, n);
       const V now = load_n<A>(grad + j, n);
