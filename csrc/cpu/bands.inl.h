@@ -9,7 +9,7 @@ namespace {
 template <class A>
 constexpr int64_t kStretch = 64 * Lanes<A>::count;
 // How far ahead to prefetch: 8 KB in all, shared by the tensors that a loop reads. On an EPYC of Zen 5
-// penalized SGD on rows of 1024 took 1.02 of torch's step with 4 KB for each of its three tensors, 0.97
+// penalized SGD on rows of 1024 took 1.04 of torch's step with 4 KB for each of its three tensors, 0.97
 // with 2.5 KB and 1.04 with 1.5 KB; reading one tensor alone 1.01 of a flat read with 8 KB, 1.08 with 4.
 constexpr int64_t kPrefetchBytes = 8192;
 // Bands whose lanes are reduced together. Reducing those of a single band takes as long as reading 64
