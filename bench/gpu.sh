@@ -33,6 +33,7 @@
 #   training 150*   unpacks the images; ResNet56 dense and in one cycle, through the cut; takes what is left
 #   throughput 30*  ResNet50 at 224 pixels, dense and cut, in a graph and eager
 #   latency 40*     ResNet50's latency, predicted and measured, cut for it
+#   rounding 30*    ResNet50 cut to the same MACs with several multiples of kept counts, in bfloat16
 #   library 37      tests of what goes around the ops
 #   ncu 22          eight launches of our kernels under ncu
 #   memcheck, racecheck, initcheck 10* each   the smoke under compute-sanitizer
@@ -40,7 +41,7 @@ cd "$(dirname "$0")/.." || exit
 DEVICE=cuda
 [ "${1:-}" = --device ] && DEVICE=$2
 PYTHON=${PYTHON:-python3} LIMIT=${LIMIT:-420} CIFAR10=${CIFAR10:-}
-ALL="machine smoke tests times launches steps training throughput latency library ncu memcheck racecheck initcheck"
+ALL="machine smoke tests times launches steps training throughput latency rounding library ncu memcheck racecheck initcheck"
 export OCSFAST_CUDA_ARCHS=${ARCHS:-90} PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 OPS=(group_saliency shrink lasso_grad sgd_step adamw_step partition compare walk)
 if [ "$DEVICE" = cuda ]; then
@@ -187,6 +188,7 @@ left=$((LIMIT - SECONDS - 125))
 bench training $((left + 5)) training.py --images "$IMAGES" --seconds $((left - 10))
 bench throughput 60 throughput.py
 bench latency 60 latency.py --models ResNet50
+bench rounding 60 rounding.py --models ResNet50 --batch 128 --channels-last --dtype bfloat16
 tests library 60 tests/ops/test_cuda_library.py "tests/project/test_docs.py::test_every_page_runs[cuda-graphs]"
 ncu_kernels
 for tool in memcheck racecheck initcheck; do

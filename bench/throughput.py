@@ -3,8 +3,8 @@
     python bench/throughput.py --device cuda [--compile]
 
 Synthetic images of 224 pixels in channels_last, bfloat16 autocast, torch's fused SGD. The cut's kept
-counts are whatever the scores say (`round_to=1`) or multiples of 8, which tensor cores want. A step is
-launched eagerly, and on CUDA as a graph of all of it: there the host takes no part.
+counts are whatever the scores say (`round_to=1`) or multiples of what the device likes ("auto"). A step
+is launched eagerly, and on CUDA as a graph of all of it: there the host takes no part.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ocsfast.train.models import build_model
 WARM = 5  # steps before any is timed: cuDNN tries its algorithms in the first
 
 
-def cut(dense: nn.Module, families: Any, round_to: int) -> nn.Module:
+def cut(dense: nn.Module, families: Any, round_to: int | str) -> nn.Module:
     model = copy.deepcopy(dense)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     pruner = ocsfast.attach(
@@ -96,7 +96,7 @@ def main() -> None:
     y = torch.randint(10, (batch,), device=args.device)
     # Proved in the tests: here that would take as long as all the rest.
     families = ocsfast.group(dense, x[:2], verify=False)
-    models = {"dense": dense} | {f"cut, round_to={n}": cut(dense, families, n) for n in (8, 1)}
+    models = {"dense": dense} | {f"cut, round_to={n}": cut(dense, families, n) for n in ("auto", 1)}
     macs = {}
     with torch.no_grad():
         for name, model in models.items():
