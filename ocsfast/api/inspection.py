@@ -12,8 +12,15 @@ from torch import nn
 from ocsfast.api.arguments import Inputs, families_of, plain, require_whole, unpacked
 from ocsfast.api.calls import Call
 from ocsfast.api.latency import with_latency
-from ocsfast.choice.budget import Aim, group_shares, make_aim, overshoot, quantity
-from ocsfast.choice.selection import choose
+from ocsfast.choice.budget import (
+    Aim,
+    group_shares,
+    make_aim,
+    overshoot,
+    quantity,
+    with_multiple,
+)
+from ocsfast.choice.selection import choose, with_fitting_multiple
 from ocsfast.choice.targets import parameter_products
 from ocsfast.core.config import LATENCY, UNITS, Config
 from ocsfast.core.families import Families, Frozen
@@ -196,7 +203,11 @@ class _DryRun:
             return
         plan = build_plan(families, parameters, include_bias=options.include_bias)
         bound = Bound(plan, [parameters[name] for name in plan.names])
-        most = choose(replace(aim, budget=0), bound)
+        finest = aim
+        if options.round_to == "auto":  # a ratio that needs it has the finest
+            finest = with_multiple(aim, families, parameters, "auto", 1)
+            aim = with_fitting_multiple(aim, families, parameters, bound)
+        most = choose(replace(finest, budget=0), bound)
         self.largest = 1 - most.cost / max(1, aim.dense)
         begun = time.perf_counter()
         choice = choose(aim, bound)

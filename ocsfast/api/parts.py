@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ocsfast.choice.budget import Aim, make_aim, require_reachable
+from ocsfast.choice.budget import Aim, make_aim, require_reachable, with_multiple
 from ocsfast.choice.freezing import Freezing
-from ocsfast.choice.selection import choose
+from ocsfast.choice.selection import choose, with_fitting_multiple
 from ocsfast.choice.targets import make_record
 from ocsfast.core.config import Config
 from ocsfast.core.errors import StateError
@@ -137,6 +137,9 @@ class Parts:
     def require_reachable(self) -> int:
         """Refuse a ratio that cannot be reached; returns the lowest cost that can.
 
+        Before, round_to="auto" becomes a multiple that reaches it; rank 0's, where several processes
+        train.
+
         Scores are Eq. 2's, because other criteria may need gradients, which do not exist yet.
 
         Raises:
@@ -144,6 +147,11 @@ class Parts:
         """
         coupled = self.hooks.coupled
         assert coupled is not None  # the hooks are in place
+        if self.config.round_to == "auto":
+            named = dict(self.alive().named_parameters())
+            fitting = with_fitting_multiple(self.aim, self.families, named, coupled.bound)
+            multiple = self.processes.first_of_all(fitting.multiple)
+            self.aim = with_multiple(self.aim, self.families, named, "auto", multiple)
         cost = choose(self.aim, coupled.bound).cost
         require_reachable(self.aim, cost, self.families, self.config, self.ratio)
         return choose(replace(self.aim, budget=0), coupled.bound).cost

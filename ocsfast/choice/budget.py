@@ -23,6 +23,8 @@ from ocsfast.cut.record import Record
 from ocsfast.grouping.reasons import one_of, why_dense
 from ocsfast.ops.cost import CostModel, build_cost_model
 
+# Of the dense cost: a choice that takes so much more than asked for is worth a word.
+MUCH = 0.02
 # Of the mean price: what costs nothing goes last, but its scores stay numbers.
 _LEAST_PRICE = 1e-6
 
@@ -96,8 +98,6 @@ def make_aim(
 
     Args:
         record: of the cut that the model has behind it: then the ratio is of what it cost before.
-
-    Where `round_to="auto"` leaves no way to the budget, the multiple is halved until there is one.
     """
     if callable(config.target):
         model = build_cost_model(families, tuple(config.target(families)), "cost units")
@@ -116,10 +116,7 @@ def make_aim(
     multiple = multiple_for(config.round_to, device)
     budget = budget_of(dense, ratio)
     aim = Aim(model, dense, now, budget, limits, 1, (1,) * len(limits), ranking, config.give_back)
-    aim = with_multiple(aim, families, parameters, config.round_to, multiple)
-    while config.round_to == "auto" and aim.multiple > 1 and _least(aim, families) > budget:
-        aim = with_multiple(aim, families, parameters, "auto", aim.multiple // 2)
-    return aim
+    return with_multiple(aim, families, parameters, config.round_to, multiple)
 
 
 def with_cost_model(
@@ -157,15 +154,6 @@ def with_multiple(
     """The same, but kept counts are to have another multiple; arguments as of `units_of`."""
     units = units_of(families, parameters, round_to, multiple, aim.ranking.ties)
     return replace(aim, multiple=multiple, units=units)
-
-
-def _least(aim: Aim, families: Families) -> int:
-    """The cost where all goes that may."""
-    kept = (
-        min(size, math.ceil((size - limit) / unit) * unit)
-        for size, limit, unit in zip(families.sizes, aim.limits, aim.units, strict=True)
-    )
-    return aim.cost_model(list(kept))
 
 
 def budget_of(dense_cost: int, ratio: float) -> int:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ocsfast.choice.budget import Aim
+from ocsfast.choice.budget import MUCH, Aim, overshoot, with_multiple
 from ocsfast.choice.saliency import saliency
 from ocsfast.core.criteria import Criterion
 from ocsfast.core.errors import StateError
+from ocsfast.core.families import Families
 from ocsfast.ops import functions as ops
 from ocsfast.ops.bound import Weights
 
@@ -98,3 +99,23 @@ def mean_pruned_norm(bound: Weights, mask: Tensor) -> float:
     _, slice_sq = ops.group_saliency(bound)
     norms = slice_sq[mask[bound.plan.table("slice_group").long()]].sqrt()
     return float(norms.mean()) if norms.numel() else 0.0
+
+
+def with_fitting_multiple(
+    aim: Aim, families: Families, parameters: Mapping[str, Tensor], bound: Weights
+) -> Aim:
+    """An aim of `round_to="auto"` with the largest multiple that meets the budget, and little more.
+
+    By the weights as they are. Multiples that the device likes are halved until they do; where none
+    does, the largest that meets the budget is taken, and else 1.
+    """
+    met: Aim | None = None
+    while True:
+        cost = choose(aim, bound).cost
+        if cost <= aim.budget:
+            met = met or aim
+            if overshoot(aim, cost) <= MUCH:
+                return aim
+        if aim.multiple == 1:
+            return met or aim
+        aim = with_multiple(aim, families, parameters, "auto", aim.multiple // 2)

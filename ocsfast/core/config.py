@@ -58,7 +58,7 @@ class Config:
             always stays.
         round_to: Each kept count is a multiple of this, if the family loses any group. "auto": the kept
             outputs of a layer are multiples of what the device computes at once, 16 on a CPU with
-            AVX-512 and 8 elsewhere, of less in small families, and where a ratio needs it.
+            AVX-512 and 8 elsewhere, of less in small families and where a ratio needs finer ones.
         give_back: Whether groups stay that the budget has room for: where the last group to go is a
             coarse one, as a head of all layers, those with the highest scores of other families are not
             needed beside it.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ocsfast.choice.budget import Aim, coarsest, overshoot, quantity
+from ocsfast.choice.budget import MUCH, Aim, coarsest, overshoot, quantity
 from ocsfast.core.config import Config
 from ocsfast.core.families import NOT_USED, Families, Frozen
 from ocsfast.cut.sizes import followed_sizes
@@ -23,8 +23,6 @@ WAY_OUT = (
 )
 _REASONS, _NAMES = 5, 10  # that a line holds
 
-
-MUCH = 0.02  # of the dense cost: a cut that takes so much more than asked for is worth a warning
 
 Line = tuple[int, str]  # a level of `logging`, and a text
 

@@ -29,18 +29,26 @@ def processor(monkeypatch):
     return can
 
 
-def wide(widths=(64, 32)):
+def wide():
     torch.manual_seed(0)
-    first, second = widths
     return nn.Sequential(
-        nn.Conv2d(3, first, 3, padding=1),
-        nn.BatchNorm2d(first),
-        nn.ReLU(),
-        nn.Conv2d(first, second, 3, padding=1),
+        nn.Conv2d(3, 64, 3, padding=1),
+        nn.BatchNorm2d(64),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(second, 5),
+        nn.Linear(64, 1024),
+        nn.ReLU(),
+        nn.Linear(1024, 5),
+    )
+
+
+def coarse():
+    """Two layers alone, of which a unit of 16 is a fourth and half."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 32, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)),
     )
 
 
@@ -111,35 +119,44 @@ def test_tied_families_have_one_unit():
     assert units_of(found, parameters, "auto", 2, ties=(0, 0)) == (2, 2)
 
 
-def test_a_cut_leaves_what_the_device_likes(processor):
-    for capability, multiples in (("AVX512", (16, 8)), ("AVX2", (8, 8))):
-        processor(capability)
-        model = wide()
-        kept = [n for _, n, size in attached(model).cut().kept if n < size]
-        assert kept
-        assert all(
-            conv.out_channels % m == 0 for conv, m in zip((model[0], model[3]), multiples, strict=True)
-        )
-
-
-def test_a_ratio_that_the_multiple_leaves_no_way_to_has_a_smaller_one(processor):
-    """Of 64 channels 14 must stay, of 32 seven: 16 and 8, if by sixteen and eight."""
-    options = {"example_inputs": batch(0)[0], "max_family_ratio": 0.79}
-    at_most = {
-        n: ocsfast.inspect(
-            wide(), options["example_inputs"], round_to=n, max_family_ratio=0.79
-        ).largest_ratio
-        for n in (1, 2, 4, 8)
-    }
-    assert at_most[8] < at_most[2] < at_most[1]
-    said = ocsfast.inspect(
-        wide(), options["example_inputs"], round_to="auto", max_family_ratio=0.79, ratio=0.5
-    )
-    assert [f.kept % m for f, m in zip(said.families, (16, 8), strict=True)] == [0, 0]
+@pytest.mark.parametrize(("capability", "multiple"), [("AVX512", 16), ("AVX2", 8)])
+def test_a_cut_leaves_what_the_device_likes(processor, capability, multiple):
+    processor(capability)
     model = wide()
-    assert attached(model, at_most[1] - 1e-3, max_family_ratio=0.79).cut().cut
-    with pytest.raises(ConfigError, match=r"kept counts in multiples of 8 at most .* lower round_to"):
-        attached(wide(), at_most[1] - 1e-3, max_family_ratio=0.79, round_to=8)
+    pruner = attached(model)
+    assert pruner.state_dict()["multiple"] == multiple
+    report = pruner.cut()
+    kept = [n for _, n, size in report.kept if n < size]
+    assert kept
+    assert all(n % multiple == 0 for n in (model[0].out_channels, model[5].out_features))
+    assert report.cost <= report.cost_dense / 2
+
+
+def test_a_ratio_that_needs_finer_units_has_them(processor):
+    """Of 64 channels 14 must stay: 16, if by sixteen."""
+    x, limit = batch(0)[0], {"max_family_ratio": 0.79}
+    most = {n: ocsfast.inspect(wide(), x, round_to=n, **limit).largest_ratio for n in (1, 16, "auto")}
+    assert most[16] < most[1] == most["auto"]
+    models = [wide() for _ in range(3)]
+    pruner = attached(models[0], most[1] - 1e-3, **limit)
+    assert pruner.state_dict()["multiple"] < 16
+    assert pruner.cut().cut
+    assert attached(models[1], most[16] - 1e-3, **limit).state_dict()["multiple"] == 16
+    with pytest.raises(ConfigError, match=r"kept counts in multiples of 16 at most .* lower round_to"):
+        attached(models[2], most[1] - 1e-3, round_to=16, **limit)
+
+
+def test_units_that_would_take_much_more_than_asked_for_are_halved(processor):
+    x, models = batch(0)[0], [coarse() for _ in range(2)]
+    by_sixteen = attached(models[0], round_to=16).cut()
+    assert by_sixteen.cost < 0.48 * by_sixteen.cost_dense
+    pruner = attached(models[1])
+    assert pruner.state_dict()["multiple"] < 16
+    found = ocsfast.inspect(coarse(), x, 0.5, round_to="auto")
+    assert found.overshoot <= 0.02
+    report = pruner.cut()
+    assert [kept for _, kept, _ in report.kept] == [family.kept for family in found.families]
+    assert 0.48 * report.cost_dense <= report.cost <= 0.5 * report.cost_dense
 
 
 def test_a_coarse_unit_is_named():
@@ -187,4 +204,4 @@ def test_a_table_is_measured_at_what_a_cut_can_leave(processor):
     x = batch(0)[0]
     table = ocsfast.LatencyTable.measure(wide(), x, clock=lambda call: 1e-3, round_to="auto")
     counts = {e.rows.kept for e in table.entries if "conv" in e.operator and e.rows is not None}
-    assert counts == {(16, 32, 48, 64), (8, 16, 24, 32)}
+    assert counts == {(16, 32, 48, 64)}
