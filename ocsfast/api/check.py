@@ -30,8 +30,7 @@ def make_check(parts: Parts, coupled: Coupled, forced: bool) -> StepReport:
             finds nothing to cut.
     """
     parts.freezing.look()
-    aim = parts.aim.without(parts.freezing.families) if parts.freezing.families else parts.aim
-    choice = _choice(parts, coupled, aim)
+    aim, choice = _aim_and_choice(parts, coupled)
     now, state = parts.state.progress, parts.state
     now.waits = False
     if choice.stability is not None:
@@ -61,6 +60,20 @@ def make_check(parts: Parts, coupled: Coupled, forced: bool) -> StepReport:
     return _report(parts, choice, decision)
 
 
+def _aim_and_choice(parts: Parts, coupled: Coupled) -> tuple[Aim, Choice]:
+    """The aim without what is frozen, and the choice; round_to="auto" gives way where that takes it."""
+    frozen = parts.freezing.families
+    while True:
+        aim = parts.aim.without(frozen) if frozen else parts.aim
+        choice = _choice(parts, coupled, aim)
+        if not frozen or parts.config.round_to != "auto" or choice.cost <= aim.budget:
+            return aim, choice
+        multiple = parts.processes.first_of_all(parts.aim.multiple)
+        if multiple == 1:
+            return aim, choice
+        parts.set_multiple(multiple // 2)
+
+
 def _choice(parts: Parts, coupled: Coupled, aim: Aim) -> Choice:
     """This process's choice; where several train the model, rank 0's."""
     before, config, now = list(parts.state.masks), parts.config, parts.state.progress
@@ -75,7 +88,7 @@ def _choice(parts: Parts, coupled: Coupled, aim: Aim) -> Choice:
             "progress": (now.stage, now.check, now.steps, now.at_check, float(now.nats)),
             "choice": [mask.tolist() for mask in before],
             "frozen": sorted(parts.freezing.families),
-            **parts.found(),
+            "latency": parts.latency(),
         }
 
     return one_choice(parts.processes, facts, choose_here)

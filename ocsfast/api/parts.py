@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,12 +61,16 @@ class Parts:
             "processes": self.processes.size,
         }
 
+    def latency(self) -> dict[str, Any] | None:
+        """What was measured, if the target is latency."""
+        target = self.config.target
+        if not isinstance(target, LatencyRecord):
+            return None
+        return {"table": target.plain(), "dense": self.aim.dense}
+
     def found(self) -> dict[str, Any]:
         """What this machine has said, where the options leave it that: a resumed run goes on with it."""
-        target, latency = self.config.target, None
-        if isinstance(target, LatencyRecord):
-            latency = {"table": target.plain(), "dense": self.aim.dense}
-        return {"latency": latency, "multiple": self.aim.multiple}
+        return {"latency": self.latency(), "multiple": self.aim.multiple}
 
     def alive(self) -> nn.Module:
         """The model.
@@ -134,6 +139,11 @@ class Parts:
             tensor.data = owner.data
         self.hooks.remove()
 
+    def set_multiple(self, multiple: int) -> None:
+        """Take another multiple for round_to="auto"."""
+        named = dict(self.alive().named_parameters())
+        self.aim = with_multiple(self.aim, self.families, named, "auto", multiple)
+
     def require_reachable(self) -> int:
         """Refuse a ratio that cannot be reached; returns the lowest cost that can.
 
@@ -148,10 +158,11 @@ class Parts:
         coupled = self.hooks.coupled
         assert coupled is not None  # the hooks are in place
         if self.config.round_to == "auto":
-            named = dict(self.alive().named_parameters())
-            fitting = with_fitting_multiple(self.aim, self.families, named, coupled.bound)
-            multiple = self.processes.first_of_all(fitting.multiple)
-            self.aim = with_multiple(self.aim, self.families, named, "auto", multiple)
+            named, multiple = dict(self.alive().named_parameters()), self.aim.multiple
+            # What is wrong is raised below, where no other process waits for this one.
+            with suppress(StateError):
+                multiple = with_fitting_multiple(self.aim, self.families, named, coupled.bound).multiple
+            self.set_multiple(self.processes.first_of_all(multiple))
         cost = choose(self.aim, coupled.bound).cost
         require_reachable(self.aim, cost, self.families, self.config, self.ratio)
         return choose(replace(self.aim, budget=0), coupled.bound).cost

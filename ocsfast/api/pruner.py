@@ -72,7 +72,7 @@ class Pruner:
         self._parts = put_together(model, ratio, config, optimizer, families, steps, also)
         self._state, self._hooks = self._parts.state, self._parts.hooks
         self._timetable, self._processes = self._parts.timetable, self._parts.processes
-        self._processes.begin({**self._parts.facts(), **self._parts.found()})
+        self._processes.begin({**self._parts.facts(), "latency": self._parts.latency()})
         self._least = self._parts.require_reachable()
         self._hooks.register(self._check_between)
         self._load_hooks = LoadHooks(self._parts)

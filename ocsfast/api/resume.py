@@ -118,10 +118,11 @@ def _rounded_then(parts: Parts, aim: Aim, multiple: Any) -> Aim:
     Raises:
         StateError: the state has none.
     """
-    if multiple == aim.multiple:
+    number = isinstance(multiple, int) and not isinstance(multiple, bool)
+    if number and multiple == aim.multiple:
         return aim
-    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-        raise StateError(f"the state's multiple of kept counts is {multiple!r}: 1 or more is expected")
+    if parts.config.round_to != "auto" or not number or multiple not in (1, 2, 4, 8, 16):
+        raise StateError(f"the state's multiple of kept counts, {multiple!r}, is none that a run has")
     parameters = dict(parts.alive().named_parameters())
     return with_multiple(aim, parts.families, parameters, parts.config.round_to, multiple)
 

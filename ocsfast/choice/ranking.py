@@ -36,7 +36,7 @@ class Ranking:
             scores = self._normalized(scores)
         _, tied, worth = self._on(scores.device)
         if worth is not None:
-            scores = scores * worth
+            scores = scores * torch.where(scores < 0, 1 / worth, worth)  # dear ones go down in any case
         for groups in tied:
             # Equal sorted scores make equal counts fall below any threshold.
             ordered, order = scores[groups].sort(dim=1, stable=True)

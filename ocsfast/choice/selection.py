@@ -106,16 +106,18 @@ def with_fitting_multiple(
 ) -> Aim:
     """An aim of `round_to="auto"` with the largest multiple that meets the budget, and little more.
 
-    By the weights as they are. Multiples that the device likes are halved until they do; where none
-    does, the largest that meets the budget is taken, and else 1.
+    By the weights as they are. The multiple that the device likes is halved until it does; where none
+    does, the one that takes least beyond the budget is taken, and else 1.
     """
-    met: Aim | None = None
+    nearest: Aim | None = None
+    most = 0
     while True:
         cost = choose(aim, bound).cost
         if cost <= aim.budget:
-            met = met or aim
             if overshoot(aim, cost) <= MUCH:
                 return aim
+            if nearest is None or cost > most:
+                nearest, most = aim, cost
         if aim.multiple == 1:
-            return met or aim
+            return nearest or aim
         aim = with_multiple(aim, families, parameters, "auto", aim.multiple // 2)

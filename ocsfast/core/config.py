@@ -71,7 +71,8 @@ class Config:
             kind. "isomorphic": only among families of equal structure, each such set losing the same
             share (Isomorphic Pruning, arXiv 2407.04616).
         cost_aware: Whether scores are divided by what a group of their family costs of the target, so
-            that dear groups go sooner and fewer do (HALP, arXiv 2110.10811).
+            that dear groups go sooner and fewer do (HALP, arXiv 2110.10811). After `normalize`, whose
+            equal shares it shifts.
         uniform: Whether families of one kind and size keep equally many groups, as a model's config can
             say.
         criterion: What scores a group: a name in `ocsfast.core.criteria.CRITERIA` ("l2" is Eq. 2), or a

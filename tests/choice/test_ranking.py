@@ -111,3 +111,10 @@ def test_what_costs_nothing_goes_last_and_stays_a_number():
     assert worth.tolist() == pytest.approx([1 / 3] * 4 + [1e6] * 5)
     none = build_cost_model(found, (), "MACs")
     assert worth_of(found, none, (3, 3, 0)).tolist() == pytest.approx([1e6] * 9)
+
+
+def test_dear_groups_go_sooner_by_negative_scores_too():
+    found = families([4, 8], {"w": {0: torch.arange(12)}})
+    ranking = replace(make_ranking(found, "none", False), worth=torch.tensor([0.5] * 4 + [2.0] * 8))
+    scores = ranking.ranked(torch.tensor([-1.0, 1.0, 0.0, 2.0, *[-1.0, 1.0] * 4]))
+    assert scores.tolist() == [-2.0, 0.5, 0.0, 1.0, *[-0.5, 2.0] * 4]

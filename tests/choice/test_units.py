@@ -205,3 +205,26 @@ def test_a_table_is_measured_at_what_a_cut_can_leave(processor):
     table = ocsfast.LatencyTable.measure(wide(), x, clock=lambda call: 1e-3, round_to="auto")
     counts = {e.rows.kept for e in table.entries if "conv" in e.operator and e.rows is not None}
     assert counts == {(16, 32, 48, 64)}
+
+
+def test_where_nothing_fits_the_nearest_is_taken(processor):
+    """Units of 1 take 2.2 % beyond, those of 8 a fifth."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 40), nn.ReLU(), nn.Linear(40, 16))
+    pruner = attached(model, 0.203, example_inputs=torch.randn(2, 16))
+    pruner.cut()
+    assert model[0].out_features == 31
+
+
+def test_what_is_frozen_on_the_way_makes_units_finer(processor):
+    gone = {}
+    for round_to in (1, "auto"):
+        torch.manual_seed(0)
+        layers = (nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 16))
+        model = nn.Sequential(*layers)
+        pruner = attached(model, round_to=round_to, example_inputs=torch.randn(2, 16))
+        model[0].weight.requires_grad_(False)
+        report = pruner.cut()
+        gone[round_to] = 1 - report.cost / report.cost_dense
+    assert gone["auto"] >= 0.5
+    assert gone[1] >= 0.5
