@@ -158,6 +158,9 @@ class Parts:
         coupled = self.hooks.coupled
         assert coupled is not None  # the hooks are in place
         if self.config.round_to == "auto":
+            # Ranks on other processors begin at the same multiple: where the model is sharded, every
+            # choice is made together.
+            self.set_multiple(self.processes.first_of_all(self.aim.multiple))
             named, multiple = dict(self.alive().named_parameters()), self.aim.multiple
             # What is wrong is raised below, where no other process waits for this one.
             with suppress(StateError):
