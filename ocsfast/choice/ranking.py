@@ -16,7 +16,8 @@ class Ranking:
     """What happens to scores before the partition, and which families it keeps alike.
 
     normalize: "none" ranks all groups by their score. "kind" divides by the mean score of all groups of
-        the same kind (head, neuron, ...), whose raw norms are not alike. "isomorphic" ranks groups only
+        the same kind (head, neuron, ...), whose raw norms are not alike; "family" by that of its family.
+        "isomorphic" ranks groups only
         among families of equal structure, the same layers of repeated blocks, so that each such set
         loses the same share.
     """
@@ -56,7 +57,7 @@ class Ranking:
         classes = self._on(scores.device)[0]
         members = torch.zeros(int(self.classes.max()) + 1, dtype=scores.dtype, device=scores.device)
         counts = members.index_add(0, classes, torch.ones_like(scores))
-        if self.normalize == "kind":
+        if self.normalize != "isomorphic":
             mean = members.index_add(0, classes, scores) / counts
             return scores / torch.where(mean > 0, mean, torch.ones_like(mean))[classes]
         by_score = scores.argsort(stable=True)
@@ -79,6 +80,8 @@ def make_ranking(families: Families, normalize: str, uniform: bool) -> Ranking:
     """
     if normalize == "isomorphic":
         names = structures(families)
+    elif normalize == "family":
+        names = [str(number) for number in range(len(families.families))]
     else:
         names = [family.kind for family in families.families]
     numbers = {name: n for n, name in enumerate(dict.fromkeys(names))}

@@ -27,7 +27,7 @@ _CHOICES = {
     "growth": ("linear", "recursive"),
     "penalty": ("both", "lasso", "shrink", "none"),
     "grouping": ("labels", "torch-pruning"),
-    "normalize": ("none", "kind", "isomorphic"),
+    "normalize": ("none", "kind", "family", "isomorphic"),
     "cost_aware": (False, True),
     "uniform": (False, True),
     "give_back": (False, True),

@@ -90,13 +90,22 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, classes)
-        _initialise(self)
+        self.initialise()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         logits: Tensor = self.head(self.norm(self.blocks(x))[:, 0])
         return logits
+
+    def initialise(self) -> None:
+        """Draw DeiT's weights: normal ones of deviation 0.02, but for the patch embedding."""
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
 
 
 def patch_size(size: int) -> int:
@@ -114,13 +123,3 @@ def patch_size(size: int) -> int:
             "(--image-size, for folders)"
         )
     return patch
-
-
-def _initialise(model: VisionTransformer) -> None:
-    """DeiT's initialisation: normal weights of deviation 0.02, except in the patch embedding."""
-    nn.init.trunc_normal_(model.cls_token, std=0.02)
-    nn.init.trunc_normal_(model.pos_embed, std=0.02)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)

@@ -1,0 +1,309 @@
+"""One training run of a plan: its network, its loop, and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from networks import Drawn, macs_of, torch_pruned, uniform_widths, with_widths
+from plan import Plan, Run, Task, Variant
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import ocsfast
+from ocsfast import Families, Pruner
+from ocsfast.choice.budget import budget_of
+from ocsfast.choice.selection import choose
+from ocsfast.core.errors import ConfigError, StateError
+from ocsfast.train.data.catalogue import load
+from ocsfast.train.data.source import Data, Request, Source, iterations
+from ocsfast.train.loop import clock, count_parameters, macs_per_sample, preset
+from ocsfast.train.models import build_model
+from ocsfast.train.recipes import Recipe, make_optimizer, make_scheduler, recipe
+
+Row = dict[str, Any]
+CURVE = 20  # measurements on the way, where a variant asks for them
+
+
+@functools.cache
+def data_of(task: Task, images: str, device: torch.device) -> Data:
+    """A task's data, on the device that trains on it."""
+    name = f"folder:{images}" if images and task.data.startswith("cifar") else task.data
+    request = Request(subset=task.subset or None, image_size=task.size, device=device)
+    return load(name, request)
+
+
+@functools.cache
+def structure_of(arch: str, classes: int, shape: tuple[int, int, int]) -> Families:
+    """The families of an architecture, which all of its networks share."""
+    model = build_model(arch, classes, shape[0], shape[1])
+    return ocsfast.group(model, torch.zeros(2, *shape))
+
+
+@dataclass
+class Trainee:
+    """A network in training, and what it has cost."""
+
+    task: Task
+    recipe: Recipe
+    data: Data
+    model: nn.Module
+    steps: int
+    lr: float = 1.0
+    curve: bool = False
+    pruner: Pruner | None = None
+    average: AveragedModel | None = None
+    found: Row = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.device = next(self.model.parameters()).device
+        self.optimizer = make_optimizer(
+            dataclasses.replace(self.recipe, lr=self.lr * self.recipe.lr), self.model
+        )
+        self.scheduler = make_scheduler(self.recipe, self.optimizer, self.steps)
+
+    def attach(self, variant: Variant, families: Families, ratio: float) -> None:
+        """Let a share of the MACs go on the way."""
+        config = None
+        if variant.paper:
+            plan = dataclasses.replace(self.recipe, preset=variant.paper, preset_epochs=300)
+            config = preset(plan)
+        if variant.ema:
+            decay = get_ema_multi_avg_fn(variant.ema)
+            self.average = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=True)
+        self.pruner = ocsfast.attach(
+            self.model,
+            ratio,
+            optimizer=self.optimizer,
+            families=families,
+            total_steps=self.steps,
+            also=[self.average] if self.average is not None else (),
+            config=config,
+            **(variant.options or {}),
+        )
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        half = self.task.dtype == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16) if half else contextlib.nullcontext()
+
+    def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches without end, an epoch after another."""
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            for images, labels in self.data.train.batches(self.recipe.batch_size, generator):
+                yield self._placed(images), labels
+
+    def _placed(self, images: Tensor) -> Tensor:
+        if self.task.dtype != "bfloat16" or images.dim() != 4:
+            return images
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def train(self, seed: int) -> Row:
+        """Train to the end.
+
+        Raises:
+            StateError: the loss is no longer finite.
+        """
+        torch.manual_seed(seed)
+        macs, work, watch = macs_per_sample(self.model, self.data.shape), 0, Watch(self.device)
+        epoch = iterations(self.data.train, self.recipe.batch_size)
+        batches, losses = self.batches(seed), []
+        self.model.train()
+        watch.go()
+        for step in range(1, self.steps + 1):
+            losses.append(self._step(*next(batches)))
+            work += macs
+            if self._cut(step, epoch):
+                watch.stop()
+                macs = macs_per_sample(self.model, self.data.shape)
+                self.found["cut"] = step / self.steps
+                self.found["accuracy_at_cut"] = self.evaluate(self.data.test)[0]
+                watch.go()
+            if self.curve and step % max(1, self.steps // CURVE) == 0:
+                watch.stop()
+                self.found.setdefault("curve", []).append(self.evaluate(self.data.test)[0])
+                watch.go()
+            if step % epoch == 0 or step == self.steps:
+                if not math.isfinite(float(torch.stack(losses).mean())):
+                    raise StateError(f"the loss is not finite at step {step} of {self.steps}")
+                losses.clear()
+        watch.stop()
+        accuracy, loss = self.evaluate(self.data.test)
+        if self.average is not None:
+            self.found["average"] = self.evaluate(self.data.test, self.average)[0]
+        return {
+            "accuracy": accuracy,
+            "loss": loss,
+            "macs": macs,
+            "parameters": count_parameters(self.model),
+            "steps": self.steps,
+            "work": work,
+            "seconds": watch.seconds,
+            "cpu_seconds": watch.cpu_seconds,
+            **self.found,
+        }
+
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Forward, backward and the optimizer's step; the loss."""
+        with self.autocast():
+            loss = F.cross_entropy(self.model(images), labels)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return loss.detach()
+
+    def _cut(self, step: int, epoch: int) -> bool:
+        """Make a check if one is due; whether it has cut the network."""
+        pruner = self.pruner
+        if pruner is None or pruner.stage == "pruned":
+            return False
+        if pruner.config.check_every == "call" and step % epoch:
+            return False
+        report = pruner.step()
+        if report.cut:
+            began = pruner.history[(pruner.t_sl or 1) - 1].steps if pruner.t_sl else step
+            self.found |= {"began": began / self.steps, "forced": report.forced}
+            self.found |= {"residual": report.residual, "nats": report.nats}
+            self.found["kept"] = [kept for _, kept, _ in report.kept]
+        return report.cut
+
+    @torch.no_grad()
+    def evaluate(self, source: Source, model: nn.Module | None = None) -> tuple[float, float]:
+        """Accuracy in percent and mean cross entropy on a split; the model goes on training."""
+        model = model or self.model
+        model.eval()
+        hits = torch.zeros((), device=self.device)
+        loss = torch.zeros((), device=self.device)
+        for images, labels in source.batches(500):
+            with self.autocast():
+                logits = model(self._placed(images)).float()
+            hits += (logits.argmax(1) == labels).sum()
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+        model.train()
+        return 100 * float(hits) / len(source), float(loss) / len(source)
+
+
+class Watch:
+    """Wall-clock and processor time, of what runs between `go` and `stop`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = self.cpu_seconds = 0.0
+
+    def go(self) -> None:
+        self._wall, self._cpu = clock(self.device), time.process_time()
+
+    def stop(self) -> None:
+        self.seconds += clock(self.device) - self._wall
+        self.cpu_seconds += time.process_time() - self._cpu
+
+
+class Bench:
+    """Makes the runs of a plan, one at a time.
+
+    Args:
+        images: folder of train/CLASS/* and test/CLASS/*, for tasks of CIFAR; "": torchvision's files.
+        weights: folder where dense runs leave the weights that others start from.
+    """
+
+    def __init__(self, plan: Plan, images: str, weights: Path, device: torch.device) -> None:
+        self.plan, self.images, self.weights, self.device = plan, images, weights, device
+
+    def run(self, run: Run, needed: dict[str, Row]) -> Row:
+        """Train one network.
+
+        Args:
+            needed: rows of `Plan.needs`, by variant.
+
+        Returns:
+            What came of it; numbers of work are MACs of the forward passes of one image a step.
+        """
+        task, variant = self.plan.tasks[run.task], self.plan.variants[run.variant]
+        data = data_of(task, self.images, self.device)
+        how = recipe(task.recipe, task.data, task.arch)
+        how = dataclasses.replace(
+            how, epochs=task.epochs or how.epochs, batch_size=task.batch or how.batch_size
+        )
+        total = how.epochs * iterations(data.train, how.batch_size)
+        families = structure_of(task.arch, len(data.classes), data.shape)
+        dense_macs = macs_of(families)(families.sizes)
+        budget = budget_of(dense_macs, run.ratio) if run.ratio else dense_macs
+        torch.manual_seed(run.seed)
+        model = build_model(task.arch, len(data.classes), data.shape[0], data.shape[1])
+        kept: list[int] | None = None
+        before = 0.0  # what was spent before this training, in dense runs
+        if variant.kind == "thinner":
+            kept = uniform_widths(families, budget)
+        elif variant.kind in ("shape", "random"):
+            kept = needed[variant.of]["kept"]
+        if kept is not None and variant.kind != "random":
+            with_widths(model, families, kept)
+        if variant.start == "trained":
+            model.load_state_dict(torch.load(self._weights_of(run), map_location="cpu"))
+            before = 1.0
+        model = model.to(self.device)
+        if variant.kind == "torch-pruning":
+            model = torch_pruned(model, data.shape, budget)
+        if task.dtype == "bfloat16":
+            model = model.to(memory_format=torch.channels_last)
+        share = self._length(variant, needed, before, macs_per_sample(model, data.shape) / dense_macs)
+        steps = max(1, round(share * total))
+        trainee = Trainee(task, how, data, model, steps, variant.lr, variant.curve)
+        if variant.kind in ("one-cycle", "random", "at-start"):
+            trainee.attach(variant, families, run.ratio)
+        if variant.initial:
+            parts = trainee.pruner._parts
+            sizes = choose(parts.aim, parts.hooks.coupled.bound).scores
+            at = families.family_of_groups()
+            mean = torch.zeros(len(families.sizes)).index_add(0, at, sizes) / torch.tensor(
+                families.sizes
+            )
+            parts.aim = dataclasses.replace(
+                parts.aim, ranking=dataclasses.replace(parts.aim.ranking, worth=1 / mean[at])
+            )
+        if variant.kind == "random":
+            assert kept is not None
+            parts = trainee.pruner._parts
+            ranking = Drawn(parts.aim.ranking, families, kept, run.seed)
+            parts.aim = dataclasses.replace(parts.aim, ranking=ranking)
+        if variant.kind == "at-start":
+            trainee.found |= {"kept": [n for _, n, _ in trainee.pruner.cut().kept], "cut": 0.0}
+            trainee.pruner = None
+        row = trainee.train(run.seed)
+        if variant.kind == "dense":
+            self.weights.mkdir(parents=True, exist_ok=True)
+            torch.save(model.state_dict(), self._weights_of(run))
+        cost = before + row["work"] / (total * dense_macs)
+        extra = {} if kept is None else {"kept": kept}
+        return {"macs_dense": dense_macs, "epochs": share * how.epochs, "cost": cost, **extra, **row}
+
+    def _length(self, variant: Variant, needed: dict[str, Row], before: float, macs: float) -> float:
+        """How long a training is, in dense runs' steps.
+
+        Args:
+            before: what was spent already, in dense runs.
+            macs: of a step, as a share of a dense run's.
+        """
+        if not variant.cost:
+            return variant.epochs
+        cost = variant.cost if isinstance(variant.cost, float | int) else needed[variant.cost]["cost"]
+        if variant.kind == "one-cycle":  # as dear as the other one, for each epoch
+            return cost / needed[variant.of]["cost"]
+        if cost <= before:
+            raise ConfigError(f"cost {cost:g}: the dense training alone has cost {before:g}")
+        return (cost - before) / macs
+
+    def _weights_of(self, run: Run) -> Path:
+        return self.weights / f"{run.task}-{run.seed}.pt"

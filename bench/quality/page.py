@@ -1,0 +1,188 @@
+"""The tables and plots of docs/quality.md, from the results of bench/quality/run.py.
+
+    python bench/quality/page.py                    writes them into the page
+    python bench/quality/page.py --check            fails where the page is not what the results say
+    python bench/quality/page.py --results F.jsonl  prints one table of all that is in a file
+
+The page holds what follows, and this program writes all that stands between the two comments; what is
+printed as a table there is a line of JSON in bench/quality/results.
+
+    <!-- quality: {results: cpu, tasks: [...], ratios: [...], variants: [...], against: [...]} -->
+    <!-- end -->
+
+Differences are paired: of the runs of one seed. `±` is the standard deviation over seeds; of a
+difference it is the standard error of its mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from run import HERE, ROOT, rows_of
+
+PAGE = ROOT / "docs/quality.md"
+MARK = re.compile(r"(<!-- quality: (?P<spec>\{.*?\}) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
+Row = dict[str, Any]
+
+
+def load(names: str | Sequence[str]) -> list[Row]:
+    """All rows of some files of results, those of runs that failed too."""
+    names = [names] if isinstance(names, str) else names
+    return [row for name in names for row in rows_of(HERE / "results" / f"{name}.jsonl").values()]
+
+
+def runs_of(rows: Iterable[Row], task: str, variant: str, ratio: float) -> dict[int, Row]:
+    """Runs that ended, by seed; a dense one stands for every ratio."""
+    return {
+        row["seed"]: row
+        for row in rows
+        if row["task"] == task
+        and row["variant"] == variant
+        and row["ratio"] in (0.0, ratio)
+        and "error" not in row
+    }
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean ± standard deviation."""
+    if not values:
+        return ""
+    text = f"{statistics.fmean(values):.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{digits}f}"
+
+
+def paired(mine: dict[int, Row], other: dict[int, Row], name: str = "accuracy") -> list[float]:
+    """Differences between the runs of each seed that both have."""
+    return [row[name] - other[seed][name] for seed, row in sorted(mine.items()) if seed in other]
+
+
+def difference(values: Sequence[float]) -> str:
+    """Mean ± its standard error; in bold where it is more than two of these from 0."""
+    if not values:
+        return ""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:+.1f}"
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    text = f"{mean:+.1f} ± {error:.1f}"
+    return f"**{text}**" if abs(mean) > 2 * error and len(values) > 2 else text
+
+
+def table(rows: list[Row], spec: dict[str, Any]) -> str:
+    """A line a task, ratio and variant."""
+    against = spec.get("against", [])
+    head = ["network", "MACs removed", "", "seeds", "accuracy, %", *(f"less {name}" for name in against)]
+    lines = [[*head, "MACs left", "cost"]]
+    for task in spec["tasks"]:
+        for ratio in spec["ratios"]:
+            for variant in spec["variants"]:
+                mine = runs_of(rows, task, variant, ratio)
+                if not mine:
+                    continue
+                cells = [task, f"{ratio:g}", variant, str(len(mine))]
+                cells.append(spread([row["accuracy"] for row in mine.values()]))
+                for other in against:
+                    theirs = runs_of(rows, task, other, ratio)
+                    cells.append("" if other == variant else difference(paired(mine, theirs)))
+                left = [row["macs"] / row["macs_dense"] for row in mine.values()]
+                cells.append(f"{statistics.fmean(left):.3f}")
+                cells.append(f"{statistics.fmean(row['cost'] for row in mine.values()):.2f}")
+                lines.append(cells)
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def plot(rows: list[Row], spec: dict[str, Any]) -> str:
+    """Accuracy against MACs left and against training cost, as a picture; the line that shows it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "ocsfast"  # the same file for the same rows
+    tasks, file = spec["tasks"], spec["plot"]
+    figure, axes = pyplot.subplots(2, len(tasks), figsize=(4.2 * len(tasks), 6.4), squeeze=False)
+    for column, task in enumerate(tasks):
+        for number, variant in enumerate(spec["variants"]):
+            ratios = sorted({row["ratio"] for row in rows if row["variant"] == variant})
+            found = [list(runs_of(rows, task, variant, ratio).values()) for ratio in ratios]
+            found = [runs for runs in found if runs]
+            if not found:
+                continue
+            y = [statistics.fmean(row["accuracy"] for row in runs) for runs in found]
+            error = [
+                statistics.stdev([row["accuracy"] for row in runs]) / math.sqrt(len(runs))
+                if len(runs) > 1
+                else 0.0
+                for runs in found
+            ]
+            left = [statistics.fmean(r["macs"] / r["macs_dense"] for r in runs) for runs in found]
+            cost = [statistics.fmean(row["cost"] for row in runs) for runs in found]
+            style = {"marker": "osD^vPX*"[number % 8], "capsize": 2, "color": f"C{number}"}
+            for axis, x in ((axes[0][column], left), (axes[1][column], cost)):
+                axis.errorbar(x, y, error, label=variant, linewidth=1, markersize=4, **style)
+        axes[0][column].set(title=task, xlabel="MACs left", ylabel="accuracy, %")
+        axes[1][column].set(xlabel="training cost (dense = 1)", ylabel="accuracy, %")
+        for axis in (axes[0][column], axes[1][column]):
+            axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(PAGE.parent / file, metadata={"Date": None})
+    pyplot.close(figure)
+    return f"![Accuracy against MACs left, and against training cost]({file})\n"
+
+
+def filled(text: str, plots: bool) -> str:
+    """The page, with each table as the results have it.
+
+    Args:
+        plots: whether pictures are drawn, too.
+    """
+
+    def body(match: re.Match[str]) -> str:
+        spec = yaml.safe_load(match["spec"])
+        rows = load(spec["results"])
+        if "plot" in spec:
+            made = plot(rows, spec) if plots else match["body"].strip("\n") + "\n"
+        else:
+            made = table(rows, spec)
+        return f"{match[1]}\n{made.strip(chr(10))}\n\n{match[4]}"
+
+    return MARK.sub(body, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--results", type=Path)
+    given = parser.parse_args()
+    if given.results:
+        rows = list(rows_of(given.results).values())
+        names = {key: list(dict.fromkeys(row[key] for row in rows)) for key in ("task", "variant")}
+        ratios = sorted({row["ratio"] for row in rows} - {0.0})
+        spec = {"tasks": names["task"], "ratios": ratios, "variants": names["variant"]}
+        against = [name for name in ("thinner", "dense") if name in names["variant"]]
+        print(table(rows, spec | {"against": against}), end="")
+        for row in rows:
+            if "error" in row:
+                print(f"{row['task']}, {row['variant']}, {row['ratio']}, {row['seed']}: {row['error']}")
+        return
+    text = PAGE.read_text()
+    new = filled(text, plots=not given.check)
+    if given.check and new != text:
+        sys.exit(f"{PAGE} is not what the results say: python bench/quality/page.py writes it")
+    PAGE.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Makes the runs of a plan that have not been made yet, and writes a line of JSON after each.
+
+    python bench/quality/run.py bench/quality/plans/small.yaml
+    python bench/quality/run.py PLAN.yaml --images FOLDER --workers 2 --minutes 60
+
+Results go to bench/quality/results, a file a plan. What is interrupted goes on where it is started
+again; any number of these processes may work on one plan. CIFAR is read from torchvision's files in
+data/, or from a folder (--images) of train/CLASS/* and test/CLASS/*.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from loop import Bench, Row
+from plan import Plan, Run, read
+
+from ocsfast.core.errors import OcsfastError
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+def rows_of(path: Path) -> dict[tuple[Any, ...], Row]:
+    """The lines of a file of results, by task, variant, ratio and seed."""
+    if not path.exists():
+        return {}
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {(row["task"], row["variant"], row["ratio"], row["seed"]): row for row in rows}
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this process alone holds a file; the system takes it back from one that dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def machine(device: torch.device) -> str:
+    """The processor, or the card."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def commit() -> str:
+    """The commit that is checked out, with a + where the tree differs from it; "" outside of git."""
+    try:
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def work(plan: Plan, name: str, bench: Bench, out: Path, until: float) -> bool:
+    """Make runs until all are made, or until a time; whether all are made."""
+    facts = {"machine": machine(bench.device), "torch": torch.__version__, "commit": commit()}
+    runs = list(plan.runs())
+    while True:
+        left, started = [run for run in runs if run.key not in rows_of(out)], False
+        for run in left:
+            if time.time() > until:
+                return False
+            with claimed(ROOT / "build/quality/claims" / f"{name}-{hash_of(run)}") as mine:
+                rows = rows_of(out)
+                needed = {need.variant: rows.get(need.key) for need in plan.needs(run)}
+                if not mine or run.key in rows or None in needed.values():
+                    continue
+                started = True
+                row = {**dict(zip(("task", "variant", "ratio", "seed"), run.key, strict=True))}
+                begun = time.time()
+                try:
+                    row |= bench.run(run, needed)
+                except OcsfastError as error:  # as a ratio that a variant cannot reach, or a loss of NaN
+                    row["error"] = f"{type(error).__name__}: {error}"
+                text = json.dumps(row | facts)
+                with out.open("a") as file:
+                    file.write(text + "\n")
+                told = row.get("error") or f"{row['accuracy']:.2f} % at {row['cost']:.3f} of the cost"
+                print(f"{run}: {told}, {time.time() - begun:.0f} s", flush=True)
+        if not left:
+            return True
+        if not started:
+            time.sleep(2)
+
+
+def hash_of(run: Run) -> str:
+    """A file's name for a run."""
+    return "-".join("".join(c if c.isalnum() else "_" for c in str(part)) for part in run.key)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--out", type=Path, help="file of results instead of the plan's own")
+    parser.add_argument("--images", default="", help="folder of CIFAR's images")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after so long")
+    given = parser.parse_args()
+    try:
+        plan = read(given.plan)
+    except OcsfastError as error:
+        parser.error(str(error))
+    out = given.out or HERE / "results" / f"{given.plan.stem}.jsonl"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    until = time.time() + 60 * given.minutes
+    command = [*sys.argv, "--workers", "1"]
+    others = [subprocess.Popen([sys.executable, *command]) for _ in range(given.workers - 1)]
+    torch.set_num_threads(1)
+    bench = Bench(plan, given.images, ROOT / "build/quality" / given.plan.stem, torch.device(given.device))
+    try:
+        work(plan, given.plan.stem, bench, out, until)
+        failed = [other.wait() for other in others]
+    finally:
+        for other in others:
+            other.terminate()
+    sys.exit(max(failed, default=0))
+
+
+if __name__ == "__main__":
+    main()
