@@ -31,7 +31,7 @@ export OCSFAST_CUDA_ARCHS ?= 90
 # of the demo five to ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test pytest test-oldest sanitize sanitized fuzz-sanitized emulated emulated-tests fuzz-emulated without-gpu bench bench-gpu lint docs clean
+.PHONY: setup demo test pytest test-oldest sanitize sanitized fuzz-sanitized emulated emulated-tests fuzz-emulated without-gpu bench bench-gpu quality lint docs clean
 
 setup: $(STAMP)
 
@@ -112,6 +112,16 @@ bench: setup
 	$(BENCH_RUN) --benchmark-json=bench/results/cpu.json $(BENCH)
 	$(BIN)/python bench/table.py bench/results/cpu.json
 	$(BIN)/python bench/end_to_end.py
+
+# One plan of bench/quality/plans: its runs, then a table. Interrupted, it goes on where it was. The others'
+# results are in bench/quality/results; PLAN=cpu IMAGES=FOLDER makes them again, in hours.
+PLAN ?= small
+IMAGES ?=
+QUALITY := build/quality/$(PLAN).jsonl
+quality: setup
+	$(BIN)/python bench/quality/run.py bench/quality/plans/$(PLAN).yaml --images '$(IMAGES)' \
+		--workers 2 --out $(QUALITY)
+	$(BIN)/python bench/quality/page.py --results $(QUALITY)
 
 bench-gpu:
 	bash bench/gpu.sh

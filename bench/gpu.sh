@@ -37,6 +37,12 @@
 #   library 37      tests of what goes around the ops
 #   ncu 22          eight launches of our kernels under ncu
 #   memcheck, racecheck, initcheck 10* each   the smoke under compute-sanitizer
+#
+# And one that has to be named, as it takes all that is left: accuracy, run by run, until the time is over. Of
+# LIMIT 240, 480 or 720 seconds, some 1, 4 or 7 rounds of WORKERS runs come to their end*; the next call goes
+# on where this one ended, with the file of results that it left.
+#   STAGES="build quality" LIMIT=480 CIFAR10=... bash bench/gpu.sh
+#   quality         bench/quality/plans/gpu.yaml, into OUT/quality-gpu.jsonl
 cd "$(dirname "$0")/.." || exit
 DEVICE=cuda
 [ "${1:-}" = --device ] && DEVICE=$2
@@ -177,7 +183,7 @@ for model in "${MODELS[@]}"; do
 done
 bench launches 40 launches.py
 bench steps 45 end_to_end.py
-if wants training && [ -n "$CIFAR10" ]; then
+if { wants training || wants quality; } && [ -n "$CIFAR10" ]; then
   STAGES="$STAGES images" stage images 60 "$PYTHON" bench/images.py "$CIFAR10" "$IMAGES"
 fi
 # Of what is left, two minutes are for the stages after it; but two and a half minutes are the least to learn
@@ -186,6 +192,14 @@ left=$((LIMIT - SECONDS - 125))
 [ "$left" -lt 150 ] && left=150
 [ "$left" -gt $((LIMIT - SECONDS - 10)) ] && left=$((LIMIT - SECONDS - 10))
 bench training $((left + 5)) training.py --images "$IMAGES" --seconds $((left - 10))
+if wants quality; then
+  RUNS=(bench/quality/plans/gpu.yaml --images "$IMAGES" --workers "$WORKERS" --device cuda)
+  [ "$DEVICE" = cuda ] || RUNS=(bench/quality/plans/small.yaml --minutes 0.2)
+  kept=bench/quality/results/gpu.jsonl
+  [ -f "$OUT/quality-gpu.jsonl" ] || { [ "$DEVICE" = cuda ] && cp "$kept" "$OUT/quality-gpu.jsonl" 2> /dev/null; }
+  stage quality "$LIMIT" "$PYTHON" bench/quality/run.py "${RUNS[@]}" --out "$OUT/quality-gpu.jsonl"
+  "$PYTHON" bench/quality/page.py --results "$OUT/quality-gpu.jsonl" | tee "$OUT/quality-gpu.md"
+fi
 bench throughput 60 throughput.py
 bench latency 60 latency.py --models ResNet50
 bench rounding 60 rounding.py --models ResNet50 --batch 128 --channels-last --dtype bfloat16

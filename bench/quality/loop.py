@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from networks import Drawn, macs_of, torch_pruned, uniform_widths, with_widths
+from networks import Drawn, macs_of, relative_to_now, torch_pruned, uniform_widths, with_widths
 from plan import Plan, Run, Task, Variant
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,9 +22,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import ocsfast
 from ocsfast import Families, Pruner
 from ocsfast.choice.budget import budget_of
-from ocsfast.choice.selection import choose
+from ocsfast.choice.ranking import Ranking
 from ocsfast.core.errors import ConfigError, StateError
 from ocsfast.train.data.catalogue import load
+from ocsfast.train.data.memory import Augmentation, Images, in_memory, subset
 from ocsfast.train.data.source import Data, Request, Source, iterations
 from ocsfast.train.loop import clock, count_parameters, macs_per_sample, preset
 from ocsfast.train.models import build_model
@@ -36,10 +37,26 @@ CURVE = 20  # measurements on the way, where a variant asks for them
 
 @functools.cache
 def data_of(task: Task, images: str, device: torch.device) -> Data:
-    """A task's data, on the device that trains on it."""
-    name = f"folder:{images}" if images and task.data.startswith("cifar") else task.data
+    """A task's data, on the device that trains on it.
+
+    Args:
+        images: where CIFAR's are: a folder, or a file of bench/images.py; "": torchvision's files.
+
+    Raises:
+        ConfigError: they are not there, or of another size than the task's.
+    """
     request = Request(subset=task.subset or None, image_size=task.size, device=device)
-    return load(name, request)
+    if not images or not task.data.startswith("cifar"):
+        return load(task.data, request)
+    if not images.endswith(".pt"):
+        return load(f"folder:{images}", request)
+    splits = torch.load(images)
+    train, test = (Images(*splits[split]) for split in ("train", "test"))
+    size, classes = train.pixels.shape[-1], [str(label) for label in train.labels.unique().tolist()]
+    if size != task.size:
+        raise ConfigError(f"{images} has images of {size} pixels, the plan wants {task.size}")
+    augmentation = Augmentation(pad=size // 8, flip=True)
+    return in_memory(task.data, subset(train, request), test, classes, augmentation, device)
 
 
 @functools.cache
@@ -58,7 +75,6 @@ class Trainee:
     data: Data
     model: nn.Module
     steps: int
-    lr: float = 1.0
     curve: bool = False
     pruner: Pruner | None = None
     average: AveragedModel | None = None
@@ -66,9 +82,7 @@ class Trainee:
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
-        self.optimizer = make_optimizer(
-            dataclasses.replace(self.recipe, lr=self.lr * self.recipe.lr), self.model
-        )
+        self.optimizer = make_optimizer(self.recipe, self.model)
         self.scheduler = make_scheduler(self.recipe, self.optimizer, self.steps)
 
     def attach(self, variant: Variant, families: Families, ratio: float) -> None:
@@ -90,6 +104,17 @@ class Trainee:
             config=config,
             **(variant.options or {}),
         )
+
+    def rank(self, ranking: Ranking) -> None:
+        """Let the pruner choose by another ranking of the groups."""
+        parts = self.pruner._parts
+        parts.aim = dataclasses.replace(parts.aim, ranking=ranking)
+
+    def cut_now(self) -> None:
+        """Cut before the first step."""
+        kept = self.pruner.cut().kept
+        self.found |= {"cut": 0.0, "kept": [count for _, count, _ in kept]}
+        self.pruner = None
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         half = self.task.dtype == "bfloat16"
@@ -214,7 +239,7 @@ class Bench:
     """Makes the runs of a plan, one at a time.
 
     Args:
-        images: folder of train/CLASS/* and test/CLASS/*, for tasks of CIFAR; "": torchvision's files.
+        images: as of `data_of`.
         weights: folder where dense runs leave the weights that others start from.
     """
 
@@ -228,82 +253,85 @@ class Bench:
             needed: rows of `Plan.needs`, by variant.
 
         Returns:
-            What came of it; numbers of work are MACs of the forward passes of one image a step.
+            What came of it. `work` is the sum over all steps of the MACs of one sample's forward pass,
+            `cost` that as a share of the dense run's.
+
+        Raises:
+            OcsfastError: it cannot be trained so.
         """
+        for name, row in needed.items():
+            if "error" in row:
+                raise StateError(f"it needs {name}, which failed: {row['error']}")
         task, variant = self.plan.tasks[run.task], self.plan.variants[run.variant]
         data = data_of(task, self.images, self.device)
         how = recipe(task.recipe, task.data, task.arch)
-        how = dataclasses.replace(
-            how, epochs=task.epochs or how.epochs, batch_size=task.batch or how.batch_size
-        )
-        total = how.epochs * iterations(data.train, how.batch_size)
+        epochs, batch = task.epochs or how.epochs, task.batch or how.batch_size
+        how = dataclasses.replace(how, epochs=epochs, batch_size=batch, lr=variant.lr * how.lr)
         families = structure_of(task.arch, len(data.classes), data.shape)
-        dense_macs = macs_of(families)(families.sizes)
-        budget = budget_of(dense_macs, run.ratio) if run.ratio else dense_macs
-        torch.manual_seed(run.seed)
-        model = build_model(task.arch, len(data.classes), data.shape[0], data.shape[1])
-        kept: list[int] | None = None
-        before = 0.0  # what was spent before this training, in dense runs
+        dense = macs_of(families)(families.sizes)
+        budget = budget_of(dense, run.ratio) if run.ratio else dense
+        kept = needed[variant.of]["kept"] if variant.kind in ("shape", "random") else None
         if variant.kind == "thinner":
             kept = uniform_widths(families, budget)
-        elif variant.kind in ("shape", "random"):
-            kept = needed[variant.of]["kept"]
-        if kept is not None and variant.kind != "random":
-            with_widths(model, families, kept)
-        if variant.start == "trained":
-            model.load_state_dict(torch.load(self._weights_of(run), map_location="cpu"))
-            before = 1.0
-        model = model.to(self.device)
-        if variant.kind == "torch-pruning":
-            model = torch_pruned(model, data.shape, budget)
-        if task.dtype == "bfloat16":
-            model = model.to(memory_format=torch.channels_last)
-        share = self._length(variant, needed, before, macs_per_sample(model, data.shape) / dense_macs)
-        steps = max(1, round(share * total))
-        trainee = Trainee(task, how, data, model, steps, variant.lr, variant.curve)
+        model = self._network(run, data, families, kept, budget)
+        total, before = epochs * iterations(data.train, batch), float(variant.start == "trained")
+        share = length(variant, needed, before, macs_per_sample(model, data.shape) / dense)
+        trainee = Trainee(task, how, data, model, max(1, round(share * total)), variant.curve)
         if variant.kind in ("one-cycle", "random", "at-start"):
             trainee.attach(variant, families, run.ratio)
         if variant.initial:
-            parts = trainee.pruner._parts
-            sizes = choose(parts.aim, parts.hooks.coupled.bound).scores
-            at = families.family_of_groups()
-            mean = torch.zeros(len(families.sizes)).index_add(0, at, sizes) / torch.tensor(
-                families.sizes
-            )
-            parts.aim = dataclasses.replace(
-                parts.aim, ranking=dataclasses.replace(parts.aim.ranking, worth=1 / mean[at])
-            )
+            trainee.rank(relative_to_now(trainee.pruner))
         if variant.kind == "random":
-            assert kept is not None
-            parts = trainee.pruner._parts
-            ranking = Drawn(parts.aim.ranking, families, kept, run.seed)
-            parts.aim = dataclasses.replace(parts.aim, ranking=ranking)
+            trainee.rank(Drawn(families, kept, run.seed))
         if variant.kind == "at-start":
-            trainee.found |= {"kept": [n for _, n, _ in trainee.pruner.cut().kept], "cut": 0.0}
-            trainee.pruner = None
+            trainee.cut_now()
+        if kept is not None:
+            trainee.found["kept"] = kept
         row = trainee.train(run.seed)
         if variant.kind == "dense":
             self.weights.mkdir(parents=True, exist_ok=True)
             torch.save(model.state_dict(), self._weights_of(run))
-        cost = before + row["work"] / (total * dense_macs)
-        extra = {} if kept is None else {"kept": kept}
-        return {"macs_dense": dense_macs, "epochs": share * how.epochs, "cost": cost, **extra, **row}
+        cost = before + row["work"] / (total * dense)
+        return {"macs_dense": dense, "epochs": share * epochs, "cost": cost, **row}
 
-    def _length(self, variant: Variant, needed: dict[str, Row], before: float, macs: float) -> float:
-        """How long a training is, in dense runs' steps.
-
-        Args:
-            before: what was spent already, in dense runs.
-            macs: of a step, as a share of a dense run's.
-        """
-        if not variant.cost:
-            return variant.epochs
-        cost = variant.cost if isinstance(variant.cost, float | int) else needed[variant.cost]["cost"]
-        if variant.kind == "one-cycle":  # as dear as the other one, for each epoch
-            return cost / needed[variant.of]["cost"]
-        if cost <= before:
-            raise ConfigError(f"cost {cost:g}: the dense training alone has cost {before:g}")
-        return (cost - before) / macs
+    def _network(
+        self, run: Run, data: Data, families: Families, kept: list[int] | None, budget: int
+    ) -> nn.Module:
+        """The network that a run begins with, on its device."""
+        task, variant = self.plan.tasks[run.task], self.plan.variants[run.variant]
+        torch.manual_seed(run.seed)
+        model = build_model(task.arch, len(data.classes), data.shape[0], data.shape[1])
+        if kept is not None and variant.kind != "random":
+            with_widths(model, families, kept)
+        if variant.start == "trained":
+            if not self._weights_of(run).exists():  # the results came without them
+                self.run(Run(run.task, self.plan.dense(), 0.0, run.seed), {})
+            model.load_state_dict(torch.load(self._weights_of(run), map_location="cpu"))
+        model = model.to(self.device)
+        if variant.kind == "torch-pruning":
+            model = torch_pruned(model, data.shape, budget)
+        return model.to(memory_format=torch.channels_last) if task.dtype == "bfloat16" else model
 
     def _weights_of(self, run: Run) -> Path:
         return self.weights / f"{run.task}-{run.seed}.pt"
+
+
+def length(variant: Variant, needed: dict[str, Row], before: float, macs: float) -> float:
+    """How long a training is, in dense runs' steps.
+
+    Args:
+        needed: rows of `Plan.needs`, by variant.
+        before: what was spent already, in dense runs.
+        macs: of the first step, as a share of a dense run's.
+
+    Raises:
+        ConfigError: more was spent already than it may cost.
+    """
+    if not variant.cost:
+        return variant.epochs
+    cost = variant.cost if isinstance(variant.cost, float | int) else needed[variant.cost]["cost"]
+    if variant.kind == "one-cycle":  # as dear as the other one, for each epoch
+        return cost / needed[variant.of]["cost"]
+    if cost <= before:
+        raise ConfigError(f"cost {cost:g}: the dense training alone has cost {before:g}")
+    return (cost - before) / macs

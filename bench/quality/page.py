@@ -107,7 +107,8 @@ def plot(rows: list[Row], spec: dict[str, Any]) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    matplotlib.rcParams["svg.hashsalt"] = "ocsfast"  # the same file for the same rows
+    # The same file for the same rows, and text as text.
+    matplotlib.rcParams.update({"svg.hashsalt": "ocsfast", "svg.fonttype": "none"})
     tasks, file = spec["tasks"], spec["plot"]
     figure, axes = pyplot.subplots(2, len(tasks), figsize=(4.2 * len(tasks), 6.4), squeeze=False)
     for column, task in enumerate(tasks):
@@ -169,7 +170,7 @@ def main() -> None:
     if given.results:
         rows = list(rows_of(given.results).values())
         names = {key: list(dict.fromkeys(row[key] for row in rows)) for key in ("task", "variant")}
-        ratios = sorted({row["ratio"] for row in rows} - {0.0})
+        ratios = sorted({row["ratio"] for row in rows} - {0.0}) or [0.0]
         spec = {"tasks": names["task"], "ratios": ratios, "variants": names["variant"]}
         against = [name for name in ("thinner", "dense") if name in names["variant"]]
         print(table(rows, spec | {"against": against}), end="")

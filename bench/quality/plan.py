@@ -31,6 +31,7 @@ class Task:
         batch: images a step; 0: the recipe's own.
         recipe: of `ocsfast.train.recipes`.
         dtype: "float32", or "bfloat16" by autocast, with convolutions in channels_last.
+        ratios: in the place of the plan's.
     """
 
     data: str
@@ -41,6 +42,7 @@ class Task:
     batch: int = 0
     recipe: str = "default"
     dtype: str = "float32"
+    ratios: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Plan:
 
     def _of(self, task: str, seed: int) -> Iterator[Run]:
         for dense in (True, False):
-            for ratio in (0.0,) if dense else self.ratios:
+            for ratio in (0.0,) if dense else self.tasks[task].ratios or self.ratios:
                 for name, variant in self.variants.items():
                     asked = (
                         (task, variant.tasks),
@@ -132,6 +134,11 @@ class Plan:
         if variant.start == "trained":
             needed.append(Run(run.task, self.dense(), 0.0, run.seed))
         return tuple(needed)
+
+    def all_ratios(self) -> tuple[float, ...]:
+        """Those of the plan and of its tasks."""
+        own = (ratio for task in self.tasks.values() for ratio in task.ratios)
+        return tuple(dict.fromkeys((*self.ratios, *own)))
 
     def dense(self) -> str:
         """The name of the dense variant."""
@@ -163,9 +170,14 @@ def read(path: Path) -> Plan:
         _check_task(task, f"{path}: task {name}")
     for name, variant in variants.items():
         _check_variant(plan, variant, f"{path}: variant {name}")
-    for ratio in plan.ratios:
+    for ratio in plan.all_ratios():
         if not 0 < ratio < 1:
             raise ConfigError(f"{path}: ratio {ratio}: it must be between 0 and 1")
+    known_runs = set(plan.runs())
+    for run in plan.runs():
+        for need in plan.needs(run):
+            if need not in known_runs:
+                raise ConfigError(f"{path}: {run} needs {need}, which the plan does not make")
     return plan
 
 
@@ -214,7 +226,8 @@ def _check_variant(plan: Plan, variant: Variant, where: str) -> None:
         make_config(dict(variant.options or {}))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-    for name, known in (("tasks", plan.tasks), ("ratios", plan.ratios), ("seeds", plan.seeds)):
+    known = {"tasks": plan.tasks, "ratios": plan.all_ratios(), "seeds": plan.seeds}
+    for name, values in known.items():
         for value in getattr(variant, name):
-            if value not in known:
+            if value not in values:
                 raise ConfigError(f"{where}: {name} has {value!r}, which the plan has not")

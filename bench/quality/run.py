@@ -5,7 +5,8 @@
 
 Results go to bench/quality/results, a file a plan. What is interrupted goes on where it is started
 again; any number of these processes may work on one plan. CIFAR is read from torchvision's files in
-data/, or from a folder (--images) of train/CLASS/* and test/CLASS/*.
+data/, or by --images from a folder of train/CLASS/* and test/CLASS/*, or from a file that
+bench/images.py has made of an archive of such a folder.
 """
 
 from __future__ import annotations
@@ -72,16 +73,20 @@ def commit() -> str:
         return ""
 
 
-def work(plan: Plan, name: str, bench: Bench, out: Path, until: float) -> bool:
-    """Make runs until all are made, or until a time; whether all are made."""
+def work(plan: Plan, bench: Bench, out: Path, claims: Path, until: float) -> None:
+    """Make runs until all are made, or until a time.
+
+    Args:
+        claims: folder in which processes say what they are at.
+    """
     facts = {"machine": machine(bench.device), "torch": torch.__version__, "commit": commit()}
     runs = list(plan.runs())
     while True:
         left, started = [run for run in runs if run.key not in rows_of(out)], False
         for run in left:
             if time.time() > until:
-                return False
-            with claimed(ROOT / "build/quality/claims" / f"{name}-{hash_of(run)}") as mine:
+                return
+            with claimed(claims / file_name(run)) as mine:
                 rows = rows_of(out)
                 needed = {need.variant: rows.get(need.key) for need in plan.needs(run)}
                 if not mine or run.key in rows or None in needed.values():
@@ -99,13 +104,13 @@ def work(plan: Plan, name: str, bench: Bench, out: Path, until: float) -> bool:
                 told = row.get("error") or f"{row['accuracy']:.2f} % at {row['cost']:.3f} of the cost"
                 print(f"{run}: {told}, {time.time() - begun:.0f} s", flush=True)
         if not left:
-            return True
+            return
         if not started:
             time.sleep(2)
 
 
-def hash_of(run: Run) -> str:
-    """A file's name for a run."""
+def file_name(run: Run) -> str:
+    """A name for a run's claim."""
     return "-".join("".join(c if c.isalnum() else "_" for c in str(part)) for part in run.key)
 
 
@@ -115,7 +120,8 @@ def main() -> None:
     )
     parser.add_argument("plan", type=Path)
     parser.add_argument("--out", type=Path, help="file of results instead of the plan's own")
-    parser.add_argument("--images", default="", help="folder of CIFAR's images")
+    parser.add_argument("--work", type=Path, help="folder for claims and dense runs' weights")
+    parser.add_argument("--images", default="", help="CIFAR's: a folder, or a file of bench/images.py")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after so long")
@@ -130,9 +136,10 @@ def main() -> None:
     command = [*sys.argv, "--workers", "1"]
     others = [subprocess.Popen([sys.executable, *command]) for _ in range(given.workers - 1)]
     torch.set_num_threads(1)
-    bench = Bench(plan, given.images, ROOT / "build/quality" / given.plan.stem, torch.device(given.device))
+    folder = given.work or ROOT / "build/quality" / given.plan.stem
+    bench = Bench(plan, given.images, folder / "weights", torch.device(given.device))
     try:
-        work(plan, given.plan.stem, bench, out, until)
+        work(plan, bench, out, folder / "claims", until)
         failed = [other.wait() for other in others]
     finally:
         for other in others:

@@ -1,0 +1,225 @@
+"""The accuracy studies of bench/quality: plans, the runs that they ask for, and the page of tables."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ocsfast
+from ocsfast.core.errors import ConfigError
+from ocsfast.train.models import build_model
+
+QUALITY = Path(__file__).resolve().parents[2] / "bench/quality"
+PLAN = """
+tasks:
+  digits: {data: digits, arch: resnet20, epochs: 1, subset: 640}
+ratios: [0.5]
+seeds: [0]
+variants:
+  random: {kind: random, of: one-cycle}
+  thinner, as dear: {kind: thinner, cost: one-cycle}
+  shape: {kind: shape, of: one-cycle}
+  dense: {kind: dense}
+  thinner: {kind: thinner}
+  one-cycle: {kind: one-cycle, curve: true, ema: 0.9, options: {deadline: 0.5}}
+  relative: {kind: one-cycle, initial: true, options: {deadline: 0.5}}
+  paper: {kind: one-cycle, paper: cifar}
+  twice as dear: {kind: one-cycle, of: one-cycle, cost: 1.6, options: {deadline: 0.5}}
+  at the start: {kind: at-start}
+  pre-trained: {kind: one-cycle, start: trained, epochs: 0.8, lr: 0.1}
+  Torch-Pruning: {kind: torch-pruning, start: trained, cost: 1.4}
+  impossible: {kind: one-cycle, options: {max_family_ratio: 0.1}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(QUALITY))
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def written(folder: Path, text: str = PLAN) -> Path:
+    (folder / "plan.yaml").write_text(text)
+    return folder / "plan.yaml"
+
+
+def start(folder: Path, *words: str) -> str:
+    command = [sys.executable, str(QUALITY / "run.py"), str(folder / "plan.yaml"), *words]
+    done = subprocess.run(
+        [*command, "--out", str(folder / "rows.jsonl"), "--work", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows_in(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / "rows.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {row["variant"]: row for row in map(json.loads, lines)}
+
+
+def test_a_plan_is_run_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    written(tmp_path)
+    assert start(tmp_path, "--minutes", "0") == ""
+    start(tmp_path, "--workers", "2")
+    rows = rows_in(tmp_path)
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert len(lines) == len(rows) == 13
+    check_costs(dict(rows))
+    # The last lines are lost, as where a run is killed: they are made again, and no other.
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines[:11]) + "\n")
+    start(tmp_path)
+    again = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert again[:11] == lines[:11]
+    assert len(again) == 13
+    names = ("accuracy", "loss", "macs", "cost", "error")
+    for variant, row in rows_in(tmp_path).items():
+        assert [row.get(name) for name in names] == [rows[variant].get(name) for name in names]
+    assert start(tmp_path) == ""
+
+
+def test_what_needs_a_failed_run_fails_and_the_rest_goes_on(tmp_path: Path) -> None:
+    text = PLAN[: PLAN.index("variants:")] + (
+        "variants:\n  none: {kind: one-cycle, options: {max_family_ratio: 0.1}}\n"
+        "  shape: {kind: shape, of: none}\n  at the start: {kind: at-start}\n"
+    )
+    written(tmp_path, text)
+    start(tmp_path)
+    rows = rows_in(tmp_path)
+    assert rows["shape"]["error"].startswith("StateError: it needs none, which failed: ConfigError: ")
+    assert "accuracy" in rows["at the start"]
+
+
+def check_costs(rows: dict[str, dict[str, Any]]) -> None:
+    """What the runs of PLAN must have cost and kept: a dense run is 5 steps."""
+    assert "reached" in rows.pop("impossible")["error"]
+    dense, one = rows["dense"], rows["one-cycle"]
+    assert dense["cost"] == 1
+    whole = dense["macs"]
+    assert whole == dense["macs_dense"] == 2532992
+    for name, row in rows.items():
+        assert name == "dense" or 0.45 < row["macs"] / row["macs_dense"] <= 0.5
+        assert row["work"] == pytest.approx((row["cost"] - (name in TRAINED)) * 5 * whole)
+    assert one["cost"] == pytest.approx(one["cut"] + (1 - one["cut"]) * one["macs"] / whole)
+    assert len(one["curve"]) == 5
+    assert 0 <= one["average"] <= 100
+    assert rows["random"]["kept"] == rows["shape"]["kept"] == one["kept"]
+    assert rows["shape"]["macs"] == rows["random"]["macs"] == one["macs"]
+    assert rows["thinner"]["cost"] == pytest.approx(0.5, abs=0.01)
+    assert rows["thinner, as dear"]["cost"] == pytest.approx(one["cost"], abs=0.06)  # half a step
+    assert rows["twice as dear"]["steps"] == round(5 * 1.6 / one["cost"])
+    assert rows["at the start"]["cut"] == 0
+    assert rows["at the start"]["steps"] == 5
+    assert rows["Torch-Pruning"]["cost"] == pytest.approx(1.4, abs=0.06)
+    assert rows["pre-trained"]["steps"] == 4
+
+
+TRAINED = ("pre-trained", "Torch-Pruning")
+
+
+def test_a_run_comes_after_those_it_needs() -> None:
+    plans = module("plan")
+    for path in sorted((QUALITY / "plans").glob("*.yaml")):
+        plan, seen = plans.read(path), set()
+        waiting = list(plan.runs())
+        assert len(set(waiting)) == len(waiting)
+        for run in waiting * 2:  # what is written before what it needs has its turn in the next round
+            if run not in seen and all(need in seen for need in plan.needs(run)):
+                seen.add(run)
+        assert seen == set(waiting), path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("arch: resnet20", "arch: resnet21", "task digits: arch 'resnet21': choose from digits_resnet"),
+        ("kind: thinner}", "kind: thiner}", "variant thinner: kind 'thiner': choose from dense"),
+        ("of: one-cycle}", "of: two-cycle}", "needs the pruned variant 'two-cycle'"),
+        ("cost: one-cycle", "cost: dense", "needs the pruned variant 'dense'"),
+        ("subset: 640", "subsets: 640", "subsets is unknown (did you mean subset?)"),
+        ("max_family_ratio", "max_ratio", "max_ratio= is not an option"),
+        ("ratios: [0.5]", "ratios: [1.5]", "ratio 1.5: it must be between 0 and 1"),
+        ("kind: torch-pruning, start: trained", "kind: torch-pruning", "start: trained"),
+        ("  dense: {kind: dense}\n", "", "needs a variant of kind dense"),
+        ("seeds: [0]", "", "a plan has tasks, ratios, seeds, variants"),
+        ("kind: shape, of: one-cycle", "kind: shape", "needs the pruned variant ''"),
+        ("kind: at-start", "kind: at-start, seeds: [7]", "seeds has 7, which the plan has not"),
+        (
+            "seeds: [0]\nvariants:",
+            "seeds: [0, 1]\nvariants:\n  b: {kind: one-cycle, seeds: [1]}\n  a: {kind: shape, of: b}",
+            "which the plan does not make",
+        ),
+        ("tasks:", "tasks: [", "cannot be read"),
+    ],
+)
+def test_a_mistake_in_a_plan_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in PLAN
+    with pytest.raises(ConfigError) as caught:
+        module("plan").read(written(tmp_path, PLAN.replace(old, new)))
+    assert said in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "vgg16_quarter", "vit_tiny"])
+@pytest.mark.parametrize("ratio", [0.3, 0.7])
+def test_a_thinner_network_is_thinner_everywhere_by_one_share(arch: str, ratio: float) -> None:
+    networks = module("networks")
+    torch.manual_seed(0)
+    model = build_model(arch, 10, 3, 16)
+    families = ocsfast.group(model, torch.zeros(2, 3, 16, 16))
+    macs = networks.macs_of(families)
+    budget = int((1 - ratio) * macs(families.sizes))
+    kept = networks.uniform_widths(families, budget)
+    assert 0.96 * budget < macs(kept) <= budget
+    low = max((n - 1) / size for n, size in zip(kept, families.sizes, strict=True))
+    high = min((n + 1) / size for n, size in zip(kept, families.sizes, strict=True))
+    assert low < high  # one share, rounded
+    networks.with_widths(model, families, kept)
+    assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
+    # The weights are those that a constructor draws for these widths, not crops of wider layers.
+    if arch != "vit_tiny":
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Conv2d) and layer.weight.numel() > 2000:
+                drawn = (2 / (layer.out_channels * layer.kernel_size[0] ** 2)) ** 0.5
+                assert float(layer.weight.std()) == pytest.approx(drawn, rel=0.1)
+
+
+def made_up(variant: str, seed: int, accuracy: float, ratio: float = 0.5) -> dict[str, Any]:
+    left = 100 * (1 - ratio)
+    numbers = {"accuracy": accuracy, "macs": left, "macs_dense": 100, "cost": 0.6}
+    return {"task": "digits", "variant": variant, "ratio": ratio, "seed": seed, **numbers}
+
+
+def test_differences_are_paired_by_seed() -> None:
+    page = module("page")
+    rows = [made_up("thinner", seed, 50 + 10 * seed) for seed in range(4)]
+    rows += [made_up("one-cycle", seed, 52 + 10 * seed + (seed == 2)) for seed in range(3)]
+    rows.append({**made_up("one-cycle", 3, 0.0), "error": "StateError: the loss is not finite"})
+    spec = {"tasks": ["digits"], "ratios": [0.5], "variants": ["thinner", "one-cycle"]}
+    lines = page.table(rows, {**spec, "against": ["thinner"]}).splitlines()
+    # 2, 2 and 3: their mean is 2.33, the standard error of it 0.577 / sqrt(3).
+    assert lines[2] == "| digits | 0.5 | thinner | 4 | 65.0 ± 12.9 |  | 0.500 | 0.60 |"
+    assert lines[3] == "| digits | 0.5 | one-cycle | 3 | 62.3 ± 10.5 | **+2.3 ± 0.3** | 0.500 | 0.60 |"
+    assert page.difference([1.0, -0.5, 0.2]) == "+0.2 ± 0.4"
+    assert page.difference([1.0, 1.1]) == "+1.1 ± 0.1"  # two are too few to be sure
+    assert page.difference([]) == ""
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    page = module("page")
+    text = page.PAGE.read_text()
+    assert page.MARK.search(text)
+    assert page.filled(text, plots=False) == text
