@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from networks import Drawn, macs_of, relative_to_now, torch_pruned, uniform_widt
 from plan import Plan, Run, Task, Variant
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import ocsfast
 from ocsfast import Families, Pruner
@@ -32,7 +34,7 @@ from ocsfast.train.models import build_model
 from ocsfast.train.recipes import Recipe, make_optimizer, make_scheduler, recipe
 
 Row = dict[str, Any]
-CURVE = 20  # measurements on the way, where a variant asks for them
+STATISTICS = 8  # batches from which batch norms take new statistics
 
 
 @functools.cache
@@ -75,7 +77,7 @@ class Trainee:
     data: Data
     model: nn.Module
     steps: int
-    curve: bool = False
+    curve: int = 0
     pruner: Pruner | None = None
     average: AveragedModel | None = None
     found: Row = field(default_factory=dict)
@@ -153,9 +155,9 @@ class Trainee:
                 self.found["cut"] = step / self.steps
                 self.found["accuracy_at_cut"] = self.evaluate(self.data.test)[0]
                 watch.go()
-            if self.curve and step % max(1, self.steps // CURVE) == 0:
+            if self.curve and step % max(1, self.steps // self.curve) == 0:
                 watch.stop()
-                self.found.setdefault("curve", []).append(self.evaluate(self.data.test)[0])
+                self.found.setdefault("curve", []).append([step / self.steps, *self.on_the_way(seed)])
                 watch.go()
             if step % epoch == 0 or step == self.steps:
                 if not math.isfinite(float(torch.stack(losses).mean())):
@@ -203,6 +205,14 @@ class Trainee:
             self.found |= {"residual": report.residual, "nats": report.nats}
             self.found["kept"] = [kept for _, kept, _ in report.kept]
         return report.cut
+
+    def on_the_way(self, seed: int) -> list[float]:
+        """Accuracy now, of the model, of it with fresh statistics in its batch norms, of its average."""
+        fresh = copy.deepcopy(self.model)
+        batches = itertools.islice(self.batches(seed), STATISTICS)
+        update_bn((images for images, _ in batches), fresh)
+        models = [self.model, fresh, *([] if self.average is None else [self.average])]
+        return [self.evaluate(self.data.test, model)[0] for model in models]
 
     @torch.no_grad()
     def evaluate(self, source: Source, model: nn.Module | None = None) -> tuple[float, float]:

@@ -63,7 +63,7 @@ class Variant:
         cost: what the training may cost instead, in MACs, as a share of the dense run's; or the variant
             whose cost it is. Of "torch-pruning" it is the cost with the dense training.
         lr: factor on the recipe's learning rate.
-        curve: whether accuracy is measured twenty times on the way.
+        curve: how often accuracy is measured on the way.
         initial: whether scores count relative to their family's mean at the start.
         ema: decay of an averaged copy that the cut follows; 0: none.
         tasks, ratios, seeds: those of the plan's where this variant is run; () for all.
@@ -77,7 +77,7 @@ class Variant:
     epochs: float = 1.0
     cost: float | str = 0.0
     lr: float = 1.0
-    curve: bool = False
+    curve: int = 0
     initial: bool = False
     ema: float = 0.0
     tasks: tuple[str, ...] = ()

@@ -43,6 +43,14 @@ def test_by_kind_each_kind_has_mean_one():
     assert torch.equal(ranked[:12].argsort(), scores[:12].argsort())
 
 
+def test_by_family_each_family_has_mean_one():
+    ranking = make_ranking(two_blocks(), "family", False)
+    scores = torch.cat([torch.rand(6) * 100, torch.rand(6), 7 * torch.rand(4)])
+    ranked = ranking.ranked(scores)
+    for first, last in ((0, 6), (6, 12), (12, 16)):
+        torch.testing.assert_close(ranked[first:last], scores[first:last] / scores[first:last].mean())
+
+
 def test_isomorphic_ranks_among_like_structures_only():
     ranking = make_ranking(two_blocks(), "isomorphic", False)
     scores = torch.cat([100 + torch.rand(12), torch.rand(4)])
@@ -52,7 +60,7 @@ def test_isomorphic_ranks_among_like_structures_only():
     assert torch.equal(ranked[:12].argsort(), scores[:12].argsort())
 
 
-@pytest.mark.parametrize("normalize", ["none", "kind", "isomorphic"])
+@pytest.mark.parametrize("normalize", ["none", "kind", "family", "isomorphic"])
 def test_nan_is_seen_through(normalize):
     ranking = make_ranking(two_blocks(), normalize, True)
     scores = torch.rand(16)

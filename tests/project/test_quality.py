@@ -28,7 +28,7 @@ variants:
   shape: {kind: shape, of: one-cycle}
   dense: {kind: dense}
   thinner: {kind: thinner}
-  one-cycle: {kind: one-cycle, curve: true, ema: 0.9, options: {deadline: 0.5}}
+  one-cycle: {kind: one-cycle, curve: 5, ema: 0.9, options: {deadline: 0.5}}
   relative: {kind: one-cycle, initial: true, options: {deadline: 0.5}}
   paper: {kind: one-cycle, paper: cifar}
   twice as dear: {kind: one-cycle, of: one-cycle, cost: 1.6, options: {deadline: 0.5}}
@@ -114,7 +114,9 @@ def check_costs(rows: dict[str, dict[str, Any]]) -> None:
         assert name == "dense" or 0.45 < row["macs"] / row["macs_dense"] <= 0.5
         assert row["work"] == pytest.approx((row["cost"] - (name in TRAINED)) * 5 * whole)
     assert one["cost"] == pytest.approx(one["cut"] + (1 - one["cut"]) * one["macs"] / whole)
-    assert len(one["curve"]) == 5
+    assert [point[0] for point in one["curve"]] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert one["curve"][-1][1] == one["accuracy"]
+    assert one["curve"][-1][3] == one["average"]
     assert 0 <= one["average"] <= 100
     assert rows["random"]["kept"] == rows["shape"]["kept"] == one["kept"]
     assert rows["shape"]["macs"] == rows["random"]["macs"] == one["macs"]
