@@ -39,8 +39,8 @@
 #   memcheck, racecheck, initcheck 10* each   the smoke under compute-sanitizer
 #
 # And one that has to be named, as it takes all that is left: accuracy, run by run, until the time is over. Of
-# LIMIT 240, 480 or 720 seconds, some 1, 4 or 7 rounds of WORKERS runs come to their end*; the next call goes
-# on where this one ended, with the file of results that it left.
+# LIMIT 240, 480 or 720 seconds, some 6, 15 or 25 runs come to their end*; the next call goes on where this
+# one ended, from the file of results that it left, as bench/quality/results/gpu.jsonl.
 #   STAGES="build quality" LIMIT=480 CIFAR10=... bash bench/gpu.sh
 #   quality         bench/quality/plans/gpu.yaml, into OUT/quality-gpu.jsonl
 cd "$(dirname "$0")/.." || exit
@@ -193,7 +193,7 @@ left=$((LIMIT - SECONDS - 125))
 [ "$left" -gt $((LIMIT - SECONDS - 10)) ] && left=$((LIMIT - SECONDS - 10))
 bench training $((left + 5)) training.py --images "$IMAGES" --seconds $((left - 10))
 if wants quality; then
-  RUNS=(bench/quality/plans/gpu.yaml --images "$IMAGES" --workers "$WORKERS" --device cuda)
+  RUNS=(bench/quality/plans/gpu.yaml --images "$IMAGES" --workers 4 --device cuda)
   [ "$DEVICE" = cuda ] || RUNS=(bench/quality/plans/small.yaml --minutes 0.2)
   kept=bench/quality/results/gpu.jsonl
   [ -f "$OUT/quality-gpu.jsonl" ] || { [ "$DEVICE" = cuda ] && cp "$kept" "$OUT/quality-gpu.jsonl" 2> /dev/null; }

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from networks import Drawn, macs_of, relative_to_now, torch_pruned, uniform_widths, with_widths
+from choices import CHOICES, Drawn
+from networks import macs_of, torch_pruned, uniform_widths, with_widths
 from plan import Plan, Run, Task, Variant
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +25,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 import ocsfast
 from ocsfast import Families, Pruner
 from ocsfast.choice.budget import budget_of
-from ocsfast.choice.ranking import Ranking
 from ocsfast.core.errors import ConfigError, StateError
 from ocsfast.train.data.catalogue import load
 from ocsfast.train.data.memory import Augmentation, Images, in_memory, subset
@@ -106,11 +106,6 @@ class Trainee:
             config=config,
             **(variant.options or {}),
         )
-
-    def rank(self, ranking: Ranking) -> None:
-        """Let the pruner choose by another ranking of the groups."""
-        parts = self.pruner._parts
-        parts.aim = dataclasses.replace(parts.aim, ranking=ranking)
 
     def cut_now(self) -> None:
         """Cut before the first step."""
@@ -276,7 +271,8 @@ class Bench:
         data = data_of(task, self.images, self.device)
         how = recipe(task.recipe, task.data, task.arch)
         epochs, batch = task.epochs or how.epochs, task.batch or how.batch_size
-        how = dataclasses.replace(how, epochs=epochs, batch_size=batch, lr=variant.lr * how.lr)
+        rate = variant.lr * task.lr * how.lr
+        how = dataclasses.replace(how, epochs=epochs, batch_size=batch, lr=rate)
         families = structure_of(task.arch, len(data.classes), data.shape)
         dense = macs_of(families)(families.sizes)
         budget = budget_of(dense, run.ratio) if run.ratio else dense
@@ -289,10 +285,12 @@ class Bench:
         trainee = Trainee(task, how, data, model, max(1, round(share * total)), variant.curve)
         if variant.kind in ("one-cycle", "random", "at-start"):
             trainee.attach(variant, families, run.ratio)
-        if variant.initial:
-            trainee.rank(relative_to_now(trainee.pruner))
+        if variant.choice:
+            trainee.pruner._parts.aim = CHOICES[variant.choice](trainee.pruner)
         if variant.kind == "random":
-            trainee.rank(Drawn(families, kept, run.seed))
+            aim = trainee.pruner._parts.aim
+            drawn = Drawn(families, kept, run.seed)
+            trainee.pruner._parts.aim = dataclasses.replace(aim, ranking=drawn)
         if variant.kind == "at-start":
             trainee.cut_now()
         if kept is not None:

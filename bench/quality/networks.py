@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import ocsfast
-from ocsfast import Families, Pruner
-from ocsfast.choice.ranking import Ranking
-from ocsfast.choice.selection import choose
+from ocsfast import Families
 from ocsfast.choice.targets import target_products
 from ocsfast.ops.cost import CostModel, build_cost_model
 from ocsfast.train.loop import macs_per_sample
@@ -66,36 +63,6 @@ def with_widths(model: nn.Module, families: Families, kept: Sequence[int]) -> No
         if callable(reset):
             reset()
     initialise(model)
-
-
-class Drawn(Ranking):
-    """Scores that say nothing of the weights: those of a mask that was drawn at random."""
-
-    def __init__(self, families: Families, kept: Sequence[int], seed: int) -> None:
-        """Draw which groups go.
-
-        Args:
-            kept: how many groups of each family stay.
-        """
-        super().__init__("none", families.family_of_groups(), (), tuple(range(len(kept))))
-        generator = torch.Generator().manual_seed(seed)
-        scores = torch.ones(families.num_groups)
-        for family, count in zip(families.families, kept, strict=True):
-            order = torch.randperm(family.size, generator=generator) + family.first
-            scores[order[: family.size - count]] = 0.0
-        object.__setattr__(self, "scores", scores)
-
-    def ranked(self, scores: Tensor) -> Tensor:
-        return self.scores.to(scores)
-
-
-def relative_to_now(pruner: Pruner) -> Ranking:
-    """Scores that count relative to the mean of their family's as the weights are now."""
-    families, parts = pruner.families, pruner._parts
-    scores, at = choose(parts.aim, parts.hooks.coupled.bound).scores, families.family_of_groups()
-    mean = torch.zeros(len(families.sizes)).index_add(0, at, scores.cpu())
-    mean /= torch.tensor(families.sizes)
-    return dataclasses.replace(parts.aim.ranking, worth=1 / mean[at])
 
 
 def torch_pruned(model: nn.Module, shape: tuple[int, ...], budget: int) -> nn.Module:

@@ -10,6 +10,8 @@ printed as a table there is a line of JSON in bench/quality/results.
     <!-- quality: {results: cpu, tasks: [...], ratios: [...], variants: [...], against: [...]} -->
     <!-- end -->
 
+`plot: FILE.svg` in the place of ratios makes a picture, `points: [...]` a table of one run, and
+`facts: true` says how many runs there were.
 Differences are paired: of the runs of one seed. `±` is the standard deviation over seeds; of a
 difference it is the standard error of its mean.
 """
@@ -83,8 +85,10 @@ def table(rows: list[Row], spec: dict[str, Any]) -> str:
     lines = [[*head, "MACs left", "cost"]]
     for task in spec["tasks"]:
         for ratio in spec["ratios"]:
-            for variant in spec["variants"]:
-                mine = runs_of(rows, task, variant, ratio)
+            found = {variant: runs_of(rows, task, variant, ratio) for variant in spec["variants"]}
+            if all(row["ratio"] != ratio for mine in found.values() for row in mine.values()):
+                continue  # but for dense ones, which stand for every ratio
+            for variant, mine in found.items():
                 if not mine:
                     continue
                 cells = [task, f"{ratio:g}", variant, str(len(mine))]
@@ -97,7 +101,31 @@ def table(rows: list[Row], spec: dict[str, Any]) -> str:
                 cells.append(f"{statistics.fmean(row['cost'] for row in mine.values()):.2f}")
                 lines.append(cells)
     lines.insert(1, ["---"] * len(lines[0]))
+    return as_table(lines)
+
+
+def on_the_way(rows: list[Row], spec: dict[str, Any]) -> str:
+    """Accuracy of one run at some shares of it, as `Variant.curve` had it measured."""
+    row = next(row for row in rows if row["variant"] == spec["variant"])
+    lines = [["of the run", "the model", "fresh statistics", "its average"], ["---"] * 4]
+    for share in spec["points"]:
+        at, *accuracies = min(row["curve"], key=lambda point: abs(point[0] - share))
+        cut = " (the cut)" if at == row["cut"] else ""
+        lines.append([f"{at:.3f}{cut}", *(f"{accuracy:.1f}" for accuracy in accuracies)])
+    return as_table(lines)
+
+
+def as_table(lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def facts(rows: list[Row], _: dict[str, Any]) -> str:
+    """How many runs, for how long, and on what."""
+    hours = sum(row.get("seconds", 0.0) for row in rows) / 3600
+    machines = dict.fromkeys(f"{row['machine']}, torch {row['torch'].partition('+')[0]}" for row in rows)
+    return (
+        f"{len(rows)} runs, {hours:.1f} hours of training, of one thread each; {'; '.join(machines)}.\n"
+    )
 
 
 def plot(rows: list[Row], spec: dict[str, Any]) -> str:
@@ -154,7 +182,8 @@ def filled(text: str, plots: bool) -> str:
         if "plot" in spec:
             made = plot(rows, spec) if plots else match["body"].strip("\n") + "\n"
         else:
-            made = table(rows, spec)
+            make = on_the_way if "points" in spec else facts if "facts" in spec else table
+            made = make(rows, spec)
         return f"{match[1]}\n{made.strip(chr(10))}\n\n{match[4]}"
 
     return MARK.sub(body, text)
@@ -170,7 +199,7 @@ def main() -> None:
     if given.results:
         rows = list(rows_of(given.results).values())
         names = {key: list(dict.fromkeys(row[key] for row in rows)) for key in ("task", "variant")}
-        ratios = sorted({row["ratio"] for row in rows} - {0.0}) or [0.0]
+        ratios = sorted({row["ratio"] for row in rows})
         spec = {"tasks": names["task"], "ratios": ratios, "variants": names["variant"]}
         against = [name for name in ("thinner", "dense") if name in names["variant"]]
         print(table(rows, spec | {"against": against}), end="")

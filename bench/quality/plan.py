@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from choices import CHOICES
 
 from ocsfast.core.config import make_config
 from ocsfast.core.errors import ConfigError
@@ -30,6 +31,7 @@ class Task:
         size: of images from files, in pixels.
         batch: images a step; 0: the recipe's own.
         recipe: of `ocsfast.train.recipes`.
+        lr: factor on the recipe's learning rate, where `batch` is another one than the recipe's.
         dtype: "float32", or "bfloat16" by autocast, with convolutions in channels_last.
         ratios: in the place of the plan's.
     """
@@ -41,6 +43,7 @@ class Task:
     size: int = 32
     batch: int = 0
     recipe: str = "default"
+    lr: float = 1.0
     dtype: str = "float32"
     ratios: tuple[float, ...] = ()
 
@@ -62,9 +65,9 @@ class Variant:
         epochs: length of the training, as a share of the dense run's.
         cost: what the training may cost instead, in MACs, as a share of the dense run's; or the variant
             whose cost it is. Of "torch-pruning" it is the cost with the dense training.
-        lr: factor on the recipe's learning rate.
+        lr: factor on the task's learning rate.
         curve: how often accuracy is measured on the way.
-        initial: whether scores count relative to their family's mean at the start.
+        choice: of `choices.CHOICES`, what goes instead of the library's own; "": that.
         ema: decay of an averaged copy that the cut follows; 0: none.
         tasks, ratios, seeds: those of the plan's where this variant is run; () for all.
     """
@@ -78,7 +81,7 @@ class Variant:
     cost: float | str = 0.0
     lr: float = 1.0
     curve: int = 0
-    initial: bool = False
+    choice: str = ""
     ema: float = 0.0
     tasks: tuple[str, ...] = ()
     ratios: tuple[float, ...] = ()
@@ -207,6 +210,9 @@ def _check_task(task: Task, where: str) -> None:
 def _check_variant(plan: Plan, variant: Variant, where: str) -> None:
     if variant.kind not in KINDS:
         raise ConfigError(f"{where}: kind {variant.kind!r}: choose from {', '.join(KINDS)}")
+    if variant.choice and (variant.choice not in CHOICES or variant.kind != "one-cycle"):
+        known = ", ".join(CHOICES)
+        raise ConfigError(f"{where}: choice {variant.choice!r}: of one-cycle, choose from {known}")
     if variant.start not in ("fresh", "trained"):
         raise ConfigError(f"{where}: start {variant.start!r}: choose from fresh, trained")
     of = variant.kind in ("shape", "random") or (variant.kind == "one-cycle" and variant.cost)

@@ -136,6 +136,7 @@ def main() -> None:
     command = [*sys.argv, "--workers", "1"]
     others = [subprocess.Popen([sys.executable, *command]) for _ in range(given.workers - 1)]
     torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True  # all batches have one size
     folder = given.work or ROOT / "build/quality" / given.plan.stem
     bench = Bench(plan, given.images, folder / "weights", torch.device(given.device))
     try:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import ocsfast
+from ocsfast.choice.selection import choose
 from ocsfast.core.errors import ConfigError
 from ocsfast.train.models import build_model
 
@@ -29,7 +30,9 @@ variants:
   dense: {kind: dense}
   thinner: {kind: thinner}
   one-cycle: {kind: one-cycle, curve: 5, ema: 0.9, options: {deadline: 0.5}}
-  relative: {kind: one-cycle, initial: true, options: {deadline: 0.5}}
+  relative: {kind: one-cycle, choice: initial, options: {deadline: 0.5}}
+  conventional: {kind: one-cycle, choice: conventional, options: {deadline: 0.5}}
+  capped: {kind: one-cycle, choice: capped}
   paper: {kind: one-cycle, paper: cifar}
   twice as dear: {kind: one-cycle, of: one-cycle, cost: 1.6, options: {deadline: 0.5}}
   at the start: {kind: at-start}
@@ -77,14 +80,14 @@ def test_a_plan_is_run_and_goes_on_where_it_was(tmp_path: Path) -> None:
     start(tmp_path, "--workers", "2")
     rows = rows_in(tmp_path)
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
-    assert len(lines) == len(rows) == 13
+    assert len(lines) == len(rows) == 15
     check_costs(dict(rows))
     # The last lines are lost, as where a run is killed: they are made again, and no other.
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines[:11]) + "\n")
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines[:13]) + "\n")
     start(tmp_path)
     again = (tmp_path / "rows.jsonl").read_text().splitlines()
-    assert again[:11] == lines[:11]
-    assert len(again) == 13
+    assert again[:13] == lines[:13]
+    assert len(again) == 15
     names = ("accuracy", "loss", "macs", "cost", "error")
     for variant, row in rows_in(tmp_path).items():
         assert [row.get(name) for name in names] == [rows[variant].get(name) for name in names]
@@ -106,6 +109,7 @@ def test_what_needs_a_failed_run_fails_and_the_rest_goes_on(tmp_path: Path) -> N
 def check_costs(rows: dict[str, dict[str, Any]]) -> None:
     """What the runs of PLAN must have cost and kept: a dense run is 5 steps."""
     assert "reached" in rows.pop("impossible")["error"]
+    assert "reached" in rows.pop("capped")["error"]  # of 16 channels 2 may go
     dense, one = rows["dense"], rows["one-cycle"]
     assert dense["cost"] == 1
     whole = dense["macs"]
@@ -156,6 +160,7 @@ def test_a_run_comes_after_those_it_needs() -> None:
         ("ratios: [0.5]", "ratios: [1.5]", "ratio 1.5: it must be between 0 and 1"),
         ("kind: torch-pruning, start: trained", "kind: torch-pruning", "start: trained"),
         ("  dense: {kind: dense}\n", "", "needs a variant of kind dense"),
+        ("choice: capped", "choice: kapped", "choice 'kapped': of one-cycle, choose from initial"),
         ("seeds: [0]", "", "a plan has tasks, ratios, seeds, variants"),
         ("kind: shape, of: one-cycle", "kind: shape", "needs the pruned variant ''"),
         ("kind: at-start", "kind: at-start, seeds: [7]", "seeds has 7, which the plan has not"),
@@ -197,6 +202,29 @@ def test_a_thinner_network_is_thinner_everywhere_by_one_share(arch: str, ratio: 
             if isinstance(layer, torch.nn.Conv2d) and layer.weight.numel() > 2000:
                 drawn = (2 / (layer.out_channels * layer.kernel_size[0] ** 2)) ** 0.5
                 assert float(layer.weight.std()) == pytest.approx(drawn, rel=0.1)
+
+
+def test_choices_of_others_are_theirs() -> None:
+    choices = module("choices")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(*two) for two in ((4, 8), (8, 16), (16, 2))))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(2, 4)
+    pruner = ocsfast.attach(model, 0.08, optimizer=optimizer, example_inputs=x, total_steps=100)
+    scores = torch.rand(24)
+    ranked = choices.conventional(pruner).ranking.ranked(scores)
+    rows = [layer.weight.square().mean(1).sqrt() for layer in (model[0], model[1])]
+    torch.testing.assert_close(ranked, torch.cat(rows).detach())
+    # 0.75 (1 - exp(-0.12)) 8 = 0.68, and of 16: 2.56.
+    assert choices.capped(pruner).limits == (0, 2)
+    now = choose(pruner._parts.aim, pruner._parts.hooks.coupled.bound).scores
+    relative = choices.initial(pruner).ranking.ranked(now)
+    torch.testing.assert_close(relative[:8].mean(), torch.tensor(1.0))
+    torch.testing.assert_close(relative[8:].mean(), torch.tensor(1.0))
+    # A neuron of the first layer costs 4 + 16 MACs, of the second 8 + 2.
+    flops = torch.tensor([2 * 20e-6, 2 * 10e-6], dtype=torch.float64)
+    worth = choices.softmax(pruner).ranking.ranked(torch.ones(24))[[0, 8]]
+    torch.testing.assert_close(worth, (1 - flops.softmax(0)).float())
 
 
 def made_up(variant: str, seed: int, accuracy: float, ratio: float = 0.5) -> dict[str, Any]:
