@@ -1,17 +1,18 @@
-"""The tables and plots of docs/quality.md, from the results of bench/quality/run.py.
+"""The tables and plots of docs/quality.md and README.md, from the results of bench/quality/run.py.
 
-    python bench/quality/page.py                    writes them into the page
-    python bench/quality/page.py --check            fails where the page is not what the results say
+    python bench/quality/page.py                    writes them into the pages
+    python bench/quality/page.py --check            fails where a page is not what the results say
     python bench/quality/page.py --results F.jsonl  prints one table of all that is in a file
 
-The page holds what follows, and this program writes all that stands between the two comments; what is
+A page holds what follows, and this program writes all that stands between the two comments; what is
 printed as a table there is a line of JSON in bench/quality/results.
 
     <!-- quality: {results: cpu, tasks: [...], ratios: [...], variants: [...], against: [...]} -->
     <!-- end -->
 
-`plot: FILE.svg` in the place of ratios makes a picture, `points: [...]` a table of one run, and
-`facts: true` says how many runs there were.
+`plot: FILE.svg` in the place of ratios makes a picture, and `points: [...]` a table of one run.
+`facts: true` says how many runs there were, `short: true` makes a column of each variant.
+
 Differences are paired: of the runs of one seed. `±` is the standard deviation over seeds; of a
 difference it is the standard error of its mean.
 """
@@ -31,6 +32,7 @@ import yaml
 from run import HERE, ROOT, rows_of
 
 PAGE = ROOT / "docs/quality.md"
+PAGES = (PAGE, ROOT / "README.md")
 MARK = re.compile(r"(<!-- quality: (?P<spec>\{.*?\}) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 Row = dict[str, Any]
 
@@ -101,6 +103,20 @@ def table(rows: list[Row], spec: dict[str, Any]) -> str:
                 cells.append(f"{statistics.fmean(row['cost'] for row in mine.values()):.2f}")
                 lines.append(cells)
     lines.insert(1, ["---"] * len(lines[0]))
+    return as_table(lines)
+
+
+def short(rows: list[Row], spec: dict[str, Any]) -> str:
+    """A line a task and ratio, a column a variant."""
+    lines = [["", "seeds", *spec["variants"]]]
+    lines.append(["---"] * len(lines[0]))
+    for task in spec["tasks"]:
+        for ratio in spec["ratios"]:
+            found = [runs_of(rows, task, variant, ratio) for variant in spec["variants"]]
+            seeds = set.intersection(*(set(mine) for mine in found))
+            cells = [spread([mine[seed]["accuracy"] for seed in sorted(seeds)]) for mine in found]
+            name = spec.get("names", {}).get(task, task)
+            lines.append([f"{name}, {100 * ratio:g} %", str(len(seeds)), *cells])
     return as_table(lines)
 
 
@@ -182,8 +198,8 @@ def filled(text: str, plots: bool) -> str:
         if "plot" in spec:
             made = plot(rows, spec) if plots else match["body"].strip("\n") + "\n"
         else:
-            make = on_the_way if "points" in spec else facts if "facts" in spec else table
-            made = make(rows, spec)
+            kinds = {"points": on_the_way, "facts": facts, "short": short}
+            made = next((kinds[kind] for kind in kinds if kind in spec), table)(rows, spec)
         return f"{match[1]}\n{made.strip(chr(10))}\n\n{match[4]}"
 
     return MARK.sub(body, text)
@@ -207,11 +223,12 @@ def main() -> None:
             if "error" in row:
                 print(f"{row['task']}, {row['variant']}, {row['ratio']}, {row['seed']}: {row['error']}")
         return
-    text = PAGE.read_text()
-    new = filled(text, plots=not given.check)
-    if given.check and new != text:
-        sys.exit(f"{PAGE} is not what the results say: python bench/quality/page.py writes it")
-    PAGE.write_text(new)
+    for page in PAGES:
+        text = page.read_text()
+        new = filled(text, plots=not given.check)
+        if given.check and new != text:
+            sys.exit(f"{page} is not what the results say: python bench/quality/page.py writes it")
+        page.write_text(new)
 
 
 if __name__ == "__main__":

@@ -204,6 +204,21 @@ def test_a_thinner_network_is_thinner_everywhere_by_one_share(arch: str, ratio: 
                 assert float(layer.weight.std()) == pytest.approx(drawn, rel=0.1)
 
 
+def test_images_are_read_from_an_unpacked_archive(tmp_path: Path) -> None:
+    plans, loop = module("plan"), module("loop")
+    pixels = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8)
+    labels = torch.arange(40) % 10
+    torch.save({"train": (pixels, labels), "test": (pixels[:10], labels[:10])}, tmp_path / "images.pt")
+    task = plans.Task(data="cifar10", arch="resnet20", subset=20, size=8)
+    data = loop.data_of(task, str(tmp_path / "images.pt"), torch.device("cpu"))
+    assert (len(data.train), len(data.test), len(data.classes), data.shape) == (20, 10, 10, (3, 8, 8))
+    mean = torch.cat([images for images, _ in data.train.batches(20)]).mean()
+    assert abs(float(mean)) < 1e-5  # normalised by these images' own statistics
+    other = plans.Task(data="cifar10", arch="resnet20")
+    with pytest.raises(ConfigError, match="images of 8 pixels, the plan wants 32"):
+        loop.data_of(other, str(tmp_path / "images.pt"), torch.device("cpu"))
+
+
 def test_choices_of_others_are_theirs() -> None:
     choices = module("choices")
     torch.manual_seed(0)
@@ -248,8 +263,9 @@ def test_differences_are_paired_by_seed() -> None:
     assert page.difference([]) == ""
 
 
-def test_the_page_is_what_the_results_say() -> None:
+def test_the_pages_are_what_the_results_say() -> None:
     page = module("page")
-    text = page.PAGE.read_text()
-    assert page.MARK.search(text)
-    assert page.filled(text, plots=False) == text
+    for path in page.PAGES:
+        text = path.read_text()
+        assert page.MARK.search(text), path
+        assert page.filled(text, plots=False) == text, path

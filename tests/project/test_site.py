@@ -118,7 +118,10 @@ def test_targets_of_make_exist(page: str) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(text_of("README.md").split()) <= 800
+    read = re.sub(r"<!--.*?-->", "", text_of("README.md"))
+    assert (
+        sum(bool(re.search(r"\w", word)) for word in read.split()) <= 760
+    )  # rules of tables are no words
 
 
 def test_every_option_stands_on_its_page_with_its_default() -> None:
