@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,7 +12,6 @@ from ocsfast import Families, Pruner
 from ocsfast.choice.budget import Aim, group_shares
 from ocsfast.choice.ranking import Ranking
 from ocsfast.choice.selection import choose
-from ocsfast.core.errors import ConfigError
 
 
 class Drawn(Ranking):
@@ -68,7 +66,8 @@ class Conventional(Ranking):
 def initial(pruner: Pruner) -> Aim:
     """Scores relative to the mean of their family's as the weights are now."""
     aim, families = pruner._parts.aim, pruner.families
-    scores = choose(aim, pruner._parts.hooks.coupled.bound).scores
+    bound, criterion = pruner._parts.hooks.coupled.bound, pruner.config.criterion
+    scores = choose(aim, bound, criterion, pruner.optimizer).scores
     at = families.family_of_groups().to(scores.device)
     mean = torch.zeros(len(families.sizes), device=scores.device).index_add(0, at, scores)
     mean /= torch.tensor(families.sizes, device=scores.device)
@@ -82,27 +81,11 @@ def conventional(pruner: Pruner) -> Aim:
 
 
 def softmax(pruner: Pruner) -> Aim:
-    """Scores times one minus a softmax of the MFLOPs a group, as the authors' code weighs them."""
+    """Scores times one minus a softmax of the MMACs a group, as the authors' code weighs them."""
     aim, families = pruner._parts.aim, pruner.families
     shares = torch.tensor(group_shares(aim, families), dtype=torch.float64)
-    weights = 1 - (2 * shares * aim.dense / 1e6).softmax(0)
+    weights = 1 - (shares * aim.dense / 1e6).softmax(0)
     return with_worth(aim, weights[families.family_of_groups()].float())
-
-
-def capped(pruner: Pruner) -> Aim:
-    """At most 0.75 (1 - exp(-0.015 C)) of a family of C groups, as in the authors' code.
-
-    Raises:
-        ConfigError: the ratio cannot be reached so: of 16 groups, 2 may go.
-    """
-    aim, sizes = pruner._parts.aim, pruner.families.sizes
-    limits = tuple(int(0.75 * (1 - math.exp(-0.015 * size)) * size) for size in sizes)
-    least = aim.cost_model([size - most for size, most in zip(sizes, limits, strict=True)])
-    if least > aim.budget:
-        raise ConfigError(
-            f"ratio={pruner.ratio:g} cannot be reached: at most {limits} of {sizes} may go"
-        )
-    return dataclasses.replace(aim, limits=limits)
 
 
 def with_worth(aim: Aim, worth: Tensor) -> Aim:
@@ -114,5 +97,4 @@ CHOICES: dict[str, Callable[[Pruner], Aim]] = {
     "initial": initial,
     "conventional": conventional,
     "softmax": softmax,
-    "capped": capped,
 }

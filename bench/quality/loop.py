@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,7 +38,6 @@ Row = dict[str, Any]
 STATISTICS = 8  # batches from which batch norms take new statistics
 
 
-@functools.cache
 def data_of(task: Task, images: str, device: torch.device) -> Data:
     """A task's data, on the device that trains on it.
 
@@ -47,18 +47,29 @@ def data_of(task: Task, images: str, device: torch.device) -> Data:
     Raises:
         ConfigError: they are not there, or of another size than the task's.
     """
-    request = Request(subset=task.subset or None, image_size=task.size, device=device)
-    if not images or not task.data.startswith("cifar"):
-        return load(task.data, request)
+    if not task.data.startswith("cifar"):
+        images = ""
+    data = _loaded(task.data, task.subset, task.size, images, device)
+    if task.data.startswith("cifar") and data.shape[1] != task.size:
+        raise ConfigError(
+            f"{images or data.name} has images of {data.shape[1]} pixels, the plan wants {task.size}: "
+            "--images FOLDER has them resized"
+        )
+    return data
+
+
+@functools.cache
+def _loaded(name: str, count: int, size: int, images: str, device: torch.device) -> Data:
+    request = Request(subset=count or None, image_size=size, device=device)
     if not images.endswith(".pt"):
-        return load(f"folder:{images}", request)
+        return load(f"folder:{images}" if images else name, request)
+    if not Path(images).exists():
+        raise ConfigError(f"{images} is not there: python bench/images.py ARCHIVE {images}")
     splits = torch.load(images)
     train, test = (Images(*splits[split]) for split in ("train", "test"))
-    size, classes = train.pixels.shape[-1], [str(label) for label in train.labels.unique().tolist()]
-    if size != task.size:
-        raise ConfigError(f"{images} has images of {size} pixels, the plan wants {task.size}")
-    augmentation = Augmentation(pad=size // 8, flip=True)
-    return in_memory(task.data, subset(train, request), test, classes, augmentation, device)
+    classes = [str(label) for label in train.labels.unique().tolist()]
+    augmentation = Augmentation(pad=train.pixels.shape[-1] // 8, flip=True)
+    return in_memory(name, subset(train, request), test, classes, augmentation, device)
 
 
 @functools.cache
@@ -91,8 +102,9 @@ class Trainee:
         """Let a share of the MACs go on the way."""
         config = None
         if variant.paper:
-            plan = dataclasses.replace(self.recipe, preset=variant.paper, preset_epochs=300)
-            config = preset(plan)
+            theirs = recipe(f"paper-{variant.paper}", self.task.data, self.task.arch)
+            each = iterations(self.data.train, self.recipe.batch_size)
+            config = preset(dataclasses.replace(theirs, epochs=max(1, round(self.steps / each))))
         if variant.ema:
             decay = get_ema_multi_avg_fn(variant.ema)
             self.average = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=True)
@@ -159,6 +171,8 @@ class Trainee:
                     raise StateError(f"the loss is not finite at step {step} of {self.steps}")
                 losses.clear()
         watch.stop()
+        if self.pruner is not None and self.pruner.stage != "pruned":
+            raise StateError("the run is over, and the network was not cut")
         accuracy, loss = self.evaluate(self.data.test)
         if self.average is not None:
             self.found["average"] = self.evaluate(self.data.test, self.average)[0]
@@ -251,6 +265,15 @@ class Bench:
     def __init__(self, plan: Plan, images: str, weights: Path, device: torch.device) -> None:
         self.plan, self.images, self.weights, self.device = plan, images, weights, device
 
+    def require_data(self) -> None:
+        """Read the data of all tasks, so that a mistake shows before anything is trained.
+
+        Raises:
+            ConfigError: they are not there.
+        """
+        for task in self.plan.tasks.values():
+            data_of(task, self.images, self.device)
+
     def run(self, run: Run, needed: dict[str, Row]) -> Row:
         """Train one network.
 
@@ -281,7 +304,8 @@ class Bench:
             kept = uniform_widths(families, budget)
         model = self._network(run, data, families, kept, budget)
         total, before = epochs * iterations(data.train, batch), float(variant.start == "trained")
-        share = length(variant, needed, before, macs_per_sample(model, data.shape) / dense)
+        first = macs_per_sample(model, data.shape) / dense
+        share = length(variant, needed, before, first, epochs)
         trainee = Trainee(task, how, data, model, max(1, round(share * total)), variant.curve)
         if variant.kind in ("one-cycle", "random", "at-start"):
             trainee.attach(variant, families, run.ratio)
@@ -298,7 +322,11 @@ class Bench:
         row = trainee.train(run.seed)
         if variant.kind == "dense":
             self.weights.mkdir(parents=True, exist_ok=True)
-            torch.save(model.state_dict(), self._weights_of(run))
+            partial = self._weights_of(run).with_suffix(f".{os.getpid()}")
+            torch.save(model.state_dict(), partial)
+            partial.replace(self._weights_of(run))
+        if row["macs"] > budget:
+            raise StateError(f"{row['macs']} MACs are left, {budget} were asked for")
         cost = before + row["work"] / (total * dense)
         return {"macs_dense": dense, "epochs": share * epochs, "cost": cost, **row}
 
@@ -312,34 +340,39 @@ class Bench:
         if kept is not None and variant.kind != "random":
             with_widths(model, families, kept)
         if variant.start == "trained":
-            if not self._weights_of(run).exists():  # the results came without them
-                self.run(Run(run.task, self.plan.dense(), 0.0, run.seed), {})
-            model.load_state_dict(torch.load(self._weights_of(run), map_location="cpu"))
+            path = self._weights_of(run)
+            if not path.exists():  # the results came without them
+                self.run(self.plan.dense(run), {})
+            model.load_state_dict(torch.load(path, map_location="cpu"))
         model = model.to(self.device)
         if variant.kind == "torch-pruning":
             model = torch_pruned(model, data.shape, budget)
         return model.to(memory_format=torch.channels_last) if task.dtype == "bfloat16" else model
 
     def _weights_of(self, run: Run) -> Path:
-        return self.weights / f"{run.task}-{run.seed}.pt"
+        """Where the dense run of the same task and seed leaves its weights."""
+        dense = self.plan.dense(run)
+        return self.weights / f"{dense.file_name}-{self.plan.definition(dense)}.pt"
 
 
-def length(variant: Variant, needed: dict[str, Row], before: float, macs: float) -> float:
+def length(variant: Variant, needed: dict[str, Row], before: float, macs: float, epochs: int) -> float:
     """How long a training is, in dense runs' steps.
 
     Args:
         needed: rows of `Plan.needs`, by variant.
         before: what was spent already, in dense runs.
-        macs: of the first step, as a share of a dense run's.
+        macs: of a step, as a share of a dense run's.
+        epochs: of a dense run.
 
     Raises:
         ConfigError: more was spent already than it may cost.
     """
     if not variant.cost:
         return variant.epochs
-    cost = variant.cost if isinstance(variant.cost, float | int) else needed[variant.cost]["cost"]
-    if variant.kind == "one-cycle":  # as dear as the other one, for each epoch
-        return cost / needed[variant.of]["cost"]
+    cost = variant.cost if isinstance(variant.cost, float) else needed[variant.cost]["cost"]
+    if variant.kind == "one-cycle":  # of which a step costs less after the cut
+        other = needed[variant.of]
+        return cost / other["cost"] * other["epochs"] / epochs
     if cost <= before:
         raise ConfigError(f"cost {cost:g}: the dense training alone has cost {before:g}")
     return (cost - before) / macs

@@ -18,27 +18,51 @@ import platform
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from checked import read
 from loop import Bench, Row
-from plan import Plan, Run, read
+from plan import Plan
 
-from ocsfast.core.errors import OcsfastError
+from ocsfast.core.errors import ConfigError, OcsfastError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 
 def rows_of(path: Path) -> dict[tuple[Any, ...], Row]:
-    """The lines of a file of results, by task, variant, ratio and seed."""
+    """The lines of a file of results, by task, variant, ratio and seed.
+
+    A last line that a killed process left half is none.
+
+    Raises:
+        ConfigError: another line is no JSON.
+    """
     if not path.exists():
         return {}
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = []
+    lines = path.read_text().split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            rows += [json.loads(line)] if line else []
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ConfigError(f"{path}, line {number}: {error}") from error
     return {(row["task"], row["variant"], row["ratio"], row["seed"]): row for row in rows}
+
+
+def append(path: Path, row: Row) -> None:
+    """Add a line; where a killed process left half of one, that goes."""
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(row).encode() + b"\n")
 
 
 @contextmanager
@@ -73,45 +97,65 @@ def commit() -> str:
         return ""
 
 
-def work(plan: Plan, bench: Bench, out: Path, claims: Path, until: float) -> None:
+def work(plan: Plan, bench: Bench, out: Path, claims: Path, until: float) -> bool:
     """Make runs until all are made, or until a time.
 
     Args:
         claims: folder in which processes say what they are at.
+
+    Returns:
+        Whether no run broke down.
     """
     facts = {"machine": machine(bench.device), "torch": torch.__version__, "commit": commit()}
-    runs = list(plan.runs())
+    runs, broken = list(plan.runs()), set()
     while True:
-        left, started = [run for run in runs if run.key not in rows_of(out)], False
+        rows = rows_of(out)
+        left = [run for run in runs if run.key not in rows and run not in broken]
+        started = waiting = False
         for run in left:
             if time.time() > until:
-                return
-            with claimed(claims / file_name(run)) as mine:
+                return not broken
+            with claimed(claims / run.file_name) as mine:
                 rows = rows_of(out)
                 needed = {need.variant: rows.get(need.key) for need in plan.needs(run)}
+                waiting = waiting or not mine
                 if not mine or run.key in rows or None in needed.values():
                     continue
                 started = True
-                row = {**dict(zip(("task", "variant", "ratio", "seed"), run.key, strict=True))}
+                row = dict(zip(("task", "variant", "ratio", "seed"), run.key, strict=True))
+                row["definition"] = plan.definition(run)
                 begun = time.time()
                 try:
                     row |= bench.run(run, needed)
                 except OcsfastError as error:  # as a ratio that a variant cannot reach, or a loss of NaN
                     row["error"] = f"{type(error).__name__}: {error}"
-                text = json.dumps(row | facts)
-                with out.open("a") as file:
-                    file.write(text + "\n")
+                except Exception:  # no result: tried again by the next call
+                    traceback.print_exc()
+                    broken.add(run)
+                    continue
+                append(out, row | facts)
                 told = row.get("error") or f"{row['accuracy']:.2f} % at {row['cost']:.3f} of the cost"
                 print(f"{run}: {told}, {time.time() - begun:.0f} s", flush=True)
-        if not left:
-            return
+        if not left or not (started or waiting):
+            return not broken
         if not started:
             time.sleep(2)
 
 
-def file_name(run: Run) -> str:
-    """A name for a run's claim."""
-    return "-".join("".join(c if c.isalnum() else "_" for c in str(part)) for part in run.key)
+def require_same(plan: Plan, out: Path) -> None:
+    """Refuse results that are of other tasks or variants under the same names.
+
+    Raises:
+        ConfigError: a row has another definition than its run in the plan.
+    """
+    rows = rows_of(out)
+    for run in plan.runs():
+        found = rows.get(run.key, {}).get("definition", plan.definition(run))
+        if found != plan.definition(run):
+            raise ConfigError(
+                f"{out} has {run} of another definition than the plan's: rename the variant "
+                "or the task, or take those rows out"
+            )
 
 
 def main() -> None:
@@ -126,26 +170,28 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after so long")
     given = parser.parse_args()
+    out = given.out or HERE / "results" / f"{given.plan.stem}.jsonl"
+    folder = given.work or ROOT / "build/quality" / given.plan.stem
+    torch.set_num_threads(1)
     try:
         plan = read(given.plan)
+        require_same(plan, out)
+        bench = Bench(plan, given.images, folder / "weights", torch.device(given.device))
+        bench.require_data()
     except OcsfastError as error:
         parser.error(str(error))
-    out = given.out or HERE / "results" / f"{given.plan.stem}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     until = time.time() + 60 * given.minutes
     command = [*sys.argv, "--workers", "1"]
     others = [subprocess.Popen([sys.executable, *command]) for _ in range(given.workers - 1)]
-    torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True  # all batches have one size
-    folder = given.work or ROOT / "build/quality" / given.plan.stem
-    bench = Bench(plan, given.images, folder / "weights", torch.device(given.device))
     try:
-        work(plan, bench, out, folder / "claims", until)
-        failed = [other.wait() for other in others]
-    finally:
+        right = work(plan, bench, out, folder / "claims", until)
+    except KeyboardInterrupt:
         for other in others:
             other.terminate()
-    sys.exit(max(failed, default=0))
+        raise
+    sys.exit(any([not right, *(other.wait() != 0 for other in others)]))
 
 
 if __name__ == "__main__":
