@@ -98,7 +98,10 @@ def paired(mine: dict[int, Row], other: dict[int, Row], name: str = "accuracy") 
 
 
 def difference(values: Sequence[float]) -> str:
-    """Mean ± its standard error; in bold where 0 is outside of the 95 % interval."""
+    """Mean ± its standard error; in bold where 0 is outside of the 95 % interval.
+
+    Never of two: their difference may be 0 by chance, as accuracies are of whole images.
+    """
     if not values:
         return ""
     mean = statistics.fmean(values)
@@ -106,14 +109,15 @@ def difference(values: Sequence[float]) -> str:
         return f"{mean:+.1f}"
     error = statistics.stdev(values) / math.sqrt(len(values))
     text = f"{mean:+.1f} ± {error:.1f}"
-    return f"**{text}**" if abs(mean) > error * stats.t.ppf(0.975, len(values) - 1) else text
+    beyond = len(values) > 2 and abs(mean) > error * stats.t.ppf(0.975, len(values) - 1)
+    return f"**{text}**" if beyond else text
 
 
 def table(rows: list[Row], spec: dict[str, Any]) -> str:
     """A line a task, ratio and variant."""
     against = spec.get("against", [])
     head = ["network", "MACs removed", "", "seeds", "accuracy, %", *(f"less {name}" for name in against)]
-    lines = [[*head, "MACs left", "cost"]]
+    lines = [[*head, "MACs left", "cost", "time"]]
     for task in spec["tasks"]:
         for ratio in spec["ratios"]:
             found = {variant: runs_of(rows, task, variant, ratio) for variant in spec["variants"]}
@@ -132,9 +136,21 @@ def table(rows: list[Row], spec: dict[str, Any]) -> str:
                 left = [row["macs"] / row["macs_dense"] for row in mine.values()]
                 cells.append(f"{statistics.fmean(left):.3f}")
                 cells.append(f"{statistics.fmean(row['cost'] for row in mine.values()):.2f}")
-                lines.append(cells)
+                lines.append([*cells, time_of(rows, mine)])
     lines.insert(1, ["---"] * len(lines[0]))
     return as_table(lines)
+
+
+def time_of(rows: list[Row], mine: dict[int, Row]) -> str:
+    """Processor time of runs, the dense run of the same seed being 1, with what they started from."""
+    task = {row["task"] for row in mine.values()}
+    dense = {r["seed"]: r for r in rows if r["task"] in task and r["ratio"] == 0 and "error" not in r}
+    shares = [
+        row["cost"] + (row["cpu_seconds"] / other["cpu_seconds"] - row["work"] / other["work"])
+        for seed, row in mine.items()
+        if (other := dense.get(seed))
+    ]
+    return f"{statistics.fmean(shares):.2f}" if shares else ""
 
 
 def short(rows: list[Row], spec: dict[str, Any]) -> str:
@@ -147,7 +163,7 @@ def short(rows: list[Row], spec: dict[str, Any]) -> str:
             seeds = set.intersection(*(set(mine) for mine in found))
             cells = [spread([mine[seed]["accuracy"] for seed in sorted(seeds)]) for mine in found]
             name = spec.get("names", {}).get(task, task)
-            lines.append([f"{name}, {100 * ratio:g} %", str(len(seeds)), *cells])
+            lines.append([f"{name}, {100 * ratio:g} % fewer MACs", str(len(seeds)), *cells])
     return as_table(lines)
 
 

@@ -308,6 +308,7 @@ def test_choices_of_others_are_theirs() -> None:
 def made_up(variant: str, seed: int, accuracy: float, ratio: float = 0.5) -> dict[str, Any]:
     left = 100 * (1 - ratio)
     numbers = {"accuracy": accuracy, "macs": left, "macs_dense": 100, "cost": 0.6}
+    numbers |= {"work": 300.0 if ratio == 0 else 180.0, "cpu_seconds": 20.0 if ratio == 0 else 15.0}
     return {"task": "digits", "variant": variant, "ratio": ratio, "seed": seed, **numbers}
 
 
@@ -319,11 +320,17 @@ def test_differences_are_paired_by_seed() -> None:
     spec = {"tasks": ["digits"], "ratios": [0.5], "variants": ["thinner", "one-cycle"]}
     lines = page.table(rows, {**spec, "against": ["thinner"]}).splitlines()
     # 2, 2 and 3: mean 2.33, its standard error 0.577 / sqrt(3), and 4.303 of these are less.
-    assert lines[2] == "| digits | 0.5 | thinner | 4 | 65.0 ± 12.9 |  | 0.500 | 0.60 |"
+    assert lines[2] == "| digits | 0.5 | thinner | 4 | 65.0 ± 12.9 |  | 0.500 | 0.60 |  |"
     cells = ["digits", "0.5", "one-cycle", "3, 1 failed", "62.3 ± 10.5", "**+2.3 ± 0.3**", "0.500"]
-    assert lines[3] == f"| {' | '.join(cells)} | 0.60 |"
+    assert lines[3] == f"| {' | '.join(cells)} | 0.60 |  |"
+    # Of a run that took three quarters of the dense run's time for 0.6 of its work; and of one that
+    # began where that ended, which adds 1 to both.
+    rows.append(made_up("dense", 0, 70.0, ratio=0.0))
+    assert page.table(rows, {**spec, "against": []}).splitlines()[2].endswith("| 0.60 | 0.75 |")
+    rows[0]["cost"] += 1
+    assert page.time_of(rows, {0: rows[0]}) == "1.75"
     assert page.difference([1.0, 2.0, 4.9]) == "+2.6 ± 1.2"
-    assert page.difference([1.0, 1.4]) == "+1.2 ± 0.2"  # 12.7 standard errors are wanted
+    assert page.difference([1.0, 1.0]) == "+1.0 ± 0.0"  # two are never sure
     assert page.difference([]) == ""
 
 
