@@ -163,7 +163,7 @@ def short(rows: list[Row], spec: dict[str, Any]) -> str:
             seeds = set.intersection(*(set(mine) for mine in found))
             cells = [spread([mine[seed]["accuracy"] for seed in sorted(seeds)]) for mine in found]
             name = spec.get("names", {}).get(task, task)
-            lines.append([f"{name}, {100 * ratio:g} % fewer MACs", str(len(seeds)), *cells])
+            lines.append([f"{name}, {100 * ratio:g} %", str(len(seeds)), *cells])
     return as_table(lines)
 
 

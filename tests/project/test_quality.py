@@ -124,25 +124,29 @@ def test_a_run_that_breaks_down_stops_no_other(tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_uncut_network_is_no_result(tmp_path: Path) -> None:
-    text = PLAN[: PLAN.index("variants:")] + (
-        "variants:\n  dense: {kind: dense}\n"
-        "  uncut: {kind: one-cycle, options: {deadline: null, max_residual: 1.0e-12}}\n"
+    rows = rows_with(
+        tmp_path, "uncut: {kind: one-cycle, options: {deadline: null, max_residual: 1.0e-12}}"
     )
-    written(tmp_path, text)
-    start(tmp_path)
-    assert rows_in(tmp_path)["uncut"]["error"].endswith("the network was not cut")
+    assert rows["uncut"]["error"].endswith("the network was not cut")
 
 
 def test_what_needs_a_failed_run_fails_and_the_rest_goes_on(tmp_path: Path) -> None:
-    text = PLAN[: PLAN.index("variants:")] + (
-        "variants:\n  none: {kind: one-cycle, options: {max_family_ratio: 0.1}}\n"
-        "  shape: {kind: shape, of: none}\n  at the start: {kind: at-start}\n"
+    rows = rows_with(
+        tmp_path,
+        "none: {kind: one-cycle, options: {max_family_ratio: 0.1}}",
+        "shape: {kind: shape, of: none}",
+        "at the start: {kind: at-start}",
     )
-    written(tmp_path, text)
-    start(tmp_path)
-    rows = rows_in(tmp_path)
     assert rows["shape"]["error"].startswith("StateError: it needs none, which failed: ConfigError: ")
     assert "accuracy" in rows["at the start"]
+
+
+def rows_with(folder: Path, *variants: str) -> dict[str, dict[str, Any]]:
+    """What came of a plan with other variants."""
+    head = PLAN[: PLAN.index("variants:")]
+    written(folder, head + "variants:\n" + "".join(f"  {variant}\n" for variant in variants))
+    start(folder)
+    return rows_in(folder)
 
 
 def check_costs(rows: dict[str, dict[str, Any]]) -> None:
