@@ -137,7 +137,7 @@ class Trainee:
                 yield self._placed(images), labels
 
     def _placed(self, images: Tensor) -> Tensor:
-        if self.task.dtype != "bfloat16" or images.dim() != 4:
+        if self.task.dtype != "bfloat16":
             return images
         return images.contiguous(memory_format=torch.channels_last)
 
@@ -209,7 +209,7 @@ class Trainee:
             return False
         report = pruner.step()
         if report.cut:
-            began = pruner.history[(pruner.t_sl or 1) - 1].steps if pruner.t_sl else step
+            began = pruner.history[pruner.t_sl - 1].steps if pruner.t_sl else step
             self.found |= {"began": began / self.steps, "forced": report.forced}
             self.found |= {"residual": report.residual, "nats": report.nats}
             self.found["kept"] = [kept for _, kept, _ in report.kept]

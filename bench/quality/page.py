@@ -84,17 +84,19 @@ def key(row: Row) -> tuple[str, str, float]:
     return row["task"], row["variant"], row["ratio"]
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
+def spread(values: Sequence[float]) -> str:
     """Mean ± standard deviation."""
     if not values:
         return ""
-    text = f"{statistics.fmean(values):.{digits}f}"
-    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{digits}f}"
+    text = f"{statistics.fmean(values):.1f}"
+    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.1f}"
 
 
-def paired(mine: dict[int, Row], other: dict[int, Row], name: str = "accuracy") -> list[float]:
-    """Differences between the runs of each seed that both have."""
-    return [row[name] - other[seed][name] for seed, row in sorted(mine.items()) if seed in other]
+def paired(mine: dict[int, Row], other: dict[int, Row]) -> list[float]:
+    """Differences in accuracy between the runs of each seed that both have."""
+    return [
+        row["accuracy"] - other[seed]["accuracy"] for seed, row in sorted(mine.items()) if seed in other
+    ]
 
 
 def difference(values: Sequence[float]) -> str:
