@@ -40,13 +40,18 @@
 #
 # And one that has to be named, as it takes all that is left: accuracy, run by run, until the time is over. Of
 # LIMIT 240, 480 or 720 seconds, some 6, 15 or 25 runs come to their end*; the next call goes on where this
-# one ended, from the file of results that it left, as bench/quality/results/gpu.jsonl.
+# one ended, from the file of results that it left, as bench/quality/results/PLAN.jsonl.
 #   STAGES="build quality" LIMIT=480 CIFAR10=... bash bench/gpu.sh
-#   quality         bench/quality/plans/gpu.yaml, into OUT/quality-gpu.jsonl
+#   quality         the PLANS of bench/quality/plans, into OUT/quality-PLAN.jsonl
+#
+#   PLANS         cifar gpu   in this order
+#   RUNS_AT_ONCE  4           runs on the card at once
+#   RUN_SECONDS   80*         none is begun with less than this left
 cd "$(dirname "$0")/.." || exit
 DEVICE=cuda
 [ "${1:-}" = --device ] && DEVICE=$2
 PYTHON=${PYTHON:-python3} LIMIT=${LIMIT:-420} CIFAR10=${CIFAR10:-}
+PLANS=${PLANS:-cifar gpu} RUNS_AT_ONCE=${RUNS_AT_ONCE:-4} RUN_SECONDS=${RUN_SECONDS:-80}
 ALL="machine smoke tests times launches steps training throughput latency rounding library ncu memcheck racecheck initcheck"
 export OCSFAST_CUDA_ARCHS=${ARCHS:-90} PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 OPS=(group_saliency shrink lasso_grad sgd_step adamw_step partition compare walk)
@@ -195,14 +200,18 @@ bench training $((left + 5)) training.py --images "$IMAGES" --seconds $((left - 
 if wants quality && [ "$DEVICE" = cuda ] && [ ! -f "$IMAGES" ]; then
   note quality 0 "skipped: CIFAR10 names no archive" ""
 elif wants quality; then
-  # No run is begun that would not end: one takes some 80 seconds*.
-  RUNS=(bench/quality/plans/gpu.yaml --images "$IMAGES" --workers 4 --device cuda)
-  RUNS+=(--minutes "$(((LIMIT - SECONDS - 90) / 6))e-1")
-  [ "$DEVICE" = cuda ] || RUNS=(bench/quality/plans/small.yaml --minutes 0.2)
-  FOUND=$OUT/quality-gpu.jsonl
-  [ "$DEVICE" = cuda ] && [ ! -f "$FOUND" ] && cp bench/quality/results/gpu.jsonl "$FOUND" 2> /dev/null
-  stage quality "$LIMIT" "$PYTHON" bench/quality/run.py "${RUNS[@]}" --out "$FOUND"
-  "$PYTHON" bench/quality/page.py --results "$FOUND" | tee "$OUT/quality-gpu.md"
+  [ "$DEVICE" = cuda ] || PLANS=small
+  for plan in $PLANS; do
+    # No run is begun that would not end.
+    left=$((LIMIT - SECONDS - RUN_SECONDS))
+    RUNS=("bench/quality/plans/$plan.yaml" --images "$IMAGES" --workers "$RUNS_AT_ONCE" --device cuda)
+    RUNS+=(--minutes "$((left > 0 ? left / 6 : 0))e-1")
+    [ "$DEVICE" = cuda ] || RUNS=(bench/quality/plans/small.yaml --minutes 0.2)
+    FOUND=$OUT/quality-$plan.jsonl
+    [ "$DEVICE" = cuda ] && [ ! -f "$FOUND" ] && cp "bench/quality/results/$plan.jsonl" "$FOUND" 2> /dev/null
+    stage "quality $plan" "$LIMIT" "$PYTHON" bench/quality/run.py "${RUNS[@]}" --out "$FOUND"
+    "$PYTHON" bench/quality/page.py --results "$FOUND" | tee "$OUT/quality-$plan.md"
+  done
 fi
 bench throughput 60 throughput.py
 bench latency 60 latency.py --models ResNet50

@@ -142,6 +142,7 @@ KINDS: dict[str, Callable[[list[Row]], list[str]]] = {
         images_a_second=scaled("images_a_second", 1, ".1f"),
         ms_a_step=scaled("median", 1e3),
         MMACs=scaled("macs", 1e-6),
+        MB_at_peak=scaled("memory", 1e-6),
         first_call_s=scaled("compiled_in", 1, ".1f"),
     ),
     "latency": columns(

@@ -4,7 +4,8 @@
 
 Synthetic images of 224 pixels in channels_last, bfloat16 autocast, torch's fused SGD. The cut's kept
 counts are whatever the scores say (`round_to=1`) or multiples of what the device likes ("auto"). A step
-is launched eagerly, and on CUDA as a graph of all of it: there the host takes no part.
+is launched eagerly, and on CUDA as a graph of all of it: there the host takes no part. On CUDA also the
+memory of a step at its peak, beyond weights and momentum.
 """
 
 from __future__ import annotations
@@ -64,6 +65,15 @@ def warmed(steps: Mapping[str, Callable[[], None]]) -> Mapping[str, Callable[[],
     return steps
 
 
+def memory_of(model: nn.Module, step: Callable[[], None]) -> int:
+    """Bytes of a step at its peak beyond weights and momentum: activations, gradients, workspace."""
+    model.zero_grad()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def graph_of(step: Callable[[], None]) -> Callable[[], None]:
     """A step in a CUDA graph, after the warm-up on a side stream that torch asks for.
 
@@ -116,12 +126,15 @@ def main() -> None:
             side=side,
             macs=macs[name],
             images_a_second=batch / seconds["median"],
+            memory=memory.get(name),
             compiled_in=first,
             **seconds,
         )
 
     steps = warmed({name: step_of(model, model, x, y) for name, model in models.items()})
+    memory: dict[str, int] = {}
     if args.device == "cuda":
+        memory = {name: memory_of(models[name], step) for name, step in steps.items()}
         graphs = {name: graph_of(step) for name, step in steps.items()}
         for name, times in in_turn(graphs, args.device, rounds).items():
             record(name, "in a graph", times.stats())
