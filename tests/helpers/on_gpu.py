@@ -36,6 +36,7 @@ def trained(
         total_steps=60,
         sparsify_from=1,
         max_residual=None,
+        check_every="call",  # what a step launches is to be the step's own
         capturable=capturable,
     )
     # On another stream, as what is to be captured has to be warmed up.
