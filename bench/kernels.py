@@ -1,4 +1,4 @@
-"""Eight launches for ncu to look at, and its report as rows.
+"""Eight ops for ncu to look at, and its report as rows.
 
     ncu ... --profile-from-start off --csv --log-file ncu.csv python bench/kernels.py --device cuda
     python bench/kernels.py --read ncu.csv --rows results.jsonl
@@ -18,6 +18,7 @@ from cases import case
 from launches import ops_of
 
 OPS = ("group_saliency", "shrink_", "sgd_step_", "adamw_step_")
+KERNELS = ("saliency_kernel", "shrink_kernel", "Sgd", "Adamw")  # what tells them apart in ncu's report
 DTYPES = ("float32", "bfloat16")
 # What ncu calls it, and what a row does.
 METRICS = {
@@ -48,8 +49,14 @@ def run(device: str, quick: bool) -> None:
             print(op, dtype, flush=True)
 
 
+def label(kernel: str) -> tuple[str, str]:
+    """The op and the dtype of a kernel, by its name."""
+    dtype = "bfloat16" if "__nv_bfloat16" in kernel else "float32"
+    return next((op for op, name in zip(OPS, KERNELS, strict=True) if name in kernel), ""), dtype
+
+
 def read(report: Path, rows: Path | None) -> None:
-    """A row a launch; the launches are those of `run`, in its order, unless ncu was cut off."""
+    """A row a launch."""
     lines = [line for line in report.read_text().splitlines() if line.startswith('"')]
     launches: dict[str, dict[str, object]] = {}
     for line in csv.DictReader(lines):
@@ -60,10 +67,8 @@ def read(report: Path, rows: Path | None) -> None:
                 row[METRICS[line["Metric Name"]]] = float(value)
             except ValueError:
                 row[METRICS[line["Metric Name"]]] = None
-    labels = [(op, dtype) for dtype in DTYPES for op in OPS]
-    if len(launches) > len(labels):
-        labels = [("", "")] * len(launches)  # not one launch an op: the kernels' names have to do
-    for (op, dtype), row in zip(labels, launches.values(), strict=False):
+    for row in launches.values():
+        op, dtype = label(str(row["kernel"]))
         records.append(rows, "ncu", model="Llama 0.3B", op=op, dtype=dtype, **row)
     if not launches:
         raise SystemExit(f"no launch in {report}: " + report.read_text()[-2000:])

@@ -144,13 +144,16 @@ def table(rows: list[Row], spec: dict[str, Any]) -> str:
 
 
 def time_of(rows: list[Row], mine: dict[int, Row]) -> str:
-    """Processor time of runs, the dense run of the same seed being 1, with what they started from."""
+    """Processor time of runs, the dense run of the same seed being 1, with what they started from.
+
+    Of a GPU none: runs share it.
+    """
     task = {row["task"] for row in mine.values()}
     dense = {r["seed"]: r for r in rows if r["task"] in task and r["ratio"] == 0 and "error" not in r}
     shares = [
         row["cost"] + (row["cpu_seconds"] / other["cpu_seconds"] - row["work"] / other["work"])
         for seed, row in mine.items()
-        if (other := dense.get(seed))
+        if (other := dense.get(seed)) and row.get("device", "cpu") == "cpu"
     ]
     return f"{statistics.fmean(shares):.2f}" if shares else ""
 

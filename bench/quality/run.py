@@ -107,6 +107,7 @@ def work(plan: Plan, bench: Bench, out: Path, claims: Path, until: float) -> boo
         Whether no run broke down.
     """
     facts = {"machine": machine(bench.device), "torch": torch.__version__, "commit": commit()}
+    facts["device"] = bench.device.type
     runs, broken = list(plan.runs()), set()
     while True:
         rows = rows_of(out)

@@ -303,6 +303,8 @@ def test_choices_of_others_are_theirs() -> None:
     relative = choices.initial(pruner).ranking.ranked(now)
     torch.testing.assert_close(relative[:8].mean(), torch.tensor(1.0))
     torch.testing.assert_close(relative[8:].mean(), torch.tensor(1.0))
+    half = choices.between(pruner).ranking.ranked(now)
+    torch.testing.assert_close(half, (now * relative).sqrt())
     # A neuron of the first layer costs 4 + 16 MACs, of the second 8 + 2.
     flops = torch.tensor([20e-6, 10e-6], dtype=torch.float64)
     worth = choices.softmax(pruner).ranking.ranked(torch.ones(24))[[0, 8]]
@@ -333,6 +335,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert page.table(rows, {**spec, "against": []}).splitlines()[2].endswith("| 0.60 | 0.75 |")
     rows[0]["cost"] += 1
     assert page.time_of(rows, {0: rows[0]}) == "1.75"
+    assert page.time_of(rows, {0: rows[0] | {"device": "cuda"}}) == ""  # several runs share a card
     assert page.difference([1.0, 2.0, 4.9]) == "+2.6 ± 1.2"
     assert page.difference([1.0, 1.0]) == "+1.0 ± 0.0"  # two are never sure
     assert page.difference([]) == ""
