@@ -32,7 +32,7 @@
 #   steps 30        whole training steps, launched one by one and from a graph
 #   training 150*   unpacks the images; ResNet56 dense and in one cycle, through the cut; takes what is left
 #   throughput 51   ResNet50 at 224 pixels, dense and cut, in a graph and eager
-#   latency 90*     ResNet50's latency, predicted and measured, cut for it
+#   latency 110*    ResNet50's latency, predicted and measured, cut for it
 #   rounding 30*    ResNet50 cut to the same MACs with several multiples of kept counts, in bfloat16
 #   library 40      tests of what goes around the ops
 #   ncu 14          eight ops under ncu, a launch each
@@ -216,7 +216,7 @@ elif wants quality; then
 fi
 bench throughput 90 throughput.py
 # Of smaller batches the host would be what takes its time.
-bench latency 120 latency.py --models ResNet50 --batch 2048 --rounds 3 --grid 4
+bench latency 180 latency.py --models ResNet50 --batch 2048 --rounds 3 --grid 4
 bench rounding 60 rounding.py --models ResNet50 --batch 128 --channels-last --dtype bfloat16
 tests library 80 tests/ops/test_cuda_library.py "tests/project/test_docs.py::test_every_page_runs[cuda-graphs]"
 ncu_kernels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,15 +12,25 @@ from torch import Tensor
 from ocsfast.core.families import Families
 
 
+class _Placed(NamedTuple):
+    """What a ranking needs, on one device."""
+
+    classes: Tensor  # [groups] int64
+    order: Tensor  # [groups] int64: group numbers class by class
+    counts: Tensor  # [classes] int64: groups of each
+    tied: tuple[Tensor, ...]
+    worth: Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class Ranking:
     """What happens to scores before the partition, and which families it keeps alike.
 
     normalize: "none" ranks all groups by their score. "kind" divides by the mean score of all groups of
-        the same kind (head, neuron, ...), whose raw norms are not alike; "family" by that of its family.
-        "isomorphic" ranks groups only
-        among families of equal structure, the same layers of repeated blocks, so that each such set
-        loses the same share.
+        the same kind (head, neuron, ...), whose raw norms are not alike; "family" by that of its
+        family; "geometric" by the root of that, which is the geometric mean of "none" and "family".
+        "isomorphic" ranks groups only among families of equal structure, the same layers of repeated
+        blocks, so that each such set loses the same share.
     """
 
     normalize: str
@@ -27,38 +38,41 @@ class Ranking:
     tied: tuple[Tensor, ...]  # each [tied families, groups of a family]: group numbers
     ties: tuple[int, ...]  # by family: the first one that it is tied to, or itself
     worth: Tensor | None = None  # [groups] float32: what a score counts for, or None: all alike
-    _placed: dict[torch.device, tuple[Tensor, tuple[Tensor, ...], Tensor | None]] = field(
-        default_factory=dict, init=False
-    )
+    _placed: dict[torch.device, _Placed] = field(default_factory=dict, init=False)
 
     def ranked(self, scores: Tensor) -> Tensor:
         """The scores that the partition compares: [groups]."""
         if self.normalize != "none" and scores.numel():
             scores = self._normalized(scores)
-        _, tied, worth = self._on(scores.device)
-        if worth is not None:
-            scores = scores * torch.where(scores < 0, 1 / worth, worth)  # dear ones go down in any case
-        for groups in tied:
+        placed = self._on(scores.device)
+        if placed.worth is not None:  # dear ones go down in any case
+            scores = scores * torch.where(scores < 0, 1 / placed.worth, placed.worth)
+        for groups in placed.tied:
             # Equal sorted scores make equal counts fall below any threshold.
             ordered, order = scores[groups].sort(dim=1, stable=True)
             mean = ordered.mean(0).expand_as(ordered)
             scores = scores.index_put((groups.gather(1, order),), mean)
         return scores
 
-    def _on(self, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
-        """Classes, ties and worth on a device, and kept there: copying would wait for it."""
+    def _on(self, device: torch.device) -> _Placed:
+        """What is needed on a device, and kept there: copying would wait for it."""
         if device not in self._placed:
-            tied = tuple(groups.to(device) for groups in self.tied)
-            worth = None if self.worth is None else self.worth.to(device)
-            self._placed[device] = self.classes.to(device), tied, worth
+            self._placed[device] = _Placed(
+                self.classes.to(device),
+                self.classes.argsort(stable=True).to(device),
+                self.classes.bincount().to(device),
+                tuple(groups.to(device) for groups in self.tied),
+                None if self.worth is None else self.worth.to(device),
+            )
         return self._placed[device]
 
     def _normalized(self, scores: Tensor) -> Tensor:
-        classes = self._on(scores.device)[0]
-        members = torch.zeros(int(self.classes.max()) + 1, dtype=scores.dtype, device=scores.device)
-        counts = members.index_add(0, classes, torch.ones_like(scores))
+        classes, order, counts, *_ = self._on(scores.device)
         if self.normalize != "isomorphic":
-            mean = members.index_add(0, classes, scores) / counts
+            # Not by index_add: on CUDA it adds up in any order, and ranks of a run would not agree.
+            mean = torch.segment_reduce(scores[order], "mean", lengths=counts, unsafe=True)
+            if self.normalize == "geometric":
+                mean = mean.clamp(min=0).sqrt()
             return scores / torch.where(mean > 0, mean, torch.ones_like(mean))[classes]
         by_score = scores.argsort(stable=True)
         order = by_score[classes[by_score].argsort(stable=True)]  # class by class, ascending
@@ -66,8 +80,8 @@ class Ranking:
             0, order, torch.arange(len(order), device=order.device)
         )
         first = counts.cumsum(0) - counts
-        share = (place - first[classes] + 1) / counts[classes]
-        return torch.where(scores.isnan(), scores, share.to(scores.dtype))
+        share = (place - first[classes] + 1) / counts[classes].to(scores.dtype)
+        return torch.where(scores.isnan(), scores, share)
 
 
 def make_ranking(families: Families, normalize: str, uniform: bool) -> Ranking:
@@ -80,7 +94,7 @@ def make_ranking(families: Families, normalize: str, uniform: bool) -> Ranking:
     """
     if normalize == "isomorphic":
         names = structures(families)
-    elif normalize == "family":
+    elif normalize in ("family", "geometric"):
         names = [str(number) for number in range(len(families.families))]
     else:
         names = [family.kind for family in families.families]

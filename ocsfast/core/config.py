@@ -27,7 +27,7 @@ _CHOICES = {
     "growth": ("linear", "recursive"),
     "penalty": ("both", "lasso", "shrink", "none"),
     "grouping": ("labels", "torch-pruning"),
-    "normalize": ("none", "kind", "family", "isomorphic"),
+    "normalize": ("none", "kind", "family", "geometric", "isomorphic"),
     "cost_aware": (False, True),
     "uniform": (False, True),
     "give_back": (False, True),
@@ -68,8 +68,9 @@ class Config:
         outputs: Shell patterns of the model's outputs that keep their shape; None means all of them.
         forward: Traced instead of the model's own forward pass: a function of the model and its inputs.
         normalize: Which scores compare. "none": all as they are. "kind": each divided by the mean of its
-            kind. "family": by the mean of its family. "isomorphic": only among families of equal
-            structure, each such set losing the same share (Isomorphic Pruning, arXiv 2407.04616).
+            kind. "family": by the mean of its family. "geometric": by the root of that mean.
+            "isomorphic": only among families of equal structure, each such set losing the same share
+            (Isomorphic Pruning, arXiv 2407.04616).
         cost_aware: Whether scores are divided by what a group of their family costs of the target, so
             that dear groups go sooner and fewer do (HALP, arXiv 2110.10811). After `normalize`, whose
             equal shares it shifts.
@@ -253,6 +254,7 @@ class Config:
             "sparsify_from": 30 if data == "cifar" else None,
             "deadline": 110 if data == "cifar" else 50,
             "max_residual": None,
+            "normalize": "none",
             "round_to": 1,
             "give_back": False,
         }

@@ -52,9 +52,14 @@ def lasso_slopes(plan: Plan, squares: Tensor, mask: Tensor, lam: Tensor) -> Tens
 
 
 def group_means(plan: Plan, values: Tensor) -> Tensor:
-    """[groups] from [slices]: the mean over each group's slices, 0 where it has none."""
-    sums = values.new_zeros(plan.count("groups")).index_add_(0, plan.table("slice_group"), values)
-    return sums / plan.table("group_start").diff().clamp(min=1)
+    """[groups] from [slices]: the mean over each group's slices, 0 where it has none.
+
+    Not by index_add: on CUDA that adds up in any order, and ranks of a run would not agree.
+    """
+    counts = plan.table("group_start").diff().long()
+    in_groups = values[plan.table("group_slice").long()]
+    sums = torch.segment_reduce(in_groups, "sum", lengths=counts, unsafe=True)
+    return sums / counts.clamp(min=1)
 
 
 def group_scores(plan: Plan, sums: Tensor, criterion: str) -> Tensor:

@@ -51,6 +51,20 @@ def test_by_family_each_family_has_mean_one():
         torch.testing.assert_close(ranked[first:last], scores[first:last] / scores[first:last].mean())
 
 
+def test_geometric_is_the_mean_of_none_and_family():
+    scores = torch.cat([torch.rand(6) * 100, torch.rand(6), 7 * torch.rand(4)])
+    ranked, plain, relative = (
+        make_ranking(two_blocks(), name, False).ranked(scores)
+        for name in ("geometric", "none", "family")
+    )
+    torch.testing.assert_close(ranked, (plain * relative).sqrt())
+    # A family without a positive mean, as some criteria give, stays as it is.
+    scores[:6] = torch.tensor([1.0, -1.0, -2.0, 0.5, 0.5, 0.0])
+    torch.testing.assert_close(
+        make_ranking(two_blocks(), "geometric", False).ranked(scores)[:6], scores[:6]
+    )
+
+
 def test_isomorphic_ranks_among_like_structures_only():
     ranking = make_ranking(two_blocks(), "isomorphic", False)
     scores = torch.cat([100 + torch.rand(12), torch.rand(4)])
@@ -60,7 +74,7 @@ def test_isomorphic_ranks_among_like_structures_only():
     assert torch.equal(ranked[:12].argsort(), scores[:12].argsort())
 
 
-@pytest.mark.parametrize("normalize", ["none", "kind", "family", "isomorphic"])
+@pytest.mark.parametrize("normalize", ["none", "kind", "family", "geometric", "isomorphic"])
 def test_nan_is_seen_through(normalize):
     ranking = make_ranking(two_blocks(), normalize, True)
     scores = torch.rand(16)
