@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in the order of its worth, in 11 minutes at most. Each result is written as it
+# Everything that needs a GPU, in the order of its worth, in 12 minutes at most. Each result is written as it
 # comes, so a run that is cut off keeps what it has; a stage that fails or takes too long is named, and the
 # next one begins. The card's settings are left as they are.
 #
@@ -7,8 +7,8 @@
 #   bash bench/gpu.sh --device cpu    the same stages without one, on the smallest sizes, without the build
 #
 # Needs no network: it builds for PYTHON's own torch, without isolation and without dependencies (pytest,
-# hypothesis, torchvision, setuptools, pybind11 and ninja have to be there; pytest-xdist and pytest-timeout
-# help).
+# hypothesis, torchvision, setuptools, pybind11 and ninja have to be there, for `quality` scipy and pyyaml
+# too; pytest-xdist and pytest-timeout help).
 #
 #   PYTHON    python3       the interpreter whose torch is used
 #   OUT       bench/results; on the CPU build/gpu/results
@@ -20,7 +20,7 @@
 #   CIFAR10                 an archive of train/CLASS/*.jpg and test/CLASS/*.jpg; without it, scikit-learn's
 #                           digits are trained on
 #   ARCHS     90            the compute capability to compile for
-#   LIMIT     660           seconds for all
+#   LIMIT     720           seconds for all
 #
 # Stages, with the seconds that each takes on an H200; * estimated:
 #   build 40*       compiles the extension
@@ -39,19 +39,19 @@
 #   memcheck 7, racecheck 9, initcheck 10*   the smoke under compute-sanitizer
 #
 # And one that has to be named, as it takes all that is left: accuracy, run by run, until the time is over. Of
-# LIMIT 240, 480 or 720 seconds, some 10, 20 or 30 runs come to their end; the next call goes on where this
+# LIMIT 240, 480 or 720 seconds, some 5, 15 or 25 runs come to their end*; the next call goes on where this
 # one ended, from the file of results that it left, as bench/quality/results/PLAN.jsonl.
 #   STAGES="build quality" LIMIT=480 CIFAR10=... bash bench/gpu.sh
 #   quality         the PLANS of bench/quality/plans, into OUT/quality-PLAN.jsonl
 #
 #   PLANS         cifar gpu   in this order
 #   RUNS_AT_ONCE  5           runs on the card at once, which share it: their times are no measure
-#   RUN_SECONDS   110         none is begun with less than this left; a run of cifar takes 70 to 130
+#   RUN_SECONDS   140         none is begun with less than this left; a run of cifar takes 70 to 130
 cd "$(dirname "$0")/.." || exit
 DEVICE=cuda
 [ "${1:-}" = --device ] && DEVICE=$2
-PYTHON=${PYTHON:-python3} LIMIT=${LIMIT:-660} CIFAR10=${CIFAR10:-}
-PLANS=${PLANS:-cifar gpu} RUNS_AT_ONCE=${RUNS_AT_ONCE:-5} RUN_SECONDS=${RUN_SECONDS:-110}
+PYTHON=${PYTHON:-python3} LIMIT=${LIMIT:-720} CIFAR10=${CIFAR10:-}
+PLANS=${PLANS:-cifar gpu} RUNS_AT_ONCE=${RUNS_AT_ONCE:-5} RUN_SECONDS=${RUN_SECONDS:-140}
 ALL="machine smoke tests times launches steps training throughput latency rounding library ncu memcheck racecheck initcheck"
 export OCSFAST_CUDA_ARCHS=${ARCHS:-90} PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 OPS=(group_saliency shrink lasso_grad sgd_step adamw_step partition compare walk)
@@ -192,9 +192,9 @@ bench steps 45 end_to_end.py
 if { wants training || wants quality; } && [ -n "$CIFAR10" ]; then
   STAGES="$STAGES images" stage images 60 "$PYTHON" bench/images.py "$CIFAR10" "$IMAGES"
 fi
-# Of what is left, four minutes are for the stages after it; but two and a half minutes are the least to learn
+# Of what is left, five minutes are for the stages after it; but two and a half minutes are the least to learn
 # anything from.
-left=$((LIMIT - SECONDS - 255))
+left=$((LIMIT - SECONDS - 290))
 [ "$left" -lt 150 ] && left=150
 [ "$left" -gt $((LIMIT - SECONDS - 10)) ] && left=$((LIMIT - SECONDS - 10))
 bench training $((left + 5)) training.py --images "$IMAGES" --seconds $((left - 10))
@@ -205,8 +205,9 @@ elif wants quality; then
   for plan in $PLANS; do
     # No run is begun that would not end.
     left=$((LIMIT - SECONDS - RUN_SECONDS))
+    [ "$left" -lt 10 ] && [ "$DEVICE" = cuda ] && note "quality $plan" 0 "skipped: no time left" "" && continue
     RUNS=("bench/quality/plans/$plan.yaml" --images "$IMAGES" --workers "$RUNS_AT_ONCE" --device cuda)
-    RUNS+=(--minutes "$((left > 0 ? left / 6 : 0))e-1")
+    RUNS+=(--minutes "$((left / 6))e-1")
     [ "$DEVICE" = cuda ] || RUNS=(bench/quality/plans/small.yaml --minutes 0.2)
     FOUND=$OUT/quality-$plan.jsonl
     [ "$DEVICE" = cuda ] && [ ! -f "$FOUND" ] && cp "bench/quality/results/$plan.jsonl" "$FOUND" 2> /dev/null

@@ -126,7 +126,7 @@ def main() -> None:
             side=side,
             macs=macs[name],
             images_a_second=batch / seconds["median"],
-            memory=memory.get(name),
+            memory=memory.get(name) if by == "eager" else None,
             compiled_in=first,
             **seconds,
         )
