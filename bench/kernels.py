@@ -3,8 +3,8 @@
     ncu ... --profile-from-start off --csv --log-file ncu.csv python bench/kernels.py --device cuda
     python bench/kernels.py --read ncu.csv --rows results.jsonl
 
-Only what stands between the start and the stop of the profiler is looked at: a launch an op, and that of AdamW's
-counts, on 0.3 B parameters in float32 and bfloat16.
+Only what stands between the start and the stop of the profiler is looked at: a launch an op, on 0.3 B
+parameters in float32 and bfloat16. AdamW counts its steps in a launch of its own, which ncu leaves out.
 """
 
 from __future__ import annotations
