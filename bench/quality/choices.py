@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ocsfast import Families, Pruner
 from ocsfast.choice.budget import Aim, group_shares
-from ocsfast.choice.ranking import Ranking, make_ranking
+from ocsfast.choice.ranking import Ranking
 from ocsfast.choice.selection import choose
 
 
@@ -63,23 +63,6 @@ class Conventional(Ranking):
         return total / count.clamp(min=1)
 
 
-class Between(Ranking):
-    """Scores divided by the root of their family's mean: between normalize="none" and "family"."""
-
-    def ranked(self, scores: Tensor) -> Tensor:
-        at = self._on(scores.device)[0]
-        none = torch.zeros(int(self.classes.max()) + 1, dtype=scores.dtype, device=scores.device)
-        mean = none.index_add(0, at, scores) / none.index_add(0, at, torch.ones_like(scores))
-        return scores / mean.clamp(min=1e-30).sqrt()[at]
-
-
-def between(pruner: Pruner) -> Aim:
-    """Scores relative to their family's, by half."""
-    ranking = make_ranking(pruner.families, "family", uniform=False)
-    half = Between("none", ranking.classes, ranking.tied, ranking.ties)
-    return dataclasses.replace(pruner._parts.aim, ranking=half)
-
-
 def initial(pruner: Pruner) -> Aim:
     """Scores relative to the mean of their family's as the weights are now."""
     aim, families = pruner._parts.aim, pruner.families
@@ -112,7 +95,6 @@ def with_worth(aim: Aim, worth: Tensor) -> Aim:
 
 CHOICES: dict[str, Callable[[Pruner], Aim]] = {
     "initial": initial,
-    "between": between,
     "conventional": conventional,
     "softmax": softmax,
 }
