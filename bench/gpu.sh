@@ -61,7 +61,7 @@ if [ "$DEVICE" = cuda ]; then
   export OCSFAST_CUDA=1 MAX_JOBS=16
 else
   OUT=${OUT:-build/gpu/results} STAGES=${STAGES:-$ALL} WORKERS=1 QUICK=(--quick) SLACK=3
-  MODELS=("Llama tiny:bfloat16") ROUNDS=(--rounds 1 --threads 1) OPS=(compare) CIFAR10=
+  MODELS=("Llama tiny:bfloat16") ROUNDS=(--rounds 1 --threads 1) OPS=(compare) CIFAR10= PLANS=small
 fi
 mkdir -p "$OUT" build/gpu || exit
 OUT=$(cd "$OUT" && pwd)
@@ -201,17 +201,17 @@ bench training $((left + 5)) training.py --images "$IMAGES" --seconds $((left - 
 if wants quality && [ "$DEVICE" = cuda ] && [ ! -f "$IMAGES" ]; then
   note quality 0 "skipped: CIFAR10 names no archive" ""
 elif wants quality; then
-  [ "$DEVICE" = cuda ] || PLANS=small
   for plan in $PLANS; do
-    # No run is begun that would not end.
-    left=$((LIMIT - SECONDS - RUN_SECONDS))
-    [ "$left" -lt 10 ] && [ "$DEVICE" = cuda ] && note "quality $plan" 0 "skipped: no time left" "" && continue
-    RUNS=("bench/quality/plans/$plan.yaml" --images "$IMAGES" --workers "$RUNS_AT_ONCE" --device cuda)
-    RUNS+=(--minutes "$((left / 6))e-1")
-    [ "$DEVICE" = cuda ] || RUNS=(bench/quality/plans/small.yaml --minutes 0.2)
-    FOUND=$OUT/quality-$plan.jsonl
-    [ "$DEVICE" = cuda ] && [ ! -f "$FOUND" ] && cp "bench/quality/results/$plan.jsonl" "$FOUND" 2> /dev/null
-    stage "quality $plan" "$LIMIT" "$PYTHON" bench/quality/run.py "${RUNS[@]}" --out "$FOUND"
+    FOUND=$OUT/quality-$plan.jsonl RUNS=(--minutes 0.2)
+    if [ "$DEVICE" = cuda ]; then
+      # No run is begun that would not end.
+      left=$((LIMIT - SECONDS - RUN_SECONDS))
+      [ "$left" -lt 10 ] && note "quality $plan" 0 "skipped: no time left" "" && continue
+      RUNS=(--minutes "$((left / 6))e-1" --images "$IMAGES" --workers "$RUNS_AT_ONCE" --device cuda)
+      [ -f "$FOUND" ] || cp "bench/quality/results/$plan.jsonl" "$FOUND" 2> /dev/null
+    fi
+    stage "quality $plan" "$LIMIT" "$PYTHON" bench/quality/run.py "bench/quality/plans/$plan.yaml" \
+      "${RUNS[@]}" --out "$FOUND"
     "$PYTHON" bench/quality/page.py --results "$FOUND" | tee "$OUT/quality-$plan.md"
   done
 fi

@@ -17,8 +17,13 @@ import torch
 from cases import case
 from launches import ops_of
 
-OPS = ("group_saliency", "shrink_", "sgd_step_", "adamw_step_")
-KERNELS = ("saliency_kernel", "shrink_kernel", "Sgd", "Adamw")  # what tells them apart in ncu's report
+# Each with what its kernel's name has in ncu's report.
+OPS = {
+    "group_saliency": "saliency_kernel",
+    "shrink_": "shrink_kernel",
+    "sgd_step_": "Sgd",
+    "adamw_step_": "Adamw",
+}
 DTYPES = ("float32", "bfloat16")
 # What ncu calls it, and what a row does.
 METRICS = {
@@ -52,7 +57,7 @@ def run(device: str, quick: bool) -> None:
 def label(kernel: str) -> tuple[str, str]:
     """The op and the dtype of a kernel, by its name."""
     dtype = "bfloat16" if "__nv_bfloat16" in kernel else "float32"
-    return next((op for op, name in zip(OPS, KERNELS, strict=True) if name in kernel), ""), dtype
+    return next((op for op, name in OPS.items() if name in kernel), ""), dtype
 
 
 def read(report: Path, rows: Path | None) -> None:
