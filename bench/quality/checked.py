@@ -28,7 +28,7 @@ KINDS: Mapping[str, set[str]] = {
     "shape": {"of", "cost", *_ALL},
     "at-start": {"options", *_ALL},
     "random": {"options", "of", *_ALL},
-    "torch-pruning": {"start", "cost", *_ALL},
+    "torch-pruning": {"start", "cost", "normalizer", *_ALL},
 }
 WHERE = {"kind", "tasks", "ratios", "seeds"}
 # Options that the runs set themselves, or that say what was found before: the structure, the length.
@@ -156,6 +156,8 @@ def _check_variant(plan: Plan, variant: Variant, where: str) -> None:
         raise ConfigError(f"{where}: torch-pruning prunes what was trained: start: trained")
     if variant.choice and variant.choice not in CHOICES:
         raise ConfigError(f"{where}: choice {variant.choice!r}: choose from {', '.join(CHOICES)}")
+    if variant.normalizer not in ("mean", "none"):
+        raise ConfigError(f"{where}: normalizer {variant.normalizer!r}: choose from mean, none")
     if variant.paper not in ("", "cifar", "imagenet"):
         raise ConfigError(f"{where}: paper {variant.paper!r}: choose from cifar, imagenet")
     if variant.epochs <= 0 or variant.lr <= 0 or variant.curve < 0 or not 0 <= variant.ema < 1:

@@ -346,7 +346,7 @@ class Bench:
             model.load_state_dict(torch.load(path, map_location="cpu"))
         model = model.to(self.device)
         if variant.kind == "torch-pruning":
-            model = torch_pruned(model, data.shape, budget)
+            model = torch_pruned(model, data.shape, budget, variant.normalizer)
         return model.to(memory_format=torch.channels_last) if task.dtype == "bfloat16" else model
 
     def _weights_of(self, run: Run) -> Path:

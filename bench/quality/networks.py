@@ -65,7 +65,9 @@ def with_widths(model: nn.Module, families: Families, kept: Sequence[int]) -> No
     initialise(model)
 
 
-def torch_pruned(model: nn.Module, shape: tuple[int, ...], budget: int) -> nn.Module:
+def torch_pruned(
+    model: nn.Module, shape: tuple[int, ...], budget: int, normalizer: str = "mean"
+) -> nn.Module:
     """A copy that Torch-Pruning has pruned by its group norm, all layers ranked together.
 
     Its ratio is of channels, so that the one is searched that just meets the budget.
@@ -73,6 +75,7 @@ def torch_pruned(model: nn.Module, shape: tuple[int, ...], budget: int) -> nn.Mo
     Args:
         model: a trained network, on any device.
         budget: MACs of one sample at most.
+        normalizer: what a layer's scores are divided by: "mean", or "none".
     """
     import torch_pruning as tp
 
@@ -82,7 +85,9 @@ def torch_pruned(model: nn.Module, shape: tuple[int, ...], budget: int) -> nn.Mo
     for _ in range(12):
         ratio, pruned = (low + high) / 2, copy.deepcopy(model)
         last = [m for m in pruned.modules() if isinstance(m, nn.Linear)][-1]
-        importance = tp.importance.GroupMagnitudeImportance(p=2)
+        importance = tp.importance.GroupMagnitudeImportance(
+            p=2, normalizer=None if normalizer == "none" else normalizer
+        )
         pruner = tp.pruner.BasePruner(
             pruned,
             example,

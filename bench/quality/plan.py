@@ -59,6 +59,8 @@ class Variant:
         cost: what the training may cost instead, in MACs, as a share of the dense run's; or the variant
             whose cost it is. Of "torch-pruning" it is the cost with the dense training.
         lr: factor on the task's learning rate.
+        normalizer: what Torch-Pruning's scores of a layer are divided by: "mean", as is its default,
+            or "none".
         curve: how often accuracy is measured on the way.
         ema: decay of an averaged copy that the cut follows; 0: none.
         tasks, ratios, seeds: those of the plan's where this variant is run; () for all.
@@ -73,6 +75,7 @@ class Variant:
     epochs: float = 1.0
     cost: float | str = 0.0
     lr: float = 1.0
+    normalizer: str = "mean"
     curve: int = 0
     ema: float = 0.0
     tasks: tuple[str, ...] = ()

@@ -206,6 +206,8 @@ def test_a_run_comes_after_those_it_needs() -> None:
         ("cost: one-cycle", "cost: -1", "cost -1: it must be above 0"),
         ("cost: one-cycle", "cost: true", "cost: True is not expected here"),
         ("cost: 1.4", "cost: 1.0", "cost 1: it must be above 1"),
+        ("cost: 1.4", "cost: 1.4, normalizer: max", "normalizer 'max': choose from mean, none"),
+        ("kind: thinner}", "kind: thinner, normalizer: none}", "normalizer means nothing to thinner"),
         ("epochs: 0.8", "epochs: 0", "epochs and lr must be above 0"),
         ("epochs: 0.8", "cost: 1.4", "say epochs and not cost"),
         ("max_family_ratio", "max_ratio", "max_ratio= is not an option"),
@@ -271,6 +273,24 @@ def test_a_thinner_network_is_thinner_everywhere_by_one_share(arch: str, ratio: 
             if isinstance(layer, torch.nn.Conv2d) and layer.weight.numel() > 2000:
                 drawn = (2 / (layer.out_channels * layer.kernel_size[0] ** 2)) ** 0.5
                 assert float(layer.weight.detach().std()) == pytest.approx(drawn, rel=0.1)
+
+
+def test_torch_pruning_ranks_by_a_layers_mean_or_by_raw_norms() -> None:
+    networks = module("networks")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(16, 16, bias=False) for _ in range(4)))
+    with torch.no_grad():
+        model[0].weight *= 100
+    kept = {
+        name: [
+            layer.out_features
+            for layer in networks.torch_pruned(model, (16,), 4 * 16 * 16 * 3 // 4, name).children()
+        ]
+        for name in ("mean", "none")
+    }
+    # The first layer's neurons have by far the largest norms.
+    assert kept["none"][0] == 16
+    assert kept["mean"][0] < 16
 
 
 def test_images_are_read_from_an_unpacked_archive(tmp_path: Path) -> None:
