@@ -11,7 +11,8 @@ printed as a table there is a line of JSON in bench/quality/results.
     <!-- end -->
 
 `plot: FILE.svg` in the place of ratios makes a picture, and `points: [...]` a table of one run.
-`facts: true` says how many runs there were, `short: true` makes a column of each variant.
+`facts: true` says how many runs there were, `short: true` makes a column of each variant, and
+`beside: VARIANT` columns of each task: the difference to that variant, and the cost.
 
 Differences are paired: of the runs of one seed. `±` is the standard deviation over seeds; of a
 difference it is the standard error of its mean, in bold where 0 is outside of the 95 % interval of
@@ -56,9 +57,11 @@ def require_known(rows: list[Row], spec: dict[str, Any]) -> None:
     Raises:
         ConfigError: the first such name.
     """
-    for field, key in (("tasks", "task"), ("variants", "variant"), ("against", "variant")):
-        known = {row[key] for row in rows}
-        for name in spec.get(field, ()):
+    asked = {field: spec.get(field, ()) for field in ("tasks", "variants", "against")}
+    asked["beside"] = [spec["beside"]] if "beside" in spec else []
+    for field, names in asked.items():
+        known = {row["task" if field == "tasks" else "variant"] for row in rows}
+        for name in names:
             if name not in known:
                 raise ConfigError(f"{field} has {name!r}, of which there are no results")
     if "facts" not in spec:
@@ -128,8 +131,7 @@ def table(rows: list[Row], spec: dict[str, Any]) -> str:
             for variant, mine in found.items():
                 if not mine:
                     continue
-                failed = sum(key(row) == (task, variant, ratio) for row in rows if "error" in row)
-                seeds = f"{len(mine)}, {failed} failed" if failed else str(len(mine))
+                seeds = seeds_of(rows, mine, (task, variant, ratio))
                 cells = [task, f"{ratio:g}", variant, seeds]
                 cells.append(spread([row["accuracy"] for row in mine.values()]))
                 for other in against:
@@ -141,6 +143,12 @@ def table(rows: list[Row], spec: dict[str, Any]) -> str:
                 lines.append([*cells, time_of(rows, mine)])
     lines.insert(1, ["---"] * len(lines[0]))
     return as_table(lines)
+
+
+def seeds_of(rows: list[Row], mine: dict[int, Row], name: tuple[str, str, float]) -> str:
+    """How many runs ended, and how many failed."""
+    failed = sum(key(row) == name for row in rows if "error" in row)
+    return f"{len(mine)}, {failed} failed" if failed else str(len(mine))
 
 
 def time_of(rows: list[Row], mine: dict[int, Row]) -> str:
@@ -167,9 +175,31 @@ def short(rows: list[Row], spec: dict[str, Any]) -> str:
             found = [runs_of(rows, task, variant, ratio) for variant in spec["variants"]]
             seeds = set.intersection(*(set(mine) for mine in found))
             cells = [spread([mine[seed]["accuracy"] for seed in sorted(seeds)]) for mine in found]
-            name = spec.get("names", {}).get(task, task)
-            lines.append([f"{name}, {100 * ratio:g} %", str(len(seeds)), *cells])
+            lines.append([column(spec, task, ratio), str(len(seeds)), *cells])
     return as_table(lines)
+
+
+def beside(rows: list[Row], spec: dict[str, Any]) -> str:
+    """A line a variant, and of each task and ratio the difference to one variant, and the cost."""
+    other, pairs = spec["beside"], [(task, ratio) for task in spec["tasks"] for ratio in spec["ratios"]]
+    head = ["", "seeds"]
+    for task, ratio in pairs:
+        head += [f"{column(spec, task, ratio)}: less {other}", "cost"]
+    lines = [head, ["---"] * len(head)]
+    for variant in spec["variants"]:
+        counts, cells = [], []
+        for task, ratio in pairs:
+            mine = runs_of(rows, task, variant, ratio)
+            counts.append(seeds_of(rows, mine, (task, variant, ratio)))
+            cells.append(difference(paired(mine, runs_of(rows, task, other, ratio))))
+            cells.append(f"{statistics.fmean(r['cost'] for r in mine.values()):.2f}" if mine else "")
+        lines.append([variant, "; ".join(dict.fromkeys(counts)), *cells])
+    return as_table(lines)
+
+
+def column(spec: dict[str, Any], task: str, ratio: float) -> str:
+    """What a short table calls a task and ratio."""
+    return f"{spec.get('names', {}).get(task, task)}, {100 * ratio:g} %"
 
 
 def on_the_way(rows: list[Row], spec: dict[str, Any]) -> str:
@@ -257,7 +287,7 @@ def filled(text: str, plots: bool) -> str:
         if "plot" in spec:
             made = plot(rows, spec) if plots else match["body"].strip("\n") + "\n"
         else:
-            kinds = {"points": on_the_way, "facts": facts, "short": short}
+            kinds = {"points": on_the_way, "facts": facts, "short": short, "beside": beside}
             made = next((kinds[kind] for kind in kinds if kind in spec), table)(rows, spec)
         return f"{match[1]}\n{made.strip(chr(10))}\n\n{match[4]}"
 

@@ -359,6 +359,21 @@ def test_differences_are_paired_by_seed() -> None:
     assert page.difference([]) == ""
 
 
+def test_variants_stand_beside_one() -> None:
+    page = module("page")
+    rows = [made_up(name, seed, 50 + seed) for name in ("one-cycle", "l1") for seed in range(3)]
+    rows = [row | {"accuracy": row["accuracy"] + 2 * (row["variant"] == "l1")} for row in rows]
+    rows += [row | {"task": "cifar", "cost": 0.7} for row in rows if row["seed"] < 2]
+    spec = {"tasks": ["digits", "cifar"], "ratios": [0.5], "variants": ["l1"], "beside": "one-cycle"}
+    page.require_known(rows, spec)
+    lines = page.beside(rows, {**spec, "names": {"cifar": "CIFAR"}}).splitlines()
+    head = ["", "seeds", "digits, 50 %: less one-cycle", "cost", "CIFAR, 50 %: less one-cycle", "cost"]
+    assert lines[0] == f"| {' | '.join(head)} |"
+    assert lines[2] == "| l1 | 3; 2 | **+2.0 ± 0.0** | 0.60 | +2.0 ± 0.0 | 0.70 |"
+    with pytest.raises(ConfigError, match="beside has 'l2'"):
+        page.require_known(rows, spec | {"beside": "l2"})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
