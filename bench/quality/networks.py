@@ -11,6 +11,7 @@ from torch import nn
 import ocsfast
 from ocsfast import Families
 from ocsfast.choice.targets import target_products
+from ocsfast.core.errors import ConfigError
 from ocsfast.ops.cost import CostModel, build_cost_model
 from ocsfast.train.loop import macs_per_sample
 from ocsfast.train.models import initialise
@@ -76,12 +77,17 @@ def torch_pruned(
         model: a trained network, on any device.
         budget: MACs of one sample at most.
         normalizer: what a layer's scores are divided by: "mean", or "none".
+
+    Raises:
+        ConfigError: no ratio of channels meets the budget. A layer of which all channels rank too low
+            is left whole, so that a larger ratio may take less.
     """
     import torch_pruning as tp
 
     device = next(model.parameters()).device
     example = torch.zeros(1, *shape, device=device)
     low, high, best = 0.0, 0.98, None
+    least = dense = macs_per_sample(model, shape)
     for _ in range(12):
         ratio, pruned = (low + high) / 2, copy.deepcopy(model)
         last = [m for m in pruned.modules() if isinstance(m, nn.Linear)][-1]
@@ -98,9 +104,12 @@ def torch_pruned(
             ignored_layers=[last],
         )
         pruner.step()
-        if macs_per_sample(pruned, shape) <= budget:
+        macs = macs_per_sample(pruned, shape)
+        least = min(least, macs)
+        if macs <= budget:
             high, best = ratio, pruned
         else:
             low = ratio
-    assert best is not None
+    if best is None:
+        raise ConfigError(f"Torch-Pruning leaves {least / dense:.3f} of the MACs at least")
     return best

@@ -291,6 +291,9 @@ def test_torch_pruning_ranks_by_a_layers_mean_or_by_raw_norms() -> None:
     # The first layer's neurons have by far the largest norms.
     assert kept["none"][0] == 16
     assert kept["mean"][0] < 16
+    # What ranks last is all of the others: Torch-Pruning leaves a layer whole that would go whole.
+    with pytest.raises(ConfigError, match="of the MACs at least"):
+        networks.torch_pruned(model, (16,), 4 * 16 * 16 // 10, "none")
 
 
 def test_images_are_read_from_an_unpacked_archive(tmp_path: Path) -> None:
