@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ocsfast.core.criteria import CRITERIA, Criterion
+from ocsfast.core.criteria import CRITERIA, Criterion, reads_gradients
 from ocsfast.core.errors import ConfigError
 from ocsfast.core.families import DEFAULT_KINDS, KINDS, Families, Lookup, Product
 from ocsfast.core.latency import LatencyRecord
@@ -25,7 +25,7 @@ _CHOICES = {
     "strength": ("auto", "paper"),
     "shape": ("linear", "cubic"),
     "growth": ("linear", "recursive"),
-    "penalty": ("both", "lasso", "shrink", "none"),
+    "penalty": ("auto", "both", "lasso", "shrink", "none"),
     "grouping": ("labels", "torch-pruning"),
     "normalize": ("none", "kind", "family", "geometric", "isomorphic"),
     "cost_aware": (False, True),
@@ -89,7 +89,9 @@ class Config:
         max_residual: The cut waits until the pruned groups' mean saliency is below this share of the
             kept ones'; None does not wait.
         deadline: When the cut comes at the latest: a share of the run (float), a check (int), or None.
-        penalty: "both" (Eq. 8 and 9), "lasso" (Eq. 8), "shrink" (Eq. 9) or "none".
+        penalty: "both" (Eq. 8 and 9), "lasso" (Eq. 8), "shrink" (Eq. 9) or "none". "auto" becomes
+            "both", but "shrink" where `criterion` reads gradients or what the optimizer keeps of them:
+            Eq. 8 would be part of these, and what it shrinks score higher for it.
         strength: "auto": lambda grows so that lambda * lr sums to `nats` over the planned stage.
             "paper": Eq. 7 with `lambda0`, `delta`, `delta_every` and `growth`, whatever that sums to.
         one_pass: Whether steps of torch's own SGD, Adam and AdamW take the penalty in one pass with the
@@ -148,7 +150,7 @@ class Config:
     deadline: float | int | None = 0.6
 
     # Penalty, Eq. 7-9.
-    penalty: str = "both"
+    penalty: str = "auto"
     strength: str = "auto"
     one_pass: bool = True
     nats: float = 3.0
@@ -172,11 +174,13 @@ class Config:
     time_limit: float = 300.0
 
     def __post_init__(self) -> None:
-        """Check every field, and make sequences tuples."""
+        """Check every field, make sequences tuples, and say what "auto" is of the penalty."""
         self._settle_names()
         _check_choices(self)
         _check_target(self.target)
         _check_criterion(self.criterion)
+        if self.penalty == "auto":
+            object.__setattr__(self, "penalty", "shrink" if reads_gradients(self.criterion) else "both")
         _check_numbers(self)
         if self.total_steps is not None and self.epochs is not None:
             raise ConfigError(

@@ -86,3 +86,8 @@ CRITERIA: dict[str, Formula] = {
         **_SQUARES,  # type: ignore[arg-type]
     ),
 }
+
+
+def reads_gradients(criterion: Criterion) -> bool:
+    """Whether scores rest on gradients or on an optimizer's state; a function's may."""
+    return callable(criterion) or CRITERIA[criterion].x != ""

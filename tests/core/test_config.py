@@ -38,7 +38,10 @@ def test_budget_takes_the_ratio_as_written():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"penalty": "ridge"}, "penalty='ridge' is not known: use one of both, lasso, shrink, none"),
+        (
+            {"penalty": "ridge"},
+            "penalty='ridge' is not known: use one of auto, both, lasso, shrink, none",
+        ),
         ({"criterion": "l3"}, "criterion='l3'"),
         ({"target": {"flops": 1, "time": 1}}, "'time' is not one of flops, params, bytes"),
         ({"target": {"flops": 0}}, "target['flops']=0"),
@@ -90,3 +93,11 @@ def test_the_presets_are_the_papers():
     assert Config.paper("cifar", deadline=90).deadline == 90
     with pytest.raises(ConfigError, match="'cifar' or 'imagenet'"):
         Config.paper("mnist")
+
+
+def test_the_penalty_leaves_gradients_alone_where_scores_read_them():
+    assert Config().penalty == Config(criterion="l1").penalty == "both"
+    for criterion in ("taylor", "taylor_state", "obd", "obd_state", lambda w, grad, state: w * grad):
+        assert Config(criterion=criterion).penalty == "shrink"
+    assert Config(criterion="taylor", penalty="both").penalty == "both"
+    assert Config(penalty="none").penalty == "none"
