@@ -89,7 +89,7 @@ class Config:
         max_residual: The cut waits until the pruned groups' mean saliency is below this share of the
             kept ones'; None does not wait.
         deadline: When the cut comes at the latest: a share of the run (float), a check (int), or None.
-        penalty: "both" (Eq. 8 and 9), "lasso" (Eq. 8), "shrink" (Eq. 9) or "none". "auto" becomes
+        penalty: "both" (Eq. 8 and 9), "lasso" (Eq. 8), "shrink" (Eq. 9) or "none". "auto" is
             "both", but "shrink" where `criterion` reads gradients or what the optimizer keeps of them:
             Eq. 8 would be part of these, and what it shrinks score higher for it.
         strength: "auto": lambda grows so that lambda * lr sums to `nats` over the planned stage.
@@ -174,13 +174,11 @@ class Config:
     time_limit: float = 300.0
 
     def __post_init__(self) -> None:
-        """Check every field, make sequences tuples, and say what "auto" is of the penalty."""
+        """Check every field, and make sequences tuples."""
         self._settle_names()
         _check_choices(self)
         _check_target(self.target)
         _check_criterion(self.criterion)
-        if self.penalty == "auto":
-            object.__setattr__(self, "penalty", "shrink" if reads_gradients(self.criterion) else "both")
         _check_numbers(self)
         if self.total_steps is not None and self.epochs is not None:
             raise ConfigError(
@@ -215,9 +213,16 @@ class Config:
         values = ((name, getattr(self, name)) for name in LENGTHS)
         return ", ".join(f"{name}={value}" for name, value in values if value is not None)
 
+    def settled_penalty(self) -> str:
+        """`penalty`, with what "auto" is in its place."""
+        if self.penalty != "auto":
+            return self.penalty
+        return "shrink" if reads_gradients(self.criterion) else "both"
+
     def plain(self) -> dict[str, Any]:
         """The fields that numbers and words say, as such: what a saved run is compared by."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["penalty"] = self.settled_penalty()
         if isinstance(self.target, LatencyRecord):
             values["target"] = LATENCY  # what was measured is saved apart
         # These do not change what is found.

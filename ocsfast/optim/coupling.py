@@ -202,7 +202,7 @@ def coupling_of(optimizer: Optimizer, penalty: str, coupled: Coupled, one_pass: 
     """How the penalty reaches an optimizer's weights.
 
     Args:
-        penalty: `Config.penalty`.
+        penalty: `Config.settled_penalty`.
         one_pass: `Config.one_pass`.
     """
     if penalty == "none":

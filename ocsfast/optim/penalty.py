@@ -29,7 +29,7 @@ def prepare(
         lam: lambda.
         scale: a typical slice norm. Given, Eq. 8 is scaled by it and by 1 - momentum, so that it takes
             from such a slice the same share a step as Eq. 9 does. None: Eq. 8 as written.
-        penalty: `Config.penalty`.
+        penalty: `Config.settled_penalty`.
     """
     for part in parts:
         param_group = optimizer.param_groups[part.param_group]

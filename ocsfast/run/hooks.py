@@ -60,7 +60,7 @@ class StepHooks:
         self._lam: Scalar = 0.0
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self.coupled: Coupled | None = bind(parameters())
-        self._coupling = coupling_of(optimizer, config.penalty, self.coupled, config.one_pass)
+        self._coupling = coupling_of(optimizer, config.settled_penalty(), self.coupled, config.one_pass)
         self._clock = self._new_clock()
 
     def register(self, and_then: Callable[[], None]) -> None:
@@ -154,7 +154,7 @@ class StepHooks:
         else:
             self._lam = self._clock.lam(rate)
             scale = self._clock.scale if self._config.strength == "auto" else scale
-        prepare(parts, optimizer, self._lam, scale, self._config.penalty)
+        prepare(parts, optimizer, self._lam, scale, self._config.settled_penalty())
         with_gradients = self._coupling.before(parts, mask)
         return None if with_gradients is None else _after_closure(args, kwargs, with_gradients)
 

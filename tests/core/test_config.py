@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from ocsfast import Config, ConfigError
-from ocsfast.api.calls import checked_ratio
+from ocsfast.api.calls import checked_ratio, options_of
 from ocsfast.choice.budget import budget_of
 from ocsfast.core.config import make_config
 
@@ -96,8 +96,10 @@ def test_the_presets_are_the_papers():
 
 
 def test_the_penalty_leaves_gradients_alone_where_scores_read_them():
-    assert Config().penalty == Config(criterion="l1").penalty == "both"
+    assert Config().settled_penalty() == Config(criterion="l1").settled_penalty() == "both"
     for criterion in ("taylor", "taylor_state", "obd", "obd_state", lambda w, grad, state: w * grad):
-        assert Config(criterion=criterion).penalty == "shrink"
-    assert Config(criterion="taylor", penalty="both").penalty == "both"
-    assert Config(penalty="none").penalty == "none"
+        assert Config(criterion=criterion).settled_penalty() == "shrink"
+        assert options_of(Config(), {"criterion": criterion}).settled_penalty() == "shrink"
+    assert Config(criterion="taylor", penalty="both").settled_penalty() == "both"
+    assert Config(penalty="none").settled_penalty() == "none"
+    assert Config().plain()["penalty"] == "both"
