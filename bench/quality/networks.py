@@ -79,8 +79,8 @@ def torch_pruned(
         normalizer: what a layer's scores are divided by: "mean", or "none".
 
     Raises:
-        ConfigError: no ratio of channels meets the budget. A layer of which all channels rank too low
-            is left whole, so that a larger ratio may take less.
+        ConfigError: no ratio of channels that is tried meets the budget. A layer of which all channels
+            rank too low is left whole, so that a larger ratio may take less.
     """
     import torch_pruning as tp
 
@@ -111,5 +111,5 @@ def torch_pruned(
         else:
             low = ratio
     if best is None:
-        raise ConfigError(f"Torch-Pruning leaves {least / dense:.3f} of the MACs at least")
+        raise ConfigError(f"Torch-Pruning leaves {least / dense:.3f} of the MACs at least, as tried")
     return best

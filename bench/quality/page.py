@@ -193,7 +193,8 @@ def beside(rows: list[Row], spec: dict[str, Any]) -> str:
             counts.append(seeds_of(rows, mine, (task, variant, ratio)))
             cells.append(difference(paired(mine, runs_of(rows, task, other, ratio))))
             cells.append(f"{statistics.fmean(r['cost'] for r in mine.values()):.2f}" if mine else "")
-        lines.append([variant, "; ".join(dict.fromkeys(counts)), *cells])
+        same = len(set(counts)) == 1
+        lines.append([variant, counts[0] if same else "; ".join(counts), *cells])
     return as_table(lines)
 
 
@@ -221,8 +222,10 @@ def facts(rows: list[Row], _: dict[str, Any]) -> str:
     """How many runs, for how long, and on what."""
     hours = sum(row.get("seconds", 0.0) for row in rows) / 3600
     machines = dict.fromkeys(f"{row['machine']}, torch {row['torch'].partition('+')[0]}" for row in rows)
+    failed = sum("error" in row for row in rows)
     return (
-        f"{len(rows)} runs, {hours:.1f} hours of training, of one thread each; {'; '.join(machines)}.\n"
+        f"{len(rows)} runs, {failed} of which failed; {hours:.1f} hours of training, of one thread each; "
+        f"{'; '.join(machines)}.\n"
     )
 
 

@@ -155,7 +155,10 @@ class Plan:
         return tuple(dict.fromkeys((*self.ratios, *own)))
 
     def definition(self, run: Run) -> str:
-        """A hash of all that says what is trained, but for ratio and seed; and of what it needs."""
+        """A hash of what a plan says of a training, but for ratio and seed; and of what it needs.
+
+        Defaults that are not said are not in it: where one changes, rows have to be taken out by hand.
+        """
         where = ("tasks", "ratios", "seeds")  # these say where a variant is run, not what it is
         said: list[dict[str, Any]] = []
         for part in (self.tasks[run.task], self.variants[run.variant]):

@@ -90,8 +90,8 @@ class Config:
             kept ones'; None does not wait.
         deadline: When the cut comes at the latest: a share of the run (float), a check (int), or None.
         penalty: "both" (Eq. 8 and 9), "lasso" (Eq. 8), "shrink" (Eq. 9) or "none". "auto" is
-            "both", but "shrink" where `criterion` reads gradients or what the optimizer keeps of them:
-            Eq. 8 would be part of these, and what it shrinks score higher for it.
+            "both", but "shrink" where `criterion` reads gradients or what the optimizer keeps of them,
+            as a function may: Eq. 8 would be part of these, and what it shrinks score higher for it.
         strength: "auto": lambda grows so that lambda * lr sums to `nats` over the planned stage.
             "paper": Eq. 7 with `lambda0`, `delta`, `delta_every` and `growth`, whatever that sums to.
         one_pass: Whether steps of torch's own SGD, Adam and AdamW take the penalty in one pass with the

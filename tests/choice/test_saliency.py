@@ -71,7 +71,7 @@ def test_a_criterion_may_be_ones_own():
 @pytest.mark.parametrize(("criterion", "name"), [("obd_state", "AdamW"), ("taylor_state", "SGD")])
 def test_groups_do_not_score_higher_for_being_marked(criterion, name):
     # Eq. 8 would be part of what these criteria read: marked groups left the mask, and others came.
-    ever, share = {}, {}
+    ever, left = {}, {}
     for penalty in ("auto", "both"):
         options = {"max_residual": 1e-9, "deadline": None, "sparsify_from": 5, "nats": 6.0}
         model, optimizer, pruner = run(name, criterion=criterion, penalty=penalty, **options)
@@ -82,7 +82,7 @@ def test_groups_do_not_score_higher_for_being_marked(criterion, name):
             if report.stage == "sparsify":
                 marked.append(pruner.mask.clone())
         first, scores = marked[0], pruner.scores
-        share[penalty] = float(scores[first].mean() / scores[~first].mean())
+        left[penalty] = float(scores[first].mean() / scores[~first].mean())
         ever[penalty] = float(torch.stack(marked).any(0).float().mean())
-    assert share["auto"] < 0.2
+    assert left["auto"] < 0.2
     assert ever["auto"] < ever["both"]
