@@ -224,8 +224,8 @@ def facts(rows: list[Row], _: dict[str, Any]) -> str:
     machines = dict.fromkeys(f"{row['machine']}, torch {row['torch'].partition('+')[0]}" for row in rows)
     failed = sum("error" in row for row in rows)
     return (
-        f"{len(rows)} runs, {failed} of which failed; {hours:.1f} hours of training, of one thread each; "
-        f"{'; '.join(machines)}.\n"
+        f"{len(rows)} runs, {failed} of which failed; {hours:.1f} hours of training, "
+        f"of one thread each; {'; '.join(machines)}.\n"
     )
 
 
