@@ -288,8 +288,7 @@ def test_torch_pruning_ranks_by_a_layers_mean_or_by_raw_norms() -> None:
         ]
         for name in ("mean", "none")
     }
-    # The first layer's neurons have by far the largest norms.
-    assert kept["none"][0] == 16
+    assert kept["none"][0] == 16  # they have by far the largest norms
     assert kept["mean"][0] < 16
     # What ranks last is all of the others: Torch-Pruning leaves a layer whole that would go whole.
     with pytest.raises(ConfigError, match="of the MACs at least"):
