@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -128,10 +128,8 @@ def _word(kind: Any) -> str:
 
 
 def _check_task(task: Task, where: str) -> None:
-    choices = {"arch": ARCHITECTURES, "recipe": RECIPES, "dtype": ("float32", "bfloat16")}
-    for name, known in choices.items():
-        if getattr(task, name) not in known:
-            raise ConfigError(f"{where}: {name} {getattr(task, name)!r}: choose from {', '.join(known)}")
+    known = {"arch": ARCHITECTURES, "recipe": RECIPES, "dtype": ("float32", "bfloat16")}
+    _check_names(task, known, where)
     try:
         check_name(task.data)
     except ConfigError as error:
@@ -143,23 +141,25 @@ def _check_task(task: Task, where: str) -> None:
         raise ConfigError(f"{where}: lr and size must be above 0")
 
 
+def _check_names(part: Task | Variant, known: Mapping[str, Collection[str]], where: str) -> None:
+    """Refuse a field that is none of the names known; "" means nothing, and is not told of."""
+    for field, names in known.items():
+        given = getattr(part, field)
+        if given not in names:
+            told = ", ".join(name for name in names if name)
+            raise ConfigError(f"{where}: {field} {given!r}: choose from {told}")
+
+
 def _check_variant(plan: Plan, variant: Variant, where: str) -> None:
-    if variant.kind not in KINDS:
-        raise ConfigError(f"{where}: kind {variant.kind!r}: choose from {', '.join(KINDS)}")
+    _check_names(variant, {"kind": KINDS}, where)
     for field in fields(Variant):
         given = getattr(variant, field.name)
         if field.name not in KINDS[variant.kind] | WHERE and given not in (field.default, {}):
             raise ConfigError(f"{where}: {field.name} means nothing to {variant.kind}")
-    if variant.start not in ("fresh", "trained"):
-        raise ConfigError(f"{where}: start {variant.start!r}: choose from fresh, trained")
+    known = {"start": ("fresh", "trained"), "choice": ("", *CHOICES), "normalizer": ("mean", "none")}
+    _check_names(variant, {**known, "paper": ("", "cifar", "imagenet")}, where)
     if variant.kind == "torch-pruning" and variant.start != "trained":
         raise ConfigError(f"{where}: torch-pruning prunes what was trained: start: trained")
-    if variant.choice and variant.choice not in CHOICES:
-        raise ConfigError(f"{where}: choice {variant.choice!r}: choose from {', '.join(CHOICES)}")
-    if variant.normalizer not in ("mean", "none"):
-        raise ConfigError(f"{where}: normalizer {variant.normalizer!r}: choose from mean, none")
-    if variant.paper not in ("", "cifar", "imagenet"):
-        raise ConfigError(f"{where}: paper {variant.paper!r}: choose from cifar, imagenet")
     if variant.epochs <= 0 or variant.lr <= 0 or variant.curve < 0 or not 0 <= variant.ema < 1:
         raise ConfigError(f"{where}: epochs and lr must be above 0, curve at least 0, ema in [0, 1)")
     _check_cost(plan, variant, where)
@@ -170,8 +170,8 @@ def _check_variant(plan: Plan, variant: Variant, where: str) -> None:
         make_config(dict(variant.options or {}))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-    known = {"tasks": plan.tasks, "ratios": plan.all_ratios(), "seeds": plan.seeds}
-    for name, values in known.items():
+    plans = {"tasks": plan.tasks, "ratios": plan.all_ratios(), "seeds": plan.seeds}
+    for name, values in plans.items():
         for value in getattr(variant, name):
             if value not in values:
                 raise ConfigError(f"{where}: {name} has {value!r}, which the plan has not")

@@ -82,7 +82,7 @@ def test_groups_do_not_score_higher_for_being_marked(criterion, name):
             if report.stage == "sparsify":
                 marked.append(pruner.mask.clone())
         first, scores = marked[0], pruner.scores
-        left[penalty] = float(scores[first].mean() / scores[~first].mean())
+        left[penalty] = float(scores[first].mean() / scores[~first].mean())  # of what was marked first
         ever[penalty] = float(torch.stack(marked).any(0).float().mean())
     assert left["auto"] < 0.2
     assert ever["auto"] < ever["both"]
